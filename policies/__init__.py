@@ -1,0 +1,1 @@
+"""How behaviour is obtained: imitation, reinforcement, planning, evaluation."""

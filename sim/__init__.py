@@ -1,0 +1,1 @@
+"""The world: tasks, physics, vectorised environments, rendering, experts, recording."""

@@ -1,0 +1,1 @@
+"""One file a task family, and one explicit registry."""

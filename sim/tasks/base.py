@@ -1,0 +1,101 @@
+"""What a task is: one MuJoCo model, how an episode begins, what a control step does, success.
+
+A task holds no episode state: that lives in the `MjData` and the `Episode` which the caller owns,
+so one task object serves every environment of a worker process.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import mujoco
+import numpy as np
+
+from vla.contract import RobotSpec
+
+Phrasing = Literal["train", "heldout"]
+
+
+@dataclass
+class Episode:
+    """What is fixed for one episode and is not in the physics state.
+
+    Attributes:
+        seed: an equal seed (with an equal phrasing) is an equal episode.
+        instruction: what the actor is told.
+        goal: float64 [goal], world frame, metres; the layout is the task's own.
+        labels: words that fill the instruction ("object" → "red block", "zone" → "blue zone").
+        steps: control steps executed so far.
+    """
+
+    seed: int
+    instruction: str
+    goal: np.ndarray
+    labels: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+
+
+class Task(ABC):
+    """One task on one compiled model.
+
+    Attributes:
+        name: registry name.
+        spec: the simulated robot's contract.
+        model: compiled model, shared by every `MjData` of the process.
+        horizon: control steps until truncation.
+        templates: instruction templates, training and held-out paraphrases kept apart.
+        privileged_names: one name per dimension of `privileged`.
+    """
+
+    name: ClassVar[str]
+    templates: ClassVar[dict[Phrasing, tuple[str, ...]]]
+    horizon: ClassVar[int] = 50
+    spec: RobotSpec
+    model: mujoco.MjModel
+    privileged_names: tuple[str, ...]
+
+    @abstractmethod
+    def make_data(self) -> mujoco.MjData:
+        """New data in the settled initial configuration."""
+
+    @abstractmethod
+    def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
+        """Put `data` into the initial state of the episode `seed`."""
+
+    @abstractmethod
+    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
+        """Execute one control step; `action` float [action.dim] in contract units, clipped here."""
+
+    @abstractmethod
+    def is_success(self, data: mujoco.MjData, episode: Episode) -> bool:
+        """The task's condition, now."""
+
+    @abstractmethod
+    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
+        """Shaped cost for planners, >= 0, metres-like, about 0 when solved."""
+
+    @abstractmethod
+    def proprio(self, data: mujoco.MjData) -> np.ndarray:
+        """Float32 [proprio.dim]: what the actor feels; no velocities, no object state."""
+
+    @abstractmethod
+    def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Float32 [privileged]: simulator state and goal, for critics and planners."""
+
+    @abstractmethod
+    def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
+        """World positions [3] in metres that words can name.
+
+        Always has "gripper" and "target"; has "object" when the instruction concerns one; further
+        keys are phrases such as "red block" or "blue zone".
+        """
+
+    @abstractmethod
+    def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
+        """Make `model` and `data` show this episode's goal; call before every picture."""
+
+    @abstractmethod
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Scripted expert, a function of the present state alone: float32 [action.dim]."""

@@ -1,0 +1,1 @@
+"""What travels to the robot: contract, processor, model, checkpoint, safety."""
