@@ -1,0 +1,1 @@
+"""Planning: CEM and MPPI over any `Dynamics`, run in a receding horizon."""

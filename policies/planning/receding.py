@@ -1,0 +1,126 @@
+"""Receding-horizon control: plan, execute the plan's beginning, shift what is left, plan again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.planning.plan import Planner
+from vla.contract import ContractMismatchError, Dynamics, ObservationBatch, RobotSpec
+
+
+class PlannerPolicy:
+    """A planner as a `Policy`, with its compute ledger.
+
+    It plans from the simulator's full state, which no robot exports: it is a reference for what the
+    task allows, not a competitor of the policies that see pictures.
+
+    Attributes:
+        spec: the contract of the environment.
+        decisions: plans made, one per environment and `act`.
+        seconds: wall time of all of them.
+        simulator_steps: control steps simulated inside all of them.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        planner: Planner,
+        get_state: Callable[[int], np.ndarray],
+        spec: RobotSpec,
+        execute_steps: int,
+        seed: int = 0,
+    ) -> None:
+        """Join a planner to an environment.
+
+        Args:
+            dynamics: the model to search, of the same contract.
+            planner: finds the action sequences.
+            get_state: environment index → float64 [state] as `dynamics` takes it.
+            spec: the contract of the environment.
+            execute_steps: control steps executed of each plan.
+            seed: each episode draws its own stream from this and the count of resets before it, so
+                that results do not depend on how many environments run at once.
+
+        Raises:
+            ContractMismatchError: `dynamics` models another robot.
+            ValueError: `execute_steps` does not fit into the horizon.
+        """
+        if lines := spec.differences(dynamics.spec):
+            raise ContractMismatchError(
+                "the environment's contract differs from the dynamics':\n  " + "\n  ".join(lines)
+            )
+        if not 1 <= execute_steps <= planner.horizon:
+            raise ValueError(
+                f"execute_steps is {execute_steps}, valid is 1 to the horizon, {planner.horizon}"
+            )
+        self.spec = spec
+        self.decisions = 0
+        self.seconds = 0.0
+        self.simulator_steps = 0
+        self._dynamics = dynamics
+        self._planner = planner
+        self._get_state = get_state
+        self._execute_steps = execute_steps
+        self._seed = seed
+        self._resets = 0
+        self._generators: dict[int, np.random.Generator] = {}
+        self._warm_starts: dict[int, np.ndarray] = {}
+
+    @property
+    def decision_rate_hz(self) -> float:
+        """Decisions a second of wall time; NaN before the first one."""
+        return self.decisions / self.seconds if self.seconds else float("nan")
+
+    @property
+    def steps_per_decision(self) -> float:
+        """Simulator control steps a decision; NaN before the first one."""
+        return self.simulator_steps / self.decisions if self.decisions else float("nan")
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """Forget the warm starts of these environments and begin their next random stream."""
+        for index in indices:
+            self._warm_starts.pop(index, None)
+            self._generators[index] = np.random.default_rng([self._seed, self._resets])
+            self._resets += 1
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """Plan for every environment: float32 [n, execute_steps, action.dim].
+
+        An environment that was never reset plays no episode: it gets zeros, clipped to the limits,
+        and costs nothing.
+        """
+        idle = np.zeros((self._execute_steps, self.spec.action.dim)).clip(
+            self.spec.action.low, self.spec.action.high
+        )
+        chunks = np.stack(
+            [
+                self._decide(index) if index in self._generators else idle
+                for index in range(len(observation))
+            ]
+        )
+        return torch.from_numpy(chunks.astype(np.float32)).to(observation.proprio.device)
+
+    def _decide(self, index: int) -> np.ndarray:
+        start_s = time.perf_counter()
+        plan = self._planner.plan(
+            self._dynamics,
+            self._get_state(index),
+            self._warm_starts.get(index),
+            self._generators[index],
+        )
+        self._warm_starts[index] = shift(plan.actions, self._execute_steps)
+        self.seconds += time.perf_counter() - start_s
+        self.decisions += 1
+        self.simulator_steps += plan.simulator_steps
+        return plan.actions[: self._execute_steps]
+
+
+def shift(actions: np.ndarray, steps: int) -> np.ndarray:
+    """Drop the first `steps` rows and repeat the last one at the end: [horizon, action.dim]."""
+    tail = np.repeat(actions[-1:], steps, axis=0)
+    return np.concatenate([actions[steps:], tail])
