@@ -1,0 +1,273 @@
+"""The one rollout: collection, evaluation and films all run episodes through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla.contract import ContractMismatchError, ObservationBatch, Policy, StepBatch, VecEnv
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What happened in one episode; arrays hold executed control steps only.
+
+    Attributes:
+        seed: its initial state.
+        instruction: what the actor was told.
+        actions: float32 [steps, action.dim], as the environment received them.
+        rewards: float32 [steps].
+        success: bool [steps], the task's condition after each step.
+        terminated: it ended inside the task.
+        truncated: it reached the time limit.
+    """
+
+    seed: int
+    instruction: str
+    actions: np.ndarray
+    rewards: np.ndarray
+    success: np.ndarray
+    terminated: bool
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Executed control steps."""
+        return len(self.rewards)
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted return."""
+        return float(self.rewards.sum())
+
+    @property
+    def success_at_end(self) -> bool:
+        """The task's condition held after the last step."""
+        return bool(self.success[-1])
+
+    @property
+    def success_ever(self) -> bool:
+        """The task's condition held after some step."""
+        return bool(self.success.any())
+
+    @property
+    def first_success_step(self) -> int | None:
+        """Control steps until the condition first held, counted from 1; None if it never did."""
+        return int(self.success.argmax()) + 1 if self.success_ever else None
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """One episode per seed, in the order of the seeds, and what they cost.
+
+    Attributes:
+        episodes: the episodes.
+        wall_s: seconds for everything, recording included.
+        act_s: seconds inside `policy.act`.
+        decisions: chunks that the policy computed, rows of already ended environments included.
+    """
+
+    episodes: tuple[Episode, ...]
+    wall_s: float
+    act_s: float
+    decisions: int
+
+    @property
+    def simulator_steps(self) -> int:
+        """Control steps that these episodes executed."""
+        return sum(episode.length for episode in self.episodes)
+
+    @property
+    def seconds_per_decision(self) -> float:
+        """Mean seconds that one chunk took to compute, batches counted row by row."""
+        return self.act_s / max(self.decisions, 1)
+
+    @property
+    def success_at_end(self) -> np.ndarray:
+        """Bool [episodes]."""
+        return np.array([episode.success_at_end for episode in self.episodes], dtype=bool)
+
+    @property
+    def success_ever(self) -> np.ndarray:
+        """Bool [episodes]."""
+        return np.array([episode.success_ever for episode in self.episodes], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One macro-step of every environment, for those who record: PPO, films, data sets.
+
+    What only the policy knows of its decision (log-probability, value) is the policy's own: one
+    that collects keeps it from `act` and is asked for it in the same callback.
+
+    Attributes:
+        episodes: int64 [n], the position in `seeds` that each environment plays; -1 where idle.
+        observation: what the policy saw.
+        privileged: float32 [n, privileged], at the same moment.
+        chunks: float32 [n, k, action.dim], what it decided.
+        step: the outcome, with the observation that followed (the final one at an end).
+    """
+
+    episodes: np.ndarray
+    observation: ObservationBatch
+    privileged: Tensor
+    chunks: Tensor
+    step: StepBatch
+
+
+@dataclass
+class _Track:
+    """An episode being played: one entry per macro-step, valid control steps only."""
+
+    seed: int
+    instruction: str = ""
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[np.ndarray] = field(default_factory=list)
+    success: list[np.ndarray] = field(default_factory=list)
+    terminated: bool = False
+    truncated: bool = False
+
+    def episode(self) -> Episode:
+        return Episode(
+            seed=self.seed,
+            instruction=self.instruction,
+            actions=np.concatenate(self.actions),
+            rewards=np.concatenate(self.rewards),
+            success=np.concatenate(self.success),
+            terminated=self.terminated,
+            truncated=self.truncated,
+        )
+
+
+@torch.no_grad()
+def rollout(
+    env: VecEnv,
+    policy: Policy,
+    seeds: Sequence[int],
+    on_step: Callable[[Transition], None] | None = None,
+) -> Episodes:
+    """Play one episode per seed, `env.num_envs` at a time; an ended environment takes the next.
+
+    Environments are reset here and nowhere else, in the order of `seeds`, and the policy with
+    them: one that draws fresh randomness at each index of `reset` gives results that do not
+    depend on `num_envs`. Seeds may repeat.
+
+    Args:
+        env: whatever it was playing is dropped.
+        policy: it sees every row at every decision, so that it may keep state per row.
+        seeds: one per episode.
+        on_step: called after every macro-step, before ended environments begin anew.
+
+    Raises:
+        ContractMismatchError: the contracts differ, or an observation or an action has the wrong
+            shape or is not finite; the message names the dimension.
+        RuntimeError: an environment neither steps nor ends.
+        ValueError: no seeds.
+    """
+    if len(seeds) == 0:
+        raise ValueError("a rollout needs at least one seed")
+    policy.spec.require_match(env.spec, "the policy", "the environment")
+    started, act_s, decisions = time.perf_counter(), 0.0, 0
+    tracks = [_Track(seed) for seed in seeds]
+    waiting = iter(range(len(seeds)))
+    playing = np.full(env.num_envs, -1)
+    if spare := range(len(seeds), env.num_envs):
+        # More environments than episodes: the rest need some state to be stepped with the others.
+        env.reset(spare, [seeds[0]] * len(spare))
+    observation, privileged = _begin(env, policy, tracks, waiting, playing)
+    while (playing >= 0).any():
+        tick = time.perf_counter()
+        chunks = policy.act(observation)
+        _check_chunks(env, chunks)  # reads the values, so a GPU's time is counted too
+        act_s += time.perf_counter() - tick
+        decisions += env.num_envs
+        step = env.step(chunks)
+        _check_observation(env, step.observation, step.privileged)
+        if on_step is not None:
+            on_step(Transition(playing.copy(), observation, privileged, chunks, step))
+        observation, privileged = step.observation, step.privileged
+        if _record(tracks, playing, chunks, step):
+            observation, privileged = _begin(env, policy, tracks, waiting, playing)
+    episodes = tuple(track.episode() for track in tracks)
+    return Episodes(episodes, time.perf_counter() - started, act_s, decisions)
+
+
+def _begin(
+    env: VecEnv,
+    policy: Policy,
+    tracks: list[_Track],
+    waiting: Iterator[int],
+    playing: np.ndarray,
+) -> tuple[ObservationBatch, Tensor]:
+    """Give every idle environment the next waiting episode, and observe."""
+    begun = [
+        (int(row), episode)
+        for row, episode in zip(np.flatnonzero(playing < 0), waiting, strict=False)
+    ]
+    rows = [row for row, _ in begun]
+    if begun:
+        env.reset(rows, [tracks[episode].seed for _, episode in begun])
+        policy.reset(rows)
+    observation, privileged = env.observe()
+    _check_observation(env, observation, privileged)
+    for row, episode in begun:
+        playing[row] = episode
+        tracks[episode].instruction = observation.instructions[row]
+    return observation, privileged
+
+
+def _record(tracks: list[_Track], playing: np.ndarray, chunks: Tensor, step: StepBatch) -> bool:
+    """Add a macro-step to the tracks; free the environments that ended, and say if any did."""
+    actions, rewards, success, valid, terminated, truncated = (
+        tensor.cpu().numpy()
+        for tensor in (
+            chunks,
+            step.rewards,
+            step.success,
+            step.valid,
+            step.terminated,
+            step.truncated,
+        )
+    )
+    ended = False
+    for row in np.flatnonzero(playing >= 0):
+        track, executed = tracks[playing[row]], valid[row]
+        track.actions.append(actions[row][executed])
+        track.rewards.append(rewards[row][executed])
+        track.success.append(success[row][executed])
+        track.terminated, track.truncated = bool(terminated[row]), bool(truncated[row])
+        if track.terminated or track.truncated:
+            playing[row], ended = -1, True
+        elif not executed.any():
+            raise RuntimeError(f"environment {row} (seed {track.seed}) neither steps nor ends")
+    return ended
+
+
+def _check_chunks(env: VecEnv, chunks: Tensor) -> None:
+    if chunks.ndim != 3 or len(chunks) != env.num_envs:
+        raise ContractMismatchError(
+            f"the policy gave chunks of shape {tuple(chunks.shape)}, "
+            f"expected [{env.num_envs}, horizon, {env.spec.action.dim}]"
+        )
+    _check_vectors("action", chunks, env.spec.action.names)
+
+
+def _check_observation(env: VecEnv, observation: ObservationBatch, privileged: Tensor) -> None:
+    _check_vectors("proprio", observation.proprio, env.spec.proprio.names)
+    _check_vectors("privileged", privileged, env.privileged_names)
+
+
+def _check_vectors(label: str, values: Tensor, names: Sequence[str]) -> None:
+    if values.shape[-1] != len(names):
+        raise ContractMismatchError(
+            f"{label} has {values.shape[-1]} dimensions, contract says {len(names)}: {list(names)}"
+        )
+    finite = torch.isfinite(values).reshape(-1, len(names)).all(dim=0)
+    if not finite.all():
+        bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
+        raise ContractMismatchError(f"{label} is not finite in {bad}")
