@@ -1,0 +1,103 @@
+"""The one `vla` command: picks a subcommand, parses its flags, reports user errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+# Each command lives in scripts/<name>.py, as a frozen dataclass `<Name>Config` and `main(config)`.
+COMMANDS = {
+    "collect": "record expert demonstrations into a LeRobotDataset",
+    "ground": "teach the vision-language model where the words' objects are",
+    "pretrain": "clone the demonstrations into a vision-language-action policy",
+    "refine": "improve a cloned policy with PPO",
+    "plan": "run CEM or MPPI over exact dynamics on the same episodes",
+    "evaluate": "compare policies on equal held-out episodes and write a report",
+    "demo": "do all of the above on a small scale and print where the report is",
+    "doctor": "check versions, device, rendering and disk",
+}
+
+# Errors that a person can cause and mend: a bad value, a missing file, a full disk, and whatever
+# this project defines itself, since those messages are written to be read.
+USER_ERRORS = (ValueError, OSError)
+OWN_PACKAGES = {"vla", "sim", "policies", "scripts"}
+
+USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: words after `vla`; those of this process when None.
+
+    Returns:
+        The exit code: the subcommand's own, or 2 after a user error, which is printed as one
+        `error: ...` without a traceback unless `--traceback` or VLA_TRACEBACK=1 asks for it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in words or os.environ.get("VLA_TRACEBACK", "0") != "0"
+    words = [word for word in words if word != "--traceback"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *flags = words
+    if name not in COMMANDS:
+        print(f"error: {_unknown(name)}", file=sys.stderr)
+        return USAGE_EXIT
+    try:
+        return _run(name, flags)
+    except Exception as error:
+        if not _is_for_people(error):
+            raise
+        if show_traceback:
+            traceback.print_exc()
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return USAGE_EXIT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT
+
+
+def _run(name: str, flags: Sequence[str]) -> int:
+    # Imported here, so that `vla --help` never waits for torch, and no command for another's parts.
+    import tyro
+
+    module = importlib.import_module(f"scripts.{name}")
+    config = tyro.cli(
+        getattr(module, f"{name.capitalize()}Config"),
+        prog=f"vla {name}",
+        description=COMMANDS[name],
+        args=flags,
+    )
+    return module.main(config) or 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
+    return (
+        "usage: vla COMMAND [flags]\n\n"
+        "From demonstrations to a compared policy: clone, refine, plan, report.\n\n"
+        f"commands:\n{listed}\n\n"
+        "vla COMMAND --help lists its flags; --traceback shows where an error came from."
+    )
+
+
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"no command {name!r}{hint} Valid commands: {', '.join(COMMANDS)}"
+
+
+def _is_for_people(error: Exception) -> bool:
+    return isinstance(error, USER_ERRORS) or type(error).__module__.split(".")[0] in OWN_PACKAGES
+
+
+if __name__ == "__main__":
+    sys.exit(main())

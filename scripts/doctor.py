@@ -1,0 +1,214 @@
+"""`vla doctor`: is this machine ready, and if not, which command makes it so?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# An EGL that hangs on a broken driver must not hang the doctor.
+PROBE_LIMIT_S = 60.0
+
+GL_FIX = "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
+
+REPORTED_PACKAGES = (
+    "torch",
+    "transformers",
+    "mujoco",
+    "gymnasium-robotics",
+    "lerobot",
+    "numpy",
+    "tyro",
+)
+
+# Draws in a process of its own, because a bad driver can end the process that tries it.
+_PROBE = """
+import time, mujoco
+from sim.render import CameraRenderer, choose_backend
+model = mujoco.MjModel.from_xml_string(
+    "<mujoco><worldbody><light pos='0 0 2'/><geom type='sphere' size='.1'/>"
+    "<camera name='front' pos='0 -1 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>")
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = CameraRenderer(model, ("front",), 96)
+assert renderer.picture(data)["front"].any(), "the picture is black"
+start = time.perf_counter()
+for _ in range(10):
+    renderer.picture(data)
+print(choose_backend(), 100 * (time.perf_counter() - start), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """What to check.
+
+    Attributes:
+        directory: where data sets and runs will be written.
+        free_gb: free disk that a run should find there, gigabytes.
+    """
+
+    directory: Path = Path()
+    free_gb: float = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report; `fix` is set exactly when something is wrong.
+
+    Attributes:
+        subject: what was looked at.
+        finding: what was seen.
+        fix: the command or change that mends it; empty when all is well.
+        essential: whether nothing works without it.
+    """
+
+    subject: str
+    finding: str
+    fix: str = ""
+    essential: bool = True
+
+
+@dataclass(frozen=True)
+class RenderProbe:
+    """What drawing a small picture came to.
+
+    Attributes:
+        backend: the GL library that drew, "egl" or "osmesa"; empty when none did.
+        picture_ms: milliseconds a 96 x 96 picture.
+        reason: why none drew.
+    """
+
+    backend: str
+    picture_ms: float = 0.0
+    reason: str = ""
+
+
+def main(config: DoctorConfig) -> int:
+    """Print every check; 1 if an essential one fails, else 0."""
+    failed = False
+    for check in diagnose(config):
+        mark = "ok  " if not check.fix else "FAIL" if check.essential else "warn"
+        print(f"{mark}  {check.subject:<20} {check.finding}", flush=True)
+        if check.fix:
+            print(f"      {'':<20} fix: {check.fix}", flush=True)
+            failed |= check.essential
+    print("something essential is missing" if failed else "ready")
+    return int(failed)
+
+
+def diagnose(config: DoctorConfig) -> Iterator[Check]:
+    """All checks, each made when it is asked for."""
+    yield check_python(sys.version_info[:2])
+    versions = installed_versions()
+    for package in REPORTED_PACKAGES:
+        found = versions.get(package)
+        yield Check(package, found or "missing", "" if found else "bash scripts/setup.sh")
+    yield from check_combinations(versions)
+    yield check_device()
+    yield check_rendering()
+    yield check_disk(config.directory, config.free_gb)
+
+
+def installed_versions() -> dict[str, str]:
+    """Package name → installed version, for the packages that the checks speak of."""
+    found = {}
+    for package in (*REPORTED_PACKAGES, "opencv-python", "opencv-python-headless"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_python(running: tuple[int, int]) -> Check:
+    """The stack is built and tested on Python 3.12 alone."""
+    fix = "" if running == (3, 12) else "use Python 3.12: bash scripts/setup.sh"
+    return Check("python", platform.python_version(), fix)
+
+
+def check_combinations(versions: dict[str, str]) -> Iterator[Check]:
+    """Version combinations that are known to break, out of package name → version."""
+    repair = "bash scripts/setup.sh (constraints.txt holds versions that work together)"
+    if (
+        versions.get("gymnasium-robotics") == "1.4.2"
+        and "mujoco" in versions
+        and _release(versions["mujoco"]) >= (3, 12)
+    ):
+        finding = f"{versions['mujoco']} breaks gymnasium-robotics 1.4.2 (Fetch raises)"
+        yield Check("mujoco too new", finding, repair)
+    if "numpy" in versions and not (2,) <= _release(versions["numpy"]) < (2, 3):
+        yield Check("numpy", f"{versions['numpy']} is not >= 2, < 2.3 (lerobot)", repair)
+    if {"opencv-python", "opencv-python-headless"} <= versions.keys():
+        yield Check(
+            "opencv twice",
+            "opencv-python and opencv-python-headless overwrite each other's cv2",
+            "uv pip uninstall opencv-python opencv-python-headless, then bash scripts/setup.sh",
+        )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def check_device() -> Check:
+    """The CUDA device or the processor that policies will run on."""
+    cores = len(os.sched_getaffinity(0))
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    host = f"{cores} cores, {memory_gb:.0f} GB memory"
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("device", f"{host}; torch does not load: {error}", "bash scripts/setup.sh")
+    if not torch.cuda.is_available():
+        return Check("device", f"cpu, {host}")
+    gpu = torch.cuda.get_device_properties(0)
+    return Check("device", f"cuda, {gpu.name} {gpu.total_memory / 1e9:.0f} GB; {host}")
+
+
+def check_rendering() -> Check:
+    """Whether a picture can be drawn without a screen."""
+    probe = probe_rendering()
+    if probe.backend:
+        return Check("rendering", f"{probe.backend}, {probe.picture_ms:.1f} ms a 96 x 96 picture")
+    fix = f"unset MUJOCO_GL, or {GL_FIX}" if os.environ.get("MUJOCO_GL") else GL_FIX
+    return Check("rendering", probe.reason, fix)
+
+
+def probe_rendering() -> RenderProbe:
+    """Draw with the backend that the simulation would choose on this machine."""
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return RenderProbe("", reason=f"drawing hung for {PROBE_LIMIT_S:.0f} s")
+    # EGL may complain while it shuts down: the printed time is the proof, not the exit code.
+    backend, _, picture_ms = run.stdout.strip().partition(" ")
+    if backend:
+        return RenderProbe(backend, float(picture_ms))
+    errors = [
+        line for line in run.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)
+    ]
+    return RenderProbe("", reason=errors[-1] if errors else f"drawing ended with {run.returncode}")
+
+
+def check_disk(directory: Path, free_gb: float) -> Check:
+    """Whether `directory`, or its nearest existing parent, has `free_gb` gigabytes free."""
+    place = directory.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    fix = "" if free >= free_gb else f"free {free_gb - free:.1f} GB, or choose another disk"
+    return Check("free disk", f"{free:.0f} GB in {place}", fix)
