@@ -99,3 +99,47 @@ class Task(ABC):
     @abstractmethod
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Scripted expert, a function of the present state alone: float32 [action.dim]."""
+
+
+def pack_state(task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+    """Everything that decides the future of an episode, as one float64 vector; see `unpack_state`.
+
+    Layout: mjSTATE_INTEGRATION | position and quaternion of every mocap-driven body | steps | goal.
+    The driven bodies' poses are stored because a control step starts from the poses that the last
+    `mj_step` left behind, which lag `qpos` by one substep and are in no MuJoCo state.
+    """
+    integration = np.empty(mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(task.model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    driven = _mocap_driven_bodies(task.model)
+    poses = np.concatenate([data.xpos[driven].ravel(), data.xquat[driven].ravel()])
+    return np.concatenate([integration, poses, [episode.steps], episode.goal])
+
+
+def unpack_state(task: Task, data: mujoco.MjData, state: np.ndarray) -> Episode:
+    """Put `data` into a packed state; the inverse of `pack_state`, exact for every later step.
+
+    Site and body positions other than the mocap-driven ones are those of `qpos`, so readings taken
+    before the next control step may differ from the original's by one physics substep.
+
+    Returns:
+        An episode with the packed goal and step count; it has no seed (-1), words or labels.
+    """
+    model = task.model
+    size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
+    driven = _mocap_driven_bodies(model)
+    if state.ndim != 1 or state.shape[0] <= size + 7 * len(driven) + 1:
+        raise ValueError(f"{task.name}: a packed state cannot have shape {state.shape}")
+    integration = np.ascontiguousarray(state[:size], dtype=np.float64)
+    mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    mujoco.mj_forward(model, data)  # also overwrites the solver's warm start, hence set again
+    mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    positions, quaternions, rest = np.split(state[size:], np.cumsum([3, 4]) * len(driven))
+    data.xpos[driven] = positions.reshape(-1, 3)
+    data.xquat[driven] = quaternions.reshape(-1, 4)
+    return Episode(seed=-1, instruction="", goal=rest[1:].copy(), steps=int(rest[0]))
+
+
+def _mocap_driven_bodies(model: mujoco.MjModel) -> list[int]:
+    welds = np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_WELD)
+    pairs = [(int(model.eq_obj1id[weld]), int(model.eq_obj2id[weld])) for weld in welds]
+    return [b if model.body_mocapid[a] >= 0 else a for a, b in pairs]

@@ -1,0 +1,168 @@
+"""Offscreen pictures of a MuJoCo model, on EGL or OSMesa, whichever this machine has."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+
+_MODULES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
+_ADVICE = (
+    "Install a software renderer, for instance\n"
+    "  apt-get update && apt-get install -y libegl1 libgl1-mesa-dri   (EGL)\n"
+    "  apt-get update && apt-get install -y libosmesa6                (OSMesa)\n"
+    "or train from state alone (render=False)."
+)
+
+
+class NoRendererError(RuntimeError):
+    """No OpenGL library works here; the message says what to install."""
+
+
+class CameraRenderer:
+    """Draws named cameras of one model into uint8 RGB arrays, row 0 at the top.
+
+    One GL context, one scene: the geometry is collected once a state and then drawn from each
+    camera. Shadows and reflections are off; without `antialias` so is multisampling, which is most
+    of the cost on a CPU and changes pixels at edges.
+
+    Raises:
+        NoRendererError: no GL library, or the one that MUJOCO_GL names does not work.
+        ValueError: the model has no such camera.
+    """
+
+    _current: ClassVar[CameraRenderer | None] = None
+
+    def __init__(
+        self, model: mujoco.MjModel, cameras: Sequence[str], size: int, antialias: bool = False
+    ):
+        self.cameras = tuple(cameras)
+        self.size = size
+        self._model = model
+        self._context = None
+        self._views = [_fixed_camera(model, name) for name in self.cameras]
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model.vis.quality.offsamples = 4 if antialias else 0
+        self._gl = _make_context(size)
+        self._make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._option = mujoco.MjvOption()
+        self._rect = mujoco.MjrRect(0, 0, size, size)
+        self._upside_down = np.empty((size, size, 3), np.uint8)
+
+    def render(self, data: mujoco.MjData, out: Mapping[str, np.ndarray]) -> None:
+        """Draw the present state of `data` (positions as they stand; no physics is computed).
+
+        Args:
+            data: of the renderer's model.
+            out: camera name → uint8 [size, size, 3] that receives the picture.
+        """
+        if self._context is None:
+            raise RuntimeError("this renderer is closed")
+        self._make_current()
+        mujoco.mjv_updateScene(
+            self._model,
+            data,
+            self._option,
+            None,
+            self._views[0],
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+        for name, view in zip(self.cameras, self._views, strict=True):
+            mujoco.mjv_updateCamera(self._model, data, view, self._scene)
+            mujoco.mjr_render(self._rect, self._scene, self._context)
+            mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
+            out[name][...] = self._upside_down[::-1]
+
+    def picture(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
+        """Newly allocated pictures, camera name → uint8 [size, size, 3]."""
+        out = {name: np.empty((self.size, self.size, 3), np.uint8) for name in self.cameras}
+        self.render(data, out)
+        return out
+
+    def close(self) -> None:
+        """Free the GL context; may be called again."""
+        if self._context is None:
+            return
+        self._make_current()
+        self._context.free()
+        self._context = None
+        self._gl.free()
+        CameraRenderer._current = None
+
+    def _make_current(self) -> None:
+        if CameraRenderer._current is not self:
+            self._gl.make_current()
+            CameraRenderer._current = self
+
+
+def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
+    valid = [model.camera(index).name for index in range(model.ncam)]
+    if name not in valid:
+        raise ValueError(f"the model has no camera {name!r}; it has {valid}")
+    view = mujoco.MjvCamera()
+    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    view.fixedcamid = model.camera(name).id
+    return view
+
+
+def choose_backend() -> str:
+    """The GL backend to use: MUJOCO_GL if set, else EGL with a device, else OSMesa.
+
+    Raises:
+        NoRendererError: MUJOCO_GL names none that exists, or no library was found.
+    """
+    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    if wanted:
+        if wanted not in _MODULES:
+            raise NoRendererError(
+                f"MUJOCO_GL={wanted!r} cannot draw pictures; unset it or use one of "
+                f"{sorted(_MODULES)}"
+            )
+        return wanted
+    if _egl_devices() > 0:
+        return "egl"
+    try:
+        ctypes.CDLL("libOSMesa.so.8")
+    except OSError:
+        raise NoRendererError(f"found neither EGL nor OSMesa. {_ADVICE}") from None
+    return "osmesa"
+
+
+def _egl_devices() -> int:
+    """How many devices EGL offers; 0 when the library or its driver is missing."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return 0
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return 0
+    query = ctypes.CFUNCTYPE(
+        ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
+    )(address)
+    count = ctypes.c_int(0)
+    return count.value if query(0, None, ctypes.byref(count)) else 0
+
+
+def _make_context(size: int) -> Any:
+    backend = choose_backend()
+    try:
+        return importlib.import_module(_MODULES[backend]).GLContext(size, size)
+    except Exception as error:  # the backends raise AttributeError, ImportError, GLError...
+        raise NoRendererError(
+            f"the {backend} renderer does not start: {error}. {_ADVICE}"
+        ) from error

@@ -1,0 +1,371 @@
+"""The four Fetch tasks of gymnasium-robotics (v4), compiled from its own XML, without its wrappers.
+
+For equal states and actions the physics equals gymnasium-robotics' to the last digits, and
+`reset(seed)` draws the same block and goal positions as its `env.reset(seed=seed)`. What differs is
+only what is seen: added cameras, and parts that no camera needs are left out of the pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import mujoco
+import numpy as np
+
+from sim import experts
+from sim.tasks import fetch_words
+from sim.tasks.base import Episode, Phrasing, Task
+from sim.tasks.fetch_cameras import SLIDE_VIEW, TABLE_VIEW, TALL_VIEW, CameraPlan, add_cameras
+from vla.contract import CameraSpec, RobotSpec, VectorSpec
+
+SUBSTEPS = 20
+CONTROL_RATE_HZ = 25.0
+POSITION_SCALE_M = 0.05
+SUCCESS_DISTANCE_M = 0.05
+_DT_S = 1.0 / CONTROL_RATE_HZ
+_FINGERS = ("robot0:r_gripper_finger_joint", "robot0:l_gripper_finger_joint")
+
+
+def fetch_asset(filename: str) -> Path:
+    """Path of an XML file of gymnasium-robotics' Fetch assets, found without importing it.
+
+    Raises:
+        ModuleNotFoundError: gymnasium-robotics is not installed.
+    """
+    found = importlib.util.find_spec("gymnasium_robotics")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("the Fetch assets come with gymnasium-robotics: install it")
+    return Path(found.submodule_search_locations[0]) / "envs" / "assets" / "fetch" / filename
+
+
+def fetch_robot_spec(image_size: int) -> RobotSpec:
+    """The contract of the simulated Fetch arm.
+
+    `dx, dy, dz` displace the gripper's set point from where the gripper is, in multiples of 0.05 m
+    a control step (the arm covers about two thirds of that in one step). `gripper` displaces the
+    fingers' set point from where they are, in metres, cut to [0, 0.2] m: below about -0.05 it
+    closes, above 0 it opens. Tasks that block the gripper ignore it.
+    """
+    return RobotSpec(
+        robot="fetch",
+        action=VectorSpec(
+            names=("dx", "dy", "dz", "gripper"),
+            units=("0.05 m", "0.05 m", "0.05 m", "m"),
+            low=(-1.0,) * 4,
+            high=(1.0,) * 4,
+        ),
+        proprio=VectorSpec(
+            names=("gripper_x", "gripper_y", "gripper_z", "finger_right", "finger_left"),
+            units=("m",) * 5,
+            low=(0.0, 0.0, 0.0, -0.01, -0.01),
+            high=(2.0, 1.5, 1.5, 0.06, 0.06),
+        ),
+        cameras=tuple(CameraSpec(name, image_size, image_size) for name in CAMERAS),
+        control_rate_hz=CONTROL_RATE_HZ,
+    )
+
+
+CAMERAS = ("front", "side", "wrist")
+
+
+class FetchArm:
+    """What every task with the Fetch arm shares: addresses in the model and the control step."""
+
+    def __init__(self, model: mujoco.MjModel, block_gripper: bool):
+        self.model = model
+        self.block_gripper = block_gripper
+        self.grip_site = model.site("robot0:grip").id
+        self.gripper_body = model.body("robot0:gripper_link").id
+        self.finger_qpos = [int(model.joint(name).qposadr[0]) for name in _FINGERS]
+        self.finger_dofs = [int(model.joint(name).dofadr[0]) for name in _FINGERS]
+        self.actuated_qpos = model.jnt_qposadr[model.actuator_trnid[:, 0]]
+
+    def settle(self, data: mujoco.MjData, extra_height_m: float) -> None:
+        """Bring the arm from its zero pose above the table, as gymnasium-robotics does once."""
+        model = self.model
+        model.eq_data[:, :7] = (0, 0, 0, 0, 0, 0, 1)
+        mujoco.mj_forward(model, data)
+        offset = np.array([-0.498, 0.005, -0.431 + extra_height_m])
+        data.mocap_pos[0] = offset + data.site_xpos[self.grip_site]
+        data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
+        mujoco.mj_step(model, data, nstep=10 * SUBSTEPS)
+
+    def step(self, data: mujoco.MjData, action: np.ndarray) -> None:
+        """Execute one control step of 20 substeps; `action` float [4], clipped to [-1, 1]."""
+        command = np.clip(action, -1.0, 1.0)
+        if self.model.nu:
+            opening = 0.0 if self.block_gripper else command[3]
+            data.ctrl[:] = data.qpos[self.actuated_qpos] + opening
+        # gymnasium-robotics multiplies float32 actions in float32: keep that rounding
+        data.mocap_pos[0] = data.xpos[self.gripper_body] + command[:3] * command.dtype.type(0.05)
+        data.mocap_quat[0] = data.xquat[self.gripper_body] + _DOWN
+        mujoco.mj_step(self.model, data, nstep=SUBSTEPS)
+        if self.block_gripper:
+            data.qpos[self.finger_qpos] = 0.0
+            mujoco.mj_forward(self.model, data)
+
+    def grip_position(self, data: mujoco.MjData) -> np.ndarray:
+        """World position of the point between the fingertips, float64 [3], metres (a view)."""
+        return data.site_xpos[self.grip_site]
+
+    def fingers(self, data: mujoco.MjData) -> np.ndarray:
+        """Opening of the right and the left finger, float64 [2], metres."""
+        return data.qpos[self.finger_qpos]
+
+    def proprio(self, data: mujoco.MjData) -> np.ndarray:
+        """Float32 [5]: gripper position and finger openings, metres."""
+        return np.concatenate([self.grip_position(data), self.fingers(data)]).astype(np.float32)
+
+
+_DOWN = np.array([1.0, 0.0, 1.0, 0.0])
+
+
+class FetchTask(Task):
+    """A Fetch task; subclasses state gymnasium-robotics' constants and their expert."""
+
+    asset: ClassVar[str]
+    slide0_m: ClassVar[float] = 0.405
+    block_start_m: ClassVar[tuple[float, float, float] | None] = (1.25, 0.53, 0.4)
+    block_gripper: ClassVar[bool] = True
+    extra_height_m: ClassVar[float] = 0.0
+    target_in_the_air: ClassVar[bool] = False
+    target_offset_m: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
+    block_range_m: ClassVar[float] = 0.15
+    target_range_m: ClassVar[float] = 0.15
+    camera_plan: ClassVar[CameraPlan] = TABLE_VIEW
+
+    def __init__(self, image_size: int = 96):
+        self.spec = fetch_robot_spec(image_size)
+        mjcf = mujoco.MjSpec.from_file(str(fetch_asset(self.asset)))
+        add_cameras(mjcf, self.camera_plan)
+        self.model = mjcf.compile()
+        self.arm = FetchArm(self.model, self.block_gripper)
+        self._target_site = self.model.site("target0").id
+        self._target_body_pos = self.model.body("floor0").pos.copy()
+        self._jacobian = np.zeros((4, 3, self.model.nv))
+        if self.has_object:
+            self._object_site = self.model.site("object0").id
+            self._object_qpos = int(self.model.joint("object0:joint").qposadr[0])
+        self.privileged_names = (*_READINGS[self.has_object], "goal_x", "goal_y", "goal_z")
+        self._settle()
+
+    @property
+    def has_object(self) -> bool:
+        """Whether there is a block or puck."""
+        return self.block_start_m is not None
+
+    def _settle(self) -> None:
+        data = mujoco.MjData(self.model)
+        base = {"robot0:slide0": self.slide0_m, "robot0:slide1": 0.48, "robot0:slide2": 0.0}
+        for joint, value in base.items():
+            data.joint(joint).qpos[0] = value
+        if self.block_start_m is not None:
+            data.joint("object0:joint").qpos[:] = (*self.block_start_m, 1.0, 0.0, 0.0, 0.0)
+        self.arm.settle(data, self.extra_height_m)
+        self._initial = (data.time, data.qpos.copy(), data.qvel.copy())
+        self.initial_grip_m = self.arm.grip_position(data).copy()
+        self.table_height_m = (
+            float(data.site_xpos[self._object_site][2]) if self.has_object else 0.0
+        )
+
+    def make_data(self) -> mujoco.MjData:
+        """New data with the arm above the table and the block at its default place."""
+        data = mujoco.MjData(self.model)
+        self._restore(data)
+        mujoco.mj_forward(self.model, data)
+        return data
+
+    def _restore(self, data: mujoco.MjData) -> None:
+        mujoco.mj_resetData(self.model, data)
+        data.time, data.qpos[:], data.qvel[:] = self._initial
+
+    def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
+        """Block, goal, then words, drawn from one generator in gymnasium-robotics' order."""
+        rng = np.random.default_rng(seed)
+        self._restore(data)
+        if self.has_object:
+            data.qpos[self._object_qpos : self._object_qpos + 2] = self._draw_block(rng)
+        mujoco.mj_forward(self.model, data)
+        goal = self._draw_goal(rng)
+        words = self.templates[phrasing]
+        return Episode(seed=seed, instruction=words[rng.integers(len(words))], goal=goal)
+
+    def _draw_block(self, rng: np.random.Generator) -> np.ndarray:
+        center = self.initial_grip_m[:2]
+        while True:
+            block = center + rng.uniform(-self.block_range_m, self.block_range_m, size=2)
+            if np.linalg.norm(block - center) >= 0.1:
+                return block
+
+    def _draw_goal(self, rng: np.random.Generator) -> np.ndarray:
+        spread = rng.uniform(-self.target_range_m, self.target_range_m, size=3)
+        goal = self.initial_grip_m + spread
+        if self.has_object:
+            goal += self.target_offset_m
+            goal[2] = self.table_height_m
+            if self.target_in_the_air and rng.uniform() < 0.5:
+                goal[2] += rng.uniform(0, 0.45)
+        return goal
+
+    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
+        """One control step of 0.04 s."""
+        self.arm.step(data, action)
+        episode.steps += 1
+
+    def achieved(self, data: mujoco.MjData) -> np.ndarray:
+        """What has to come to the goal: the object, or the gripper; float64 [3] (a view)."""
+        return data.site_xpos[self._object_site if self.has_object else self.arm.grip_site]
+
+    def is_success(self, data: mujoco.MjData, episode: Episode) -> bool:
+        """Within 5 cm of the goal."""
+        return math.dist(self.achieved(data), episode.goal) < SUCCESS_DISTANCE_M
+
+    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
+        """Distance to the goal, plus a fifth of the gripper's to the object while unsolved."""
+        distance = math.dist(self.achieved(data), episode.goal)
+        if not self.has_object or distance < 0.02:
+            return distance
+        gap = math.dist(self.arm.grip_position(data), self.achieved(data))
+        return distance + 0.2 * max(0.0, gap - 0.03)
+
+    def proprio(self, data: mujoco.MjData) -> np.ndarray:
+        """Gripper position and finger openings."""
+        return self.arm.proprio(data)
+
+    def observation(self, data: mujoco.MjData) -> np.ndarray:
+        """gymnasium-robotics' observation vector, float64 [10] or [25]; velocities times 0.04 s."""
+        grip, fingers = self.arm.grip_position(data), self.arm.fingers(data)
+        linear, _ = self._site_velocity(data, self.arm.grip_site)
+        finger_speed = data.qvel[self.arm.finger_dofs] * _DT_S
+        if not self.has_object:
+            return np.concatenate([grip, fingers, linear, finger_speed])
+        block = data.site_xpos[self._object_site]
+        euler = rotation_to_euler(data.site_xmat[self._object_site])
+        block_linear, block_angular = self._site_velocity(data, self._object_site)
+        relative = (block - grip, fingers, euler, block_linear - linear, block_angular)
+        return np.concatenate([grip, block, *relative, linear, finger_speed])
+
+    def _site_velocity(self, data: mujoco.MjData, site: int) -> tuple[np.ndarray, np.ndarray]:
+        """Linear and angular velocity in the world frame, times the control period."""
+        linear, angular = self._jacobian[:2]
+        mujoco.mj_jacSite(self.model, data, linear, angular, site)
+        return linear @ data.qvel * _DT_S, angular @ data.qvel * _DT_S
+
+    def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """gymnasium-robotics' observation (positions, rotation, velocities), then the goal."""
+        return np.concatenate([self.observation(data), episode.goal]).astype(np.float32)
+
+    def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
+        """Gripper, target and, where there is one, the object."""
+        named = {"gripper": self.arm.grip_position(data).copy(), "target": episode.goal.copy()}
+        if self.has_object:
+            named["object"] = data.site_xpos[self._object_site].copy()
+        return named
+
+    def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
+        """Move the target sphere; no physics is computed, so pictures cannot disturb an episode."""
+        self.model.site_pos[self._target_site] = episode.goal - self._target_body_pos
+        data.site_xpos[self._target_site] = episode.goal
+
+
+def rotation_to_euler(matrix: np.ndarray) -> np.ndarray:
+    """XYZ Euler angles in radians of a rotation matrix, float64 [9], row-major.
+
+    Source: the convention of gymnasium-robotics' observations.
+    """
+    r00, r01, r02, r10, r11, r12, _, _, r22 = matrix.tolist()
+    cosine = math.hypot(r22, r12)
+    if cosine > 4 * np.finfo(np.float64).eps:
+        return np.array([-math.atan2(r12, r22), -math.atan2(-r02, cosine), -math.atan2(r01, r00)])
+    return np.array([0.0, -math.atan2(-r02, cosine), -math.atan2(-r10, r11)])
+
+
+def _axes(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for name in names for axis in "xyz")
+
+
+_FINGER_NAMES = ("finger_right", "finger_left")
+_FINGER_SPEEDS = ("finger_right_step", "finger_left_step")
+_READINGS = {
+    False: (*_axes("gripper"), *_FINGER_NAMES, *_axes("gripper_step"), *_FINGER_SPEEDS),
+    True: (
+        *_axes("gripper", "object", "object_from_gripper"),
+        *_FINGER_NAMES,
+        *_axes("object_euler", "object_from_gripper_step", "object_turn_step", "gripper_step"),
+        *_FINGER_SPEEDS,
+    ),
+}
+
+
+class FetchReach(FetchTask):
+    """Bring the gripper to a point in the air."""
+
+    name = "FetchReach"
+    templates = fetch_words.REACH
+    asset = "reach.xml"
+    slide0_m = 0.4049
+    block_start_m = None
+    extra_height_m = 0.2
+    target_in_the_air = True
+
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Straight to the target."""
+        return experts.reach(self.arm.grip_position(data), episode.goal)
+
+
+class FetchPush(FetchTask):
+    """Push the block to a spot on the table with closed fingers."""
+
+    name = "FetchPush"
+    templates = fetch_words.PUSH
+    asset = "push.xml"
+
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Around the block to its far side, then through it."""
+        return experts.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
+
+
+class FetchSlide(FetchTask):
+    """Strike the puck so that it slides to a spot beyond the arm's reach."""
+
+    name = "FetchSlide"
+    templates = fetch_words.SLIDE
+    asset = "slide.xml"
+    slide0_m = 0.05
+    block_start_m = (1.7, 1.1, 0.41)
+    extra_height_m = -0.02
+    target_offset_m = (0.4, 0.0, 0.0)
+    block_range_m = 0.1
+    target_range_m = 0.3
+    camera_plan = SLIDE_VIEW
+
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Behind the puck, then push it to the speed from which friction stops it at the goal."""
+        speed, _ = self._site_velocity(data, self._object_site)
+        return experts.slide(
+            self.arm.grip_position(data), self.achieved(data), speed / _DT_S, episode.goal
+        )
+
+
+class FetchPickAndPlace(FetchTask):
+    """Bring the block to a point on the table or in the air."""
+
+    name = "FetchPickAndPlace"
+    templates = fetch_words.PICK_AND_PLACE
+    asset = "pick_and_place.xml"
+    block_gripper = False
+    extra_height_m = 0.2
+    target_in_the_air = True
+    camera_plan = TALL_VIEW
+
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Above the block, down, close, carry."""
+        return experts.pick_and_place(
+            self.arm.grip_position(data), self.arm.fingers(data), self.achieved(data), episode.goal
+        )
+
+
+TASKS: tuple[type[FetchTask], ...] = (FetchReach, FetchPush, FetchSlide, FetchPickAndPlace)

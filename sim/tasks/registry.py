@@ -1,0 +1,39 @@
+"""Task names and the classes behind them."""
+
+from __future__ import annotations
+
+from sim.tasks import fetch
+from sim.tasks.base import Task
+
+
+def index_by_name(classes: tuple[type[Task], ...]) -> dict[str, type[Task]]:
+    """Registry name → class.
+
+    Raises:
+        ValueError: two classes claim one name.
+    """
+    registry: dict[str, type[Task]] = {}
+    for cls in classes:
+        if cls.name in registry:
+            raise ValueError(f"task name {cls.name!r} is claimed by {registry[cls.name]} and {cls}")
+        registry[cls.name] = cls
+    return registry
+
+
+TASKS = index_by_name(
+    (
+        *fetch.TASKS,
+        # a new family: one more line here, `*family.TASKS,`
+    )
+)
+
+
+def make_task(name: str, image_size: int = 96) -> Task:
+    """Build a task by its registry name, with square pictures of `image_size` pixels.
+
+    Raises:
+        ValueError: unknown name; the message lists the valid ones.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; valid names: {', '.join(sorted(TASKS))}")
+    return TASKS[name](image_size)

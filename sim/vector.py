@@ -1,0 +1,313 @@
+"""A vector environment over worker processes with shared memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.tasks.base import Phrasing
+from sim.tasks.registry import make_task
+from sim.worker import Layout, SharedArrays, WorkerConfig, serve
+from vla.contract import ObservationBatch, StepBatch
+
+CAMERAS = ("front", "side", "wrist")
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed or died; the message holds its traceback or its exit code."""
+
+
+class CpuVecEnv:
+    """`num_envs` environments of one task in spawned processes; implements `VecEnv`.
+
+    A chunk of `k` actions is `k` control steps and one picture a camera, at the end. Results depend
+    on seeds and actions alone, never on `num_workers`. Workers write to shared memory; what
+    `observe` and `step` return are copies, so a rollout may keep them.
+
+    Args:
+        task: registry name.
+        num_envs: environments.
+        num_workers: processes, at most `num_envs`; default one a core.
+        image_size: pixels a side.
+        cameras: which to draw, in the policy's order.
+        render: False draws nothing: `images` is empty and the contract has no cameras.
+        phrasing: instruction templates, "train" or "heldout".
+        antialias: multisample the pictures (several times slower on a CPU; other pixels).
+
+    Raises:
+        ValueError: unknown task or camera, or a count below one.
+        WorkerError: a worker did not start; the message has its traceback.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        num_workers: int | None = None,
+        image_size: int = 96,
+        cameras: Sequence[str] = CAMERAS,
+        render: bool = True,
+        phrasing: Phrasing = "train",
+        antialias: bool = False,
+    ):
+        self._closed = True
+        num_workers = min(num_workers or os.cpu_count() or 1, num_envs)
+        if num_envs < 1 or num_workers < 1:
+            raise ValueError(f"need at least one environment and worker, got {num_envs}")
+        self.task = make_task(task, image_size)
+        drawn = tuple(cameras) if render else ()
+        known = {camera.name: camera for camera in self.task.spec.cameras}
+        if unknown := [name for name in drawn if name not in known]:
+            raise ValueError(f"task {task} has no camera {unknown}; it has {list(known)}")
+        self.spec = dataclasses.replace(
+            self.task.spec, cameras=tuple(known[name] for name in drawn)
+        )
+        self.num_envs = num_envs
+        self.horizon = self.task.horizon
+        self.privileged_names = self.task.privileged_names
+        self._instructions = [""] * num_envs
+        self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
+        self._began = np.zeros(num_envs, bool)
+        layout = self._layout()
+        self._shared = SharedArrays(layout)
+        self._start(
+            [
+                WorkerConfig(
+                    task=task,
+                    image_size=image_size,
+                    cameras=drawn,
+                    antialias=antialias,
+                    phrasing=phrasing,
+                    indices=tuple(int(i) for i in indices),
+                    layout=layout,
+                    block=self._shared.name,
+                )
+                for indices in np.array_split(np.arange(num_envs), num_workers)
+            ]
+        )
+
+    def _layout(self) -> Layout:
+        n, k, action = self.num_envs, self.horizon, self.spec.action.dim
+        layout: Layout = {
+            f"image/{camera.name}": ((n, camera.height, camera.width, 3), "uint8")
+            for camera in self.spec.cameras
+        }
+        return layout | {
+            "proprio": ((n, self.spec.proprio.dim), "float32"),
+            "privileged": ((n, len(self.privileged_names)), "float32"),
+            "time_s": ((n,), "float32"),
+            "actions": ((n, k, action), "float32"),
+            "expert": ((n, action), "float32"),
+            "success": ((n, k), "bool"),
+            "valid": ((n, k), "bool"),
+            "truncated": ((n,), "bool"),
+        }
+
+    def _start(self, configs: list[WorkerConfig]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._closed = False
+        self._processes = []
+        self._pipes: list[Connection] = []
+        self._hosts = {i: w for w, config in enumerate(configs) for i in config.indices}
+        for config in configs:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(config, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+        self._collect(range(len(configs)))  # each reports once it has built its model
+
+    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
+        """Begin new episodes in these environments; an equal seed is an equal episode.
+
+        Raises:
+            ValueError: lengths differ, or an index is out of range.
+        """
+        if len(indices) != len(seeds):
+            raise ValueError(f"{len(indices)} environments but {len(seeds)} seeds")
+        if bad := [i for i in indices if not 0 <= i < self.num_envs]:
+            raise ValueError(f"no environments {bad}: there are {self.num_envs}, from 0")
+        wanted: dict[int, dict[int, int]] = {}
+        for index, seed in zip(indices, seeds, strict=True):
+            wanted.setdefault(self._hosts[int(index)], {})[int(index)] = int(seed)
+        for begun in self._ask("reset", wanted):
+            for index, (instruction, labels) in begun.items():
+                self._instructions[index] = instruction
+                self._labels[index] = labels
+                self._began[index] = True
+
+    def observe(self) -> tuple[ObservationBatch, Tensor]:
+        """Current observations, and privileged state float32 [n, privileged]; copies."""
+        self._require_begun()
+        return self._observation(), self._copy("privileged")
+
+    def step(self, chunks: Tensor) -> StepBatch:
+        """Execute float32 [n, k, action.dim], k <= horizon, clipped to the action's range.
+
+        Reward is 1 at each step after which the task's condition holds. An environment that ended
+        keeps its last observation and its `truncated` flag, with `valid` False, until `reset`.
+
+        Raises:
+            ValueError: wrong shape, or a NaN or infinity; the message names where.
+        """
+        self._require_begun()
+        actions = self._checked(chunks)
+        length = actions.shape[1]
+        self._shared.arrays["actions"][:, :length] = actions
+        self._ask("step", dict.fromkeys(range(len(self._pipes)), length))
+        success = self._copy("success")[:, :length]
+        return StepBatch(
+            observation=self._observation(),
+            privileged=self._copy("privileged"),
+            rewards=success.float(),
+            success=success,
+            valid=self._copy("valid")[:, :length],
+            terminated=torch.zeros(self.num_envs, dtype=torch.bool),
+            truncated=self._copy("truncated"),
+        )
+
+    def expert_actions(self) -> Tensor:
+        """The scripted expert's next action in every environment, float32 [n, action.dim]."""
+        self._require_begun()
+        self._ask("expert", dict.fromkeys(range(len(self._pipes))))
+        return self._copy("expert")
+
+    def export_state(self) -> np.ndarray:
+        """Packed states for planners, float64 [n, state]; see `sim.tasks.base.pack_state`."""
+        self._require_begun()
+        return np.stack(self._gather("state"))
+
+    def points(self) -> list[dict[str, np.ndarray]]:
+        """For each environment, name → world position [3] in metres."""
+        self._require_begun()
+        return self._gather("points")
+
+    def labels(self) -> list[dict[str, str]]:
+        """For each environment, the words that filled its instruction."""
+        return [dict(labels) for labels in self._labels]
+
+    def set_instructions(self, indices: Sequence[int], instructions: Sequence[str]) -> None:
+        """Tell these environments' actors something else; success stays that of the true goal."""
+        for index, instruction in zip(indices, instructions, strict=True):
+            self._instructions[index] = instruction
+
+    def close(self) -> None:
+        """End the processes and free the shared memory; may be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        for pipe in self._pipes:
+            try:
+                pipe.send(None)
+            except OSError:  # that worker has gone already
+                continue
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._shared.close()
+
+    def __enter__(self) -> CpuVecEnv:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _observation(self) -> ObservationBatch:
+        return ObservationBatch(
+            images={c.name: self._copy(f"image/{c.name}") for c in self.spec.cameras},
+            proprio=self._copy("proprio"),
+            instructions=list(self._instructions),
+            time_s=self._copy("time_s"),
+        )
+
+    def _copy(self, name: str) -> Tensor:
+        return torch.from_numpy(self._shared.arrays[name].copy())
+
+    def _require_begun(self) -> None:
+        if self._closed:
+            raise RuntimeError("this vector environment is closed")
+        if not self._began.all():
+            missing = np.flatnonzero(~self._began).tolist()
+            raise RuntimeError(f"call reset first: environments {missing} have no episode")
+
+    def _checked(self, chunks: Tensor) -> np.ndarray:
+        actions = np.asarray(chunks.detach().cpu(), np.float32)
+        names = self.spec.action.names
+        shape = (self.num_envs, "k", len(names))
+        if actions.ndim != 3 or actions.shape[::2] != shape[::2] or not actions.shape[1]:
+            raise ValueError(f"chunks have shape {actions.shape}, expected {shape}, k >= 1")
+        if actions.shape[1] > self.horizon:
+            raise ValueError(f"a chunk of {actions.shape[1]} exceeds the horizon {self.horizon}")
+        if not np.isfinite(actions).all():
+            env, step, dim = np.argwhere(~np.isfinite(actions))[0]
+            raise ValueError(
+                f"action {actions[env, step, dim]} for environment {env}, chunk step {step}, "
+                f"dimension {names[dim]!r}: actions must be finite (MuJoCo would reset the world)"
+            )
+        return actions
+
+    def _gather(self, method: str) -> list[Any]:
+        answers: dict[int, Any] = {}
+        for part in self._ask(method, dict.fromkeys(range(len(self._pipes)))):
+            answers |= part
+        return [answers[index] for index in range(self.num_envs)]
+
+    def _ask(self, method: str, arguments: dict[int, Any]) -> list[Any]:
+        """Call a `Worker` method in these processes at once; the answers in their order."""
+        if self._closed:
+            raise RuntimeError("this vector environment is closed")
+        for worker, argument in arguments.items():
+            try:
+                self._pipes[worker].send((method, argument))
+            except OSError:
+                self._fail(worker)
+        return self._collect(arguments)
+
+    def _collect(self, workers: Sequence[int] | dict[int, Any] | range) -> list[Any]:
+        answers = {}
+        for worker in workers:
+            pipe, process = self._pipes[worker], self._processes[worker]
+            if pipe not in wait([pipe, process.sentinel]) and not pipe.poll():
+                self._fail(worker)
+            try:
+                kind, value = pipe.recv()
+            except (EOFError, OSError):
+                self._fail(worker)
+            if kind == "error":
+                self.close()
+                raise WorkerError(f"worker {worker} failed:\n{value}")
+            answers[worker] = value
+        return list(answers.values())
+
+    def _fail(self, worker: int) -> None:
+        process = self._processes[worker]
+        process.join(timeout=5)
+        code = process.exitcode
+        self.close()
+        raise WorkerError(
+            f"worker {worker} died without a word (exit code {code}; a negative number is the "
+            "signal that ended it, -9 often means out of memory)"
+        )

@@ -1,0 +1,194 @@
+"""One worker process of the vector environment: many `MjData` on one model and one renderer.
+
+Numpy only, so that a spawned worker starts without loading torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+
+from sim.tasks.base import Episode, Phrasing, Task, pack_state
+from sim.tasks.registry import make_task
+
+Layout = dict[str, tuple[tuple[int, ...], str]]
+_ALIGNMENT = 64
+
+
+class SharedArrays:
+    """Named numpy arrays in one block of shared memory; the creator unlinks it.
+
+    Args:
+        layout: array name → (shape, dtype).
+        name: of an existing block; None creates one, filled with zeros.
+    """
+
+    def __init__(self, layout: Layout, name: str | None = None):
+        self._owner = name is None
+        offsets, size = {}, 0
+        for key, (shape, dtype) in layout.items():
+            offsets[key] = size
+            length = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            size += -(-length // _ALIGNMENT) * _ALIGNMENT
+        self._block = SharedMemory(name=name, create=self._owner, size=max(size, 1))
+        self.arrays: dict[str, np.ndarray] = {
+            key: np.ndarray(shape, dtype, buffer=self._block.buf, offset=offsets[key])
+            for key, (shape, dtype) in layout.items()
+        }
+
+    @property
+    def name(self) -> str:
+        """What another process opens the block by."""
+        return self._block.name
+
+    def close(self) -> None:
+        """Let go of the memory; the creator also removes it. May be called again."""
+        self.arrays = {}
+        with contextlib.suppress(BufferError):  # a caller still holds a view: freed with it
+            self._block.close()
+        if self._owner:
+            self._owner = False
+            self._block.unlink()
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to know.
+
+    Attributes:
+        task: registry name.
+        image_size: pixels a side.
+        cameras: names to draw; empty draws none.
+        antialias: multisample the pictures.
+        phrasing: which instruction templates.
+        indices: the environments that this worker hosts.
+        layout: of the shared block.
+        block: the shared block's name.
+    """
+
+    task: str
+    image_size: int
+    cameras: tuple[str, ...]
+    antialias: bool
+    phrasing: Phrasing
+    indices: tuple[int, ...]
+    layout: Layout
+    block: str
+
+
+class Worker:
+    """The environments of one process; every method writes to the shared arrays."""
+
+    def __init__(self, config: WorkerConfig, task: Task, arrays: dict[str, np.ndarray]):
+        self._config = config
+        self._task = task
+        self._arrays = arrays
+        self._renderer = None
+        if config.cameras:
+            from sim.render import CameraRenderer
+
+            self._renderer = CameraRenderer(
+                task.model, config.cameras, config.image_size, config.antialias
+            )
+        self._data = {index: task.make_data() for index in config.indices}
+        self._episodes: dict[int, Episode] = {}
+
+    def reset(self, seeds: dict[int, int]) -> dict[int, tuple[str, dict[str, str]]]:
+        """Begin episodes; environment → instruction and labels."""
+        for index, seed in seeds.items():
+            episode = self._task.reset(self._data[index], seed, self._config.phrasing)
+            self._episodes[index] = episode
+            self._arrays["truncated"][index] = False
+            self._observe(index)
+        return {i: (self._episodes[i].instruction, self._episodes[i].labels) for i in seeds}
+
+    def step(self, length: int) -> None:
+        """Execute `length` control steps in every environment that has not ended; draw once."""
+        for index in self._config.indices:
+            self._step(index, length)
+
+    def _step(self, index: int, length: int) -> None:
+        arrays, task = self._arrays, self._task
+        data, episode = self._data[index], self._episodes[index]
+        executed = min(length, task.horizon - episode.steps)
+        valid, success = arrays["valid"][index], arrays["success"][index]
+        valid[:length] = False
+        success[:length] = False
+        for k in range(executed):
+            task.step(data, episode, arrays["actions"][index, k])
+            success[k] = task.is_success(data, episode)
+        if executed:
+            valid[:executed] = True
+            arrays["truncated"][index] = episode.steps >= task.horizon
+            self._observe(index)
+
+    def _observe(self, index: int) -> None:
+        arrays, task = self._arrays, self._task
+        data, episode = self._data[index], self._episodes[index]
+        arrays["proprio"][index] = task.proprio(data)
+        arrays["privileged"][index] = task.privileged(data, episode)
+        arrays["time_s"][index] = episode.steps / task.spec.control_rate_hz
+        if self._renderer is not None:
+            task.place_markers(data, episode)
+            out = {name: arrays[f"image/{name}"][index] for name in self._config.cameras}
+            self._renderer.render(data, out)
+
+    def expert(self) -> None:
+        """The scripted expert's action for every environment."""
+        for index in self._config.indices:
+            data, episode = self._data[index], self._episodes[index]
+            self._arrays["expert"][index] = self._task.expert_action(data, episode)
+
+    def state(self) -> dict[int, np.ndarray]:
+        """Packed states, see `sim.tasks.base.pack_state`."""
+        return {
+            i: pack_state(self._task, self._data[i], self._episodes[i])
+            for i in self._config.indices
+        }
+
+    def points(self) -> dict[int, dict[str, np.ndarray]]:
+        """Nameable world positions."""
+        return {
+            i: self._task.points(self._data[i], self._episodes[i]) for i in self._config.indices
+        }
+
+    def close(self) -> None:
+        """Free the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+
+def serve(config: WorkerConfig, pipe: Connection) -> None:
+    """Answer (method, argument) messages until the pipe closes or `None` arrives.
+
+    Every message gets ("ok", result) or ("error", traceback text); an error ends the process.
+    """
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # one rasteriser thread: processes are the cores
+    shared = None
+    try:
+        shared = SharedArrays(config.layout, config.block)
+        worker = Worker(config, make_task(config.task, config.image_size), shared.arrays)
+        pipe.send(("ok", None))
+        while (message := pipe.recv()) is not None:
+            pipe.send(("ok", _call(worker, *message)))
+        worker.close()
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+        pass  # the parent has gone or is stopping us
+    except Exception:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(("error", traceback.format_exc()))
+    finally:
+        if shared is not None:
+            shared.close()
+
+
+def _call(worker: Worker, method: str, argument: Any) -> Any:
+    bound = getattr(worker, method)
+    return bound() if argument is None else bound(argument)
