@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.tasks import fetch
+from sim.tasks import fetch, tabletop
 from sim.tasks.base import Task
 
 
@@ -23,6 +23,7 @@ def index_by_name(classes: tuple[type[Task], ...]) -> dict[str, type[Task]]:
 TASKS = index_by_name(
     (
         *fetch.TASKS,
+        *tabletop.TASKS,
         # a new family: one more line here, `*family.TASKS,`
     )
 )

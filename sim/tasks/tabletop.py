@@ -1,0 +1,270 @@
+"""A tabletop on which language decides: the same scene, twelve instructions, twelve behaviours.
+
+Three coloured blocks and three coloured zones; "push the red block to the blue zone" (nine such)
+or "lift the green block" (three). Nothing in the pictures tells which instruction holds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import mujoco
+import numpy as np
+
+from sim.tasks import tabletop_expert
+from sim.tasks.base import Episode, Phrasing, Task
+from sim.tasks.fetch import FetchArm, fetch_robot_spec
+from sim.tasks.tabletop_scene import (
+    BLOCKS,
+    REST_HEIGHT_M,
+    ZONES,
+    SceneConfig,
+    build_spec,
+    sample_scene,
+)
+
+Verb = Literal["push", "lift"]
+VERBS: tuple[Verb, ...] = ("push", "lift")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What to do; `zone` is None exactly for "lift".
+
+    Raises:
+        ValueError: an unknown word, or a zone that the verb does not take.
+    """
+
+    verb: Verb
+    block: str
+    zone: str | None = None
+
+    def __post_init__(self) -> None:
+        for role, word, valid in (("verb", self.verb, VERBS), ("block", self.block, BLOCKS)):
+            if word not in valid:
+                raise ValueError(f"unknown {role} {word!r}; valid: {', '.join(valid)}")
+        zones = ZONES if self.verb == "push" else (None,)
+        if self.zone not in zones:
+            raise ValueError(f"{self.verb!r} takes a zone out of {zones}, not {self.zone!r}")
+
+
+INSTRUCTIONS: tuple[Instruction, ...] = (
+    *(Instruction("push", block, zone) for block in BLOCKS for zone in ZONES),
+    *(Instruction("lift", block) for block in BLOCKS),
+)
+
+
+def _axes(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{axis}" for name in names for axis in "xyz")
+
+
+class Tabletop(Task):
+    """Push the named block to the named zone, or lift the named block.
+
+    `Episode.goal` is float64 [6]: the target's x, y, z (the zone's centre at a block's height, or
+    the point `lift_m` above where the named block began), then the indices of the verb in `VERBS`,
+    of the block in `BLOCKS` and of the zone in `ZONES` (-1 for "lift").
+
+    Attributes:
+        push_distance_m: a pushed block's centre counts as in the zone within this distance (xy).
+        rest_tolerance_m: and rests on the table if its height differs less than this from rest.
+        lifted_m: a block counts as lifted from this height above rest.
+        lift_m: the height above rest to which "target" and the expert ask for it.
+        home_m: where the gripper begins: behind the blocks, seen from the far side of the table.
+    """
+
+    name = "Tabletop"
+    # Held-out paraphrases are new combinations of words that training templates contain.
+    templates: ClassVar[dict[Phrasing, tuple[str, ...]]] = {
+        "train": (
+            "push the {object} to the {zone}",
+            "push the {object} into the {zone}",
+            "shove the {object} to the {zone}",
+            "move the {object} onto the {zone} by pushing it",
+            "use the gripper to push the {object} onto the {zone}",
+            "bring the {object} to the {zone} with a push",
+            "lift the {object}",
+            "pick up the {object}",
+            "grasp the {object} and raise it",
+            "raise the {object} off the table",
+            "use the gripper to lift the {object} up",
+            "take the {object} and hold it in the air",
+        ),
+        "heldout": (
+            "shove the {object} onto the {zone}",
+            "with the gripper push the {object} into the {zone}",
+            "bring the {object} into the {zone} by pushing it",
+            "lift the {object} off the table",
+            "grasp the {object} and hold it up",
+            "with the gripper raise the {object} in the air",
+        ),
+    }
+    push_distance_m: ClassVar[float] = 0.05
+    rest_tolerance_m: ClassVar[float] = 0.01
+    lifted_m: ClassVar[float] = 0.05
+    lift_m: ClassVar[float] = 0.1
+    home_m: ClassVar[tuple[float, float, float]] = (1.11, 0.75, 0.5)
+
+    def __init__(self, image_size: int = 96, scene: SceneConfig | None = None):
+        self.spec = fetch_robot_spec(image_size)
+        self.scene = scene or SceneConfig()
+        self.model = build_spec().compile()
+        self.arm = FetchArm(self.model, block_gripper=False)
+        self._block_bodies = [self.model.body(name).id for name in BLOCKS]
+        joints = [self.model.joint(f"{name}:joint") for name in BLOCKS]
+        self._block_qpos = [int(joint.qposadr[0]) for joint in joints]
+        self._block_dofs = [int(joint.dofadr[0]) for joint in joints]
+        self._zone_mocaps = [int(self.model.body(name).mocapid[0]) for name in ZONES]
+        words = (*VERBS, *BLOCKS, *ZONES)
+        self.privileged_names = (
+            *_axes("gripper", "gripper_velocity"),
+            *("finger_right", "finger_left"),
+            *_axes(*BLOCKS, *(f"{name}_velocity" for name in BLOCKS), *ZONES),
+            *_axes("object", "target", "object_from_gripper", "target_from_object"),
+            *(f"says_{word}" for word in words),
+        )
+        self._initial = self._settle()
+
+    def _settle(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """Time, positions and velocities with the arm at rest at `home_m`."""
+        data = mujoco.MjData(self.model)
+        base = {"robot0:slide0": 0.405, "robot0:slide1": 0.48, "robot0:slide2": 0.0}
+        for joint, value in base.items():
+            data.joint(joint).qpos[0] = value
+        self.arm.settle(data, extra_height_m=0.0)
+        for _ in range(80):
+            error = np.subtract(self.home_m, self.arm.grip_position(data))
+            self.arm.step(data, np.append(10.0 * error, -1.0))
+        return 0.0, data.qpos.copy(), np.zeros(self.model.nv)
+
+    def make_data(self) -> mujoco.MjData:
+        """New data with the arm at home and the blocks in a row."""
+        data = mujoco.MjData(self.model)
+        self._restore(data)
+        mujoco.mj_forward(self.model, data)
+        return data
+
+    def _restore(self, data: mujoco.MjData) -> None:
+        mujoco.mj_resetData(self.model, data)
+        data.time, data.qpos[:], data.qvel[:] = self._initial
+
+    def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
+        """The scene of the seed with the instruction of the seed, all twelve equally often."""
+        index = np.random.default_rng([seed, 1]).integers(len(INSTRUCTIONS))
+        return self.reset_with(data, seed, INSTRUCTIONS[index], phrasing)
+
+    def reset_with(
+        self,
+        data: mujoco.MjData,
+        seed: int,
+        instruction: Instruction,
+        phrasing: Phrasing = "train",
+    ) -> Episode:
+        """The scene of the seed with an instruction of the caller's choice."""
+        scene = sample_scene(self.scene, seed)
+        self._restore(data)
+        for address, (x, y) in zip(self._block_qpos, scene.blocks, strict=True):
+            data.qpos[address : address + 7] = (x, y, REST_HEIGHT_M, 1.0, 0.0, 0.0, 0.0)
+        data.mocap_pos[self._zone_mocaps, :2] = scene.zones
+        mujoco.mj_forward(self.model, data)
+        templates = [
+            t for t in self.templates[phrasing] if ("{zone}" in t) == (instruction.verb == "push")
+        ]
+        template = templates[np.random.default_rng([seed, 2]).integers(len(templates))]
+        labels = {"verb": instruction.verb, "object": instruction.block}
+        if instruction.zone is not None:
+            labels["zone"] = instruction.zone
+        return Episode(
+            seed=seed,
+            instruction=template.format(**labels),
+            goal=self._goal(data, instruction),
+            labels=labels,
+        )
+
+    def _goal(self, data: mujoco.MjData, instruction: Instruction) -> np.ndarray:
+        block = BLOCKS.index(instruction.block)
+        if instruction.zone is None:
+            zone = -1
+            x, y, _ = data.xpos[self._block_bodies[block]]
+            target = (x, y, REST_HEIGHT_M + self.lift_m)
+        else:
+            zone = ZONES.index(instruction.zone)
+            x, y, _ = data.mocap_pos[self._zone_mocaps[zone]]
+            target = (x, y, REST_HEIGHT_M)
+        return np.array([*target, VERBS.index(instruction.verb), block, zone])
+
+    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
+        """One control step of 0.04 s."""
+        self.arm.step(data, action)
+        episode.steps += 1
+
+    def object_position(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Centre of the named block, float64 [3], world, metres (a view)."""
+        return data.xpos[self._block_bodies[int(episode.goal[4])]]
+
+    def is_success(self, data: mujoco.MjData, episode: Episode) -> bool:
+        """The named block rests in the named zone, or is up in the air."""
+        block = self.object_position(data, episode)
+        above = block[2] - REST_HEIGHT_M
+        if episode.labels["verb"] == "lift":
+            return bool(above >= self.lifted_m)
+        away = math.dist(block[:2], episode.goal[:2])
+        return bool(away < self.push_distance_m and abs(above) < self.rest_tolerance_m)
+
+    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
+        """Distance of the named block to its target, plus a fifth of the gripper's to the block."""
+        block, target = self.object_position(data, episode), episode.goal[:3]
+        lifting = episode.labels["verb"] == "lift"
+        distance = max(0.0, target[2] - block[2]) if lifting else math.dist(block, target)
+        if distance < 0.02:
+            return distance
+        gap = math.dist(self.arm.grip_position(data), block)
+        return distance + 0.2 * max(0.0, gap - (0.0 if lifting else 0.04))
+
+    def proprio(self, data: mujoco.MjData) -> np.ndarray:
+        """Gripper position and finger openings."""
+        return self.arm.proprio(data)
+
+    def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Positions in metres, velocities in m/s, world frame; then the instruction's words."""
+        grip, target = self.arm.grip_position(data), episode.goal[:3]
+        block = self.object_position(data, episode)
+        velocity = np.empty(6)
+        mujoco.mj_objectVelocity(
+            self.model, data, mujoco.mjtObj.mjOBJ_SITE, self.arm.grip_site, velocity, 0
+        )
+        parts = [grip, velocity[3:], self.arm.fingers(data)]
+        parts += [data.xpos[body] for body in self._block_bodies]
+        parts += [data.qvel[dof : dof + 3] for dof in self._block_dofs]
+        parts += [data.mocap_pos[mocap] for mocap in self._zone_mocaps]
+        parts += [block, target, block - grip, target - block]
+        said = episode.labels.values()
+        parts += [np.array([word in said for word in (*VERBS, *BLOCKS, *ZONES)])]
+        return np.concatenate(parts).astype(np.float32)
+
+    def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
+        """Every block and zone by its phrase, besides gripper, object and target."""
+        named = {name: data.body(name).xpos.copy() for name in BLOCKS}
+        named |= {
+            name: data.mocap_pos[mocap].copy()
+            for name, mocap in zip(ZONES, self._zone_mocaps, strict=True)
+        }
+        named["gripper"] = self.arm.grip_position(data).copy()
+        named["object"] = self.object_position(data, episode).copy()
+        named["target"] = episode.goal[:3].copy()
+        return named
+
+    def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
+        """Nothing to show: only the words tell what to do; blocks and zones are in `data`."""
+
+    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """A straight push with closed fingers, or a grasp from above."""
+        grip, block = self.arm.grip_position(data), self.object_position(data, episode)
+        if episode.labels["verb"] == "push":
+            return tabletop_expert.push(grip, block, episode.goal[:3])
+        return tabletop_expert.lift(grip, self.arm.fingers(data), block, episode.goal[:3])
+
+
+TASKS: tuple[type[Task], ...] = (Tabletop,)
