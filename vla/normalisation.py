@@ -1,0 +1,193 @@
+"""Statistics of demonstrations, and the affine map between physical and normalised vectors.
+
+The map never clips, so that it has an exact inverse, and never passes values through in silence:
+what it needs and does not get is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla.contract import ContractMismatchError, VectorSpec
+
+Normalisation = Literal["limits", "min_max", "quantile", "mean_std"]
+NORMALISATIONS: tuple[Normalisation, ...] = ("limits", "min_max", "quantile", "mean_std")
+
+
+@dataclass(frozen=True)
+class VectorStatistics:
+    """What the data say about one vector, one number per dimension, in physical units.
+
+    Raises:
+        ValueError: lengths differ, a number is not finite, or an order is broken.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if len({len(value) for value in values.values()}) != 1:
+            raise ValueError(f"statistics need one equal length: {values}")
+        for name, value in values.items():
+            if not all(math.isfinite(number) for number in value):
+                raise ValueError(f"statistics have {name} that is not finite: {value}")
+        for low, high in (("min", "max"), ("q01", "q99")):
+            if any(a > b for a, b in zip(values[low], values[high], strict=True)):
+                raise ValueError(f"statistics have {low} above {high}: {values}")
+        if any(number < 0 for number in self.std):
+            raise ValueError(f"statistics have a negative std: {self.std}")
+
+    @classmethod
+    def measure(cls, values: np.ndarray) -> VectorStatistics:
+        """Statistics of finite rows [n, d]; n >= 1; std is that of the population."""
+        rows = np.asarray(values, dtype=np.float64)
+        if rows.ndim != 2 or len(rows) == 0:
+            raise ValueError(f"statistics need rows [n, d] with n >= 1, got shape {rows.shape}")
+        q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0)
+        measured = (rows.mean(0), rows.std(0), rows.min(0), rows.max(0), q01, q99)
+        return cls(*(tuple(column.tolist()) for column in measured))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> VectorStatistics:
+        """Rebuild from `asdict`, also after JSON.
+
+        Raises:
+            ValueError: a statistic is missing.
+        """
+        if missing := [field.name for field in fields(cls) if field.name not in data]:
+            raise ValueError(f"statistics lack {missing}; they have {sorted(data)}")
+        return cls(**{field.name: tuple(data[field.name]) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the demonstrations say about actions and proprioception."""
+
+    action: VectorStatistics
+    proprio: VectorStatistics
+
+    @classmethod
+    def measure(cls, actions: np.ndarray, proprio: np.ndarray) -> Statistics:
+        """Statistics of action rows [n, a] and proprioception rows [m, p]."""
+        return cls(VectorStatistics.measure(actions), VectorStatistics.measure(proprio))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` is its exact inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Statistics:
+        """Rebuild from `to_dict`, also after JSON.
+
+        Raises:
+            ValueError: a statistic is missing or not valid.
+        """
+        if missing := [name for name in ("action", "proprio") if name not in data]:
+            raise ValueError(f"statistics lack {missing}; they have {sorted(data)}")
+        return cls(*(VectorStatistics.from_dict(data[name]) for name in ("action", "proprio")))
+
+
+class AffineNormaliser:
+    """`encode(x) = (x - offset) / scale` per dimension, and its inverse, in float32.
+
+    Args:
+        label: what the vector is, for messages.
+        spec: names and limits of the vector.
+        statistics: of the vector; None where the normalisation needs none.
+        normalisation: where offset and scale come from.
+
+    Raises:
+        ValueError: statistics are missing, or limits are infinite.
+        ContractMismatchError: the statistics have another number of dimensions.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        spec: VectorSpec,
+        statistics: VectorStatistics | None,
+        normalisation: Normalisation,
+    ) -> None:
+        self.label = label
+        self.names = spec.names
+        first, second = _anchors(label, spec, statistics, normalisation)
+        if normalisation == "mean_std":
+            offset, scale = first, second
+        else:
+            offset, scale = (first + second) / 2, (second - first) / 2
+        # Without variance there is nothing to scale by; 1 keeps the inverse exact.
+        flat = scale <= np.maximum(1e-8, 1e-6 * np.abs(offset))
+        self.offset = torch.tensor(offset, dtype=torch.float32)
+        self.scale = torch.tensor(np.where(flat, 1.0, scale), dtype=torch.float32)
+
+    def encode(self, physical: Tensor | np.ndarray) -> Tensor:
+        """Physical [..., dim] to normalised float32.
+
+        Raises:
+            ContractMismatchError: wrong shape, or a dimension that is not finite.
+        """
+        values = torch.as_tensor(physical).float()
+        self._require_shape(values)
+        finite = torch.isfinite(values)
+        if not finite.all():
+            by_name = zip(self.names, finite.flatten(0, -2).all(0).tolist(), strict=True)
+            raise ContractMismatchError(
+                f"{self.label} is not finite in {[name for name, good in by_name if not good]}"
+            )
+        return (values - self.offset.to(values.device)) / self.scale.to(values.device)
+
+    def decode(self, normalised: Tensor) -> Tensor:
+        """Exact inverse of `encode`, up to float32 rounding."""
+        self._require_shape(normalised)
+        device = normalised.device
+        return normalised.float() * self.scale.to(device) + self.offset.to(device)
+
+    def _require_shape(self, values: Tensor) -> None:
+        if values.ndim < 2 or values.shape[-1] != len(self.names):
+            raise ContractMismatchError(
+                f"{self.label} has shape {tuple(values.shape)}, "
+                f"contract says [..., {len(self.names)}]: {list(self.names)}"
+            )
+
+
+def _anchors(
+    label: str,
+    spec: VectorSpec,
+    statistics: VectorStatistics | None,
+    normalisation: Normalisation,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high, or mean and standard deviation; float64 [dim] each."""
+    if normalisation == "limits":
+        low, high = np.array(spec.low), np.array(spec.high)
+        endless = ~np.isfinite(high - low)
+        if endless.any():
+            bad = [name for name, flag in zip(spec.names, endless, strict=True) if flag]
+            raise ValueError(
+                f"{label} has no finite limits in {bad}: normalise it by 'quantile', 'min_max' or "
+                "'mean_std'"
+            )
+        return low, high
+    if statistics is None:
+        raise ValueError(
+            f"{label} is to be normalised by {normalisation!r}, which needs statistics: measure "
+            "them with Statistics.measure, or choose 'limits'"
+        )
+    if len(statistics.mean) != spec.dim:
+        raise ContractMismatchError(
+            f"statistics of {label} have {len(statistics.mean)} dimensions, contract says "
+            f"{spec.dim}: {list(spec.names)}"
+        )
+    pairs = {"min_max": ("min", "max"), "quantile": ("q01", "q99"), "mean_std": ("mean", "std")}
+    first, second = pairs[normalisation]
+    return np.array(getattr(statistics, first)), np.array(getattr(statistics, second))
