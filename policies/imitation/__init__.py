@@ -1,0 +1,1 @@
+"""Learning from demonstrations: their data set, cloning and its relatives."""

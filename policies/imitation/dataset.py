@@ -1,0 +1,220 @@
+"""Demonstrations for training: LeRobotDataset v3 folders, decoded once, in batches of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.imitation.frame_cache import Frames, open_frames
+from vla.contract import ObservationBatch, RobotSpec
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass
+class DemoBatch:
+    """`b` moments of demonstrations and the expert's next `k` actions.
+
+    Attributes:
+        images: uint8 [b, camera, h, w, 3], cameras in the contract's order.
+        proprio: float32 [b, proprio.dim].
+        actions: float32 [b, k, action.dim]; beyond the episode's end its last action is repeated.
+        is_pad: bool [b, k], True where that happened.
+        instructions: `b` strings.
+        privileged: float32 [b, privileged], simulator state for critics, never for actors.
+        time_s: float32 [b], since the episode began.
+    """
+
+    images: Tensor
+    proprio: Tensor
+    actions: Tensor
+    is_pad: Tensor
+    instructions: list[str]
+    privileged: Tensor
+    time_s: Tensor
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def observation(self, spec: RobotSpec) -> ObservationBatch:
+        """What an actor may see of it; shares memory."""
+        cameras = enumerate(camera.name for camera in spec.cameras)
+        return ObservationBatch(
+            images={name: self.images[:, index] for index, name in cameras},
+            proprio=self.proprio,
+            instructions=self.instructions,
+            time_s=self.time_s,
+        )
+
+
+class DemoDataset:
+    """One or several recorded folders as one source of training batches.
+
+    Whole episodes are set aside, the same ones for the same `seed` and folders.
+
+    Attributes:
+        spec: the contract that all folders share.
+        chunk: actions a sample.
+        privileged_names: one name per privileged dimension; those that a folder lacks are 0 there.
+
+    Raises:
+        FileNotFoundError: no data set there, or one without a contract.
+        ContractMismatchError: the folders' contracts differ.
+        ValueError: a data set that is damaged or was interrupted, or a share out of range.
+    """
+
+    def __init__(
+        self,
+        roots: Path | str | Sequence[Path | str],
+        chunk: int,
+        heldout_fraction: float = 0.1,
+        seed: int = 0,
+    ):
+        folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]
+        if chunk < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
+            raise ValueError(
+                f"need a folder, chunk >= 1 and 0 <= heldout_fraction < 1, got {folders}, "
+                f"{chunk}, {heldout_fraction}"
+            )
+        parts = [open_frames(folder) for folder in folders]
+        self.spec = parts[0].spec
+        for folder, part in zip(folders[1:], parts[1:], strict=True):
+            self.spec.require_match(part.spec, f"data set {folders[0]}", f"data set {folder}")
+        self.chunk = chunk
+        self._images = [part.images for part in parts]
+        self._starts = np.cumsum([0] + [len(part) for part in parts])  # [folders + 1]
+        self._proprio = np.concatenate([part.proprio for part in parts])
+        self._actions = np.concatenate([part.action for part in parts])
+        self.privileged_names = tuple(
+            dict.fromkeys(name for part in parts for name in part.privileged_names)
+        )
+        self._privileged = np.concatenate([self._align_privileged(part) for part in parts])
+        self._instructions = [text for part in parts for text in part.instructions]
+        self._episode = _number_episodes(parts)
+        self._set_bounds(heldout_fraction, seed, parts)
+
+    def _align_privileged(self, part: Frames) -> np.ndarray:
+        aligned = np.zeros((len(part), len(self.privileged_names)), np.float32)
+        aligned[:, [self.privileged_names.index(n) for n in part.privileged_names]] = (
+            part.privileged
+        )
+        return aligned
+
+    def _set_bounds(self, heldout_fraction: float, seed: int, parts: Sequence[Frames]) -> None:
+        _, first, lengths = np.unique(self._episode, return_index=True, return_counts=True)
+        self._begin = first[self._episode]
+        self._end = (first + lengths)[self._episode]
+        rng = np.random.default_rng(seed)
+        heldout: list[int] = []
+        offset = 0
+        for part in parts:  # folder by folder, so that each task is held out in proportion
+            count = len(np.unique(part.episode))
+            chosen = rng.permutation(count)[: round(heldout_fraction * count)]
+            heldout += (offset + chosen).tolist()
+            offset += count
+        is_heldout = np.isin(self._episode, heldout)
+        self._rows = {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
+
+    def __len__(self) -> int:
+        return len(self._episode)
+
+    def rows(self, split: Split = "train") -> np.ndarray:
+        """Frame numbers of a split, int64, ascending; `batch` takes them."""
+        return self._rows[split]
+
+    def episodes(self, split: Split = "train") -> list[np.ndarray]:
+        """Frame numbers of each whole episode of a split."""
+        rows = self._rows[split]
+        return np.split(rows, np.flatnonzero(np.diff(self._episode[rows])) + 1) if len(rows) else []
+
+    def batch(self, rows: np.ndarray) -> DemoBatch:
+        """The samples that begin at these frames (int64 [b])."""
+        future = rows[:, None] + np.arange(self.chunk)  # [b, k]
+        last = self._end[rows, None] - 1
+        return DemoBatch(
+            images=torch.from_numpy(self._gather_images(rows)),
+            proprio=torch.from_numpy(self._proprio[rows]),
+            actions=torch.from_numpy(self._actions[np.minimum(future, last)]),
+            is_pad=torch.from_numpy(future > last),
+            instructions=[self._instructions[row] for row in rows],
+            privileged=torch.from_numpy(self._privileged[rows]),
+            time_s=torch.from_numpy(
+                ((rows - self._begin[rows]) / self.spec.control_rate_hz).astype(np.float32)
+            ),
+        )
+
+    def sample(
+        self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
+    ) -> DemoBatch:
+        """`size` frames drawn uniformly with replacement.
+
+        The generator's state alone decides what comes, so a checkpoint that holds it resumes
+        exactly.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        rows = self._rows[split]
+        if not len(rows):
+            raise ValueError(f"the {split} split is empty; record more or change heldout_fraction")
+        if isinstance(generator, np.random.Generator):
+            drawn = generator.integers(len(rows), size=size)
+        else:
+            drawn = torch.randint(len(rows), (size,), generator=generator).numpy()
+        return self.batch(rows[drawn])
+
+    def batches(self, size: int, split: Split = "heldout") -> Iterator[DemoBatch]:
+        """Every frame of a split once, in order; the last batch may be smaller."""
+        rows = self._rows[split]
+        for start in range(0, len(rows), size):
+            yield self.batch(rows[start : start + size])
+
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Over the training episodes: "action" and "proprio" → mean, std, min, max, q01, q99.
+
+        Each is float32 [dim], in the contract's units.
+        """
+        rows = self._rows["train"]
+        return {
+            "action": _summarise(self._actions[rows]),
+            "proprio": _summarise(self._proprio[rows]),
+        }
+
+    def _gather_images(self, rows: np.ndarray) -> np.ndarray:
+        if len(self._images) == 1:
+            return self._images[0][rows]
+        out = np.empty((len(rows), *self._images[0].shape[1:]), np.uint8)
+        source = np.searchsorted(self._starts, rows, side="right") - 1
+        for index, images in enumerate(self._images):
+            mine = source == index
+            out[mine] = images[rows[mine] - self._starts[index]]
+        return out
+
+
+def _number_episodes(parts: Sequence[Frames]) -> np.ndarray:
+    """Episodes counted through all folders, int64 [frames]."""
+    numbered, offset = [], 0
+    for part in parts:
+        _, numbers = np.unique(part.episode, return_inverse=True)
+        numbered.append(numbers + offset)
+        offset += int(numbers.max()) + 1
+    return np.concatenate(numbered)
+
+
+def _summarise(values: np.ndarray) -> dict[str, np.ndarray]:
+    exact = values.astype(np.float64)
+    summary = {
+        "mean": exact.mean(axis=0),
+        "std": exact.std(axis=0),
+        "min": exact.min(axis=0),
+        "max": exact.max(axis=0),
+        "q01": np.quantile(exact, 0.01, axis=0),
+        "q99": np.quantile(exact, 0.99, axis=0),
+    }
+    return {name: value.astype(np.float32) for name, value in summary.items()}

@@ -1,0 +1,197 @@
+"""A LeRobotDataset v3 folder, decoded once into memory-mapped arrays beside it.
+
+Decoding pictures for every batch costs far more than a small policy's update; decoded, they cost a
+copy. The cache holds derived data only and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.progress import track
+
+from vla.contract import RobotSpec
+
+_COLUMNS = {
+    "proprio": "observation.state",
+    "action": "action",
+    "privileged": "privileged.state",
+}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """All frames of one data set, in its order.
+
+    Attributes:
+        spec: the contract it was recorded under.
+        privileged_names: one name per privileged dimension.
+        images: uint8 [frames, camera, h, w, 3], on disk.
+        proprio: float32 [frames, proprio.dim].
+        action: float32 [frames, action.dim].
+        privileged: float32 [frames, privileged].
+        episode: int64 [frames], ascending.
+        instructions: one string a frame.
+    """
+
+    spec: RobotSpec
+    privileged_names: tuple[str, ...]
+    images: np.ndarray
+    proprio: np.ndarray
+    action: np.ndarray
+    privileged: np.ndarray
+    episode: np.ndarray
+    instructions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.episode)
+
+
+def open_frames(root: Path) -> Frames:
+    """Open a data set through its cache; build the cache when there is none for its present state.
+
+    Raises:
+        FileNotFoundError: no data set, or no contract in it.
+        ValueError: the folder's parts contradict each other.
+        OSError: no room or no right to write the cache.
+    """
+    spec = _read_contract(root)
+    cache = root / ".cache" / _fingerprint(root)
+    if not cache.is_dir():
+        with _building(root, cache) as unfinished:
+            if unfinished is not None:
+                _build(root, spec, unfinished)
+    manifest = json.loads((cache / "manifest.json").read_text())
+    arrays = {name: np.load(cache / f"{name}.npy") for name in (*_COLUMNS, "episode", "task")}
+    return Frames(
+        spec=spec,
+        privileged_names=tuple(manifest["privileged_names"]),
+        images=np.load(cache / "images.npy", mmap_mode="r"),
+        instructions=[manifest["instructions"][index] for index in arrays.pop("task")],
+        **arrays,
+    )
+
+
+def _read_contract(root: Path) -> RobotSpec:
+    if not (root / "meta" / "info.json").exists():
+        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
+        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
+        raise FileNotFoundError(
+            f"no data set in {root}; {nearby}. "
+            f"Record it: vla collect --task {root.name} --root {root}"
+        )
+    contract = root / "meta" / "contract.json"
+    if not contract.exists():
+        raise FileNotFoundError(
+            f"data set {root} has no meta/contract.json, so nothing says what its numbers mean. "
+            "Record it with `vla collect`, or write RobotSpec.to_dict() of its robot there as JSON"
+        )
+    return RobotSpec.from_dict(json.loads(contract.read_text()))
+
+
+def _fingerprint(root: Path) -> str:
+    """Changes whenever a file of the data set is added, replaced or rewritten."""
+    digest = hashlib.sha256(b"frame cache 1")  # raise the number when the layout changes
+    for part in ("data", "meta"):
+        for path in sorted((root / part).rglob("*")):
+            if path.is_file():
+                stat = path.stat()
+                line = f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n"
+                digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _building(root: Path, cache: Path) -> Iterator[Path | None]:
+    """A folder to fill, which becomes the cache at once; None when another process has built it."""
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        with (cache.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if cache.is_dir():
+                yield None
+                return
+            # The lock is ours, so whatever else lies here is unfinished or of an older state.
+            for stale in cache.parent.iterdir():
+                if stale.is_dir():
+                    shutil.rmtree(stale)
+            unfinished = cache.with_suffix(".tmp")
+            unfinished.mkdir()
+            try:
+                yield unfinished
+                unfinished.rename(cache)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot decode {root} into {cache.parent}: {error.strerror or error}. "
+            "Free space, or copy the data set to a folder that may be written",
+        ) from error
+
+
+def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
+    info = json.loads((root / "meta" / "info.json").read_text())
+    sizes = {(camera.height, camera.width) for camera in spec.cameras}
+    if len(sizes) != 1:
+        raise ValueError(f"{root}: cameras of different sizes {sizes} cannot share one array")
+    shape = (info["total_frames"], len(spec.cameras), *sizes.pop(), 3)
+    free = shutil.disk_usage(folder).free
+    if free < np.prod(shape):
+        raise OSError(
+            errno.ENOSPC, f"needs {np.prod(shape) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        )
+    table = _read_table(root, info["total_frames"])
+    arrays = {name: _matrix(table[column]) for name, column in _COLUMNS.items()}
+    arrays |= {name: table[f"{name}_index"].to_numpy() for name in ("episode", "task")}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    for index, camera in enumerate(spec.cameras):
+        column = table[f"observation.images.{camera.name}"]
+        for row in track(range(len(column)), f"decoding {root.name} {camera.name}", transient=True):
+            encoded = column[row]["bytes"].as_buffer()
+            images[row, index] = np.asarray(Image.open(io.BytesIO(encoded)))
+    images.flush()
+    tasks = pq.read_table(root / "meta" / "tasks.parquet").sort_by("task_index")
+    manifest = {
+        "shape": shape,
+        "privileged_names": info["features"][_COLUMNS["privileged"]]["names"],
+        "instructions": tasks["task"].to_pylist(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _read_table(root: Path, frames: int) -> pa.Table:
+    files = sorted((root / "data").rglob("*.parquet"))
+    try:
+        table = pa.concat_tables([pq.read_table(file) for file in files])
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"data set {root} holds a damaged file: {error}. Delete the folder and record it again"
+        ) from error
+    if not np.array_equal(table["index"].to_numpy(), np.arange(frames)):
+        raise ValueError(
+            f"data set {root} lists {frames} frames but holds {len(table)}: it was interrupted. "
+            "Run the same `vla collect` again, which mends it"
+        )
+    return table
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    values: Any = column.combine_chunks()
+    return values.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)

@@ -1,0 +1,259 @@
+"""The folder that a recording fills: LeRobot's files, a journal, and what is not yet written."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.tasks.base import Task
+from vla.contract import RobotSpec
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+EpisodeKey = tuple[str, int]
+"""Task name and seed."""
+
+
+class RecordingStore:
+    """Outcomes of episodes, and the one writer of the data set.
+
+    Attributes:
+        episodes: what the data set holds, in its order.
+        failed: episodes that were played and dropped.
+        succeeded: episodes that were played and kept, written or still in the spool.
+        frames: frames in the data set.
+        spool: where workers leave finished episodes.
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, object], tasks: Sequence[Task]):
+        self._root = root
+        self._settings = dict(settings)
+        self._spec = tasks[0].spec
+        self._privileged_names = list(tasks[0].privileged_names)
+        self._work = root / ".recording"
+        self.spool = self._work / "spool"
+        self.episodes: list[EpisodeKey] = []
+        self.failed: set[EpisodeKey] = set()
+        self.succeeded: set[EpisodeKey] = set()
+        self.frames = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, root: Path, settings: Mapping[str, object], tasks: Sequence[Task]
+    ) -> Iterator[RecordingStore]:
+        """Create or reopen a recording, for this process alone.
+
+        Raises:
+            ValueError: `root` holds something else, other settings or another contract, or the
+                tasks do not fit into one data set.
+            BlockingIOError: another process records there.
+        """
+        _require_one_contract(tasks)
+        if root.is_dir() and any(root.iterdir()) and not (root / ".recording").is_dir():
+            raise ValueError(
+                f"{root} exists and is no recording of ours; choose another --root or move it away"
+            )
+        store = cls(root, settings, tasks)
+        store.spool.mkdir(parents=True, exist_ok=True)
+        with (store._work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(error.errno, "another process records there") from error
+            store._recover()
+            yield store
+
+    def note(self, key: EpisodeKey, succeeded: bool) -> None:
+        """Register an episode that a worker has left in the spool."""
+        (self.succeeded if succeeded else self.failed).add(key)
+
+    def write(self, keys: Sequence[EpisodeKey]) -> None:
+        """Append spooled episodes to the data set; it is readable before and after."""
+        if not keys:
+            return
+        staging, ready = self._work / "staging", self._work / "ready"
+        shutil.rmtree(staging, ignore_errors=True)
+        writer = self._writer(staging)
+        for key in keys:
+            with np.load(self._spooled(key), allow_pickle=False) as arrays:
+                _add_episode(writer, dict(arrays))
+        writer.finalize()
+        journal = {
+            "settings": self._settings,
+            "privileged_names": self._privileged_names,
+            "episodes": [*self.episodes, *keys],
+            "failed": sorted(self.failed),
+        }
+        (staging / "meta" / "recording.json").write_text(json.dumps(journal, indent=1))
+        contract = json.dumps(self._spec.to_dict(), indent=1)
+        (staging / "meta" / "contract.json").write_text(contract)
+        staging.rename(ready)  # from here on the group counts, whatever happens
+        self._publish(ready)
+        self._read_journal()
+        self._clean_spool()  # also the failures' marks: the journal has all that were noted
+
+    def _recover(self) -> None:
+        """Finish or undo what an earlier process left half done, then load the outcomes."""
+        shutil.rmtree(self._work / "staging", ignore_errors=True)
+        if (ready := self._work / "ready").is_dir():
+            self._publish(ready)
+        settings = self._work / "settings.json"
+        if settings.exists():
+            self._require_equal_settings(json.loads(settings.read_text()))
+        else:
+            _write_atomically(settings, json.dumps(self._stamp(), indent=1))
+        self._read_journal()
+        self._clean_spool()
+        for path in self.spool.iterdir():
+            name, _, seed = path.stem.rpartition("-")
+            self.note((name, int(seed)), succeeded=path.suffix == ".npz")
+
+    def _stamp(self) -> dict[str, Any]:
+        stamp = {
+            "settings": self._settings,
+            "contract": self._spec.to_dict(),
+            "privileged_names": self._privileged_names,
+        }
+        return json.loads(json.dumps(stamp))  # tuples become lists, as they do in the file
+
+    def _require_equal_settings(self, recorded: dict[str, Any]) -> None:
+        ours = self._stamp()
+        differences = [
+            f"{key}: {recorded['settings'].get(key)} recorded, {value} asked for"
+            for key, value in ours["settings"].items()
+            if recorded["settings"].get(key) != value
+        ]
+        differences += RobotSpec.from_dict(recorded["contract"]).differences(self._spec)
+        if recorded["privileged_names"] != ours["privileged_names"]:
+            differences.append("privileged state has other dimensions")
+        if differences:
+            listed = "\n  ".join(differences)
+            raise ValueError(
+                f"{self._root} was recorded with other settings:\n  {listed}\n"
+                "Use the recorded ones to continue it, or choose another --root"
+            )
+
+    def _read_journal(self) -> None:
+        meta = self._root / "meta"
+        if not (meta / "recording.json").exists():
+            return
+        journal = json.loads((meta / "recording.json").read_text())
+        self.episodes = [(name, seed) for name, seed in journal["episodes"]]
+        self.failed |= {(name, seed) for name, seed in journal["failed"]}
+        self.succeeded |= set(self.episodes)
+        self.frames = json.loads((meta / "info.json").read_text())["total_frames"]
+
+    def _clean_spool(self) -> None:
+        written = {self._spooled(key) for key in self.episodes}
+        written |= {self._spooled(key, ".failed") for key in self.failed}
+        for path in self.spool.iterdir():
+            if path in written or path.suffix == ".tmp":
+                path.unlink()
+
+    def _spooled(self, key: EpisodeKey, suffix: str = ".npz") -> Path:
+        return self.spool / f"{key[0]}-{key[1]}{suffix}"
+
+    def _writer(self, staging: Path) -> LeRobotDataset:
+        # Imported late: it takes seconds, which a refusal should not cost.
+        import datasets
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        logging.getLogger("lerobot").setLevel(logging.WARNING)
+        datasets.disable_progress_bars()
+        repo_id = f"local/{self._root.name}"
+        if not (self._root / "meta" / "info.json").exists():
+            return LeRobotDataset.create(
+                repo_id,
+                round(self._spec.control_rate_hz),
+                _features(self._spec, self._privileged_names),
+                root=staging,
+                robot_type=self._spec.robot,
+                use_videos=False,
+                video_backend="pyav",
+            )
+        # The writer reads the metadata only, and always begins new files.
+        shutil.copytree(self._root / "meta", staging / "meta")
+        return LeRobotDataset.resume(repo_id, root=staging, video_backend="pyav")
+
+    def _publish(self, ready: Path) -> None:
+        """Move a complete group in; may be repeated after an interruption."""
+        files = [path for part in ("data", "meta") for path in (ready / part).rglob("*.*")]
+        # info.json last: it is what makes LeRobot see the new episodes
+        for path in sorted(files, key=lambda path: (path.name == "info.json", path)):
+            target = self._root / path.relative_to(ready)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        shutil.rmtree(ready)
+
+
+def _require_one_contract(tasks: Sequence[Task]) -> None:
+    first, *others = tasks
+    for task in others:
+        first.spec.require_match(task.spec, f"task {first.name}", f"task {task.name}")
+        if task.privileged_names != first.privileged_names:
+            raise ValueError(
+                f"{first.name} and {task.name} have different privileged state "
+                f"({first.privileged_names}, {task.privileged_names}); record them into separate "
+                "folders, which training can open together"
+            )
+
+
+def _features(spec: RobotSpec, privileged_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def vector(names: Sequence[str]) -> dict[str, Any]:
+        return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
+
+    # Pictures rather than video: see the measurement in `scripts/bench_data.py`.
+    images = {
+        f"observation.images.{camera.name}": {
+            "dtype": "image",
+            "shape": (camera.height, camera.width, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for camera in spec.cameras
+    }
+    # LeRobot gives a policy every `observation.*` and trains on every `action*`; the names of what
+    # neither may see begin otherwise.
+    return images | {
+        "observation.state": vector(spec.proprio.names),
+        "action": vector(spec.action.names),
+        "executed.action": vector(spec.action.names),
+        "privileged.state": vector(privileged_names),
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+    }
+
+
+def _add_episode(writer: LeRobotDataset, arrays: dict[str, np.ndarray]) -> None:
+    names = {
+        "proprio": "observation.state",
+        "action": "action",
+        "executed": "executed.action",
+        "privileged": "privileged.state",
+    }
+    names |= {
+        key: f"observation.images.{key.removeprefix('image.')}"
+        for key in arrays
+        if key.startswith("image.")
+    }
+    instruction = str(arrays["instruction"])
+    for step in range(len(arrays["action"])):
+        frame: dict[str, Any] = {name: arrays[key][step] for key, name in names.items()}
+        success = arrays["success"][step : step + 1]
+        writer.add_frame(frame | {"next.success": success, "task": instruction})
+    writer.save_episode()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
