@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -302,7 +302,7 @@ class CpuVecEnv:
             answers[worker] = value
         return list(answers.values())
 
-    def _fail(self, worker: int) -> None:
+    def _fail(self, worker: int) -> NoReturn:
         process = self._processes[worker]
         process.join(timeout=5)
         code = process.exitcode

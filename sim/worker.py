@@ -181,7 +181,7 @@ def serve(config: WorkerConfig, pipe: Connection) -> None:
         worker.close()
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass  # the parent has gone or is stopping us
-    except Exception:
+    except Exception:  # noqa: BLE001 the parent raises it again, with this traceback
         with contextlib.suppress(BrokenPipeError):
             pipe.send(("error", traceback.format_exc()))
     finally:

@@ -57,6 +57,10 @@ class Task(ABC):
     privileged_names: tuple[str, ...]
 
     @abstractmethod
+    def __init__(self, image_size: int = 96):
+        """Compile the model, with square pictures of `image_size` pixels."""
+
+    @abstractmethod
     def make_data(self) -> mujoco.MjData:
         """New data in the settled initial configuration."""
 

@@ -18,13 +18,22 @@ import numpy as np
 from sim import experts
 from sim.tasks import fetch_words
 from sim.tasks.base import Episode, Phrasing, Task
-from sim.tasks.fetch_cameras import SLIDE_VIEW, TABLE_VIEW, TALL_VIEW, CameraPlan, add_cameras
+from sim.tasks.fetch_cameras import (
+    PICK_VIEW,
+    REACH_VIEW,
+    SLIDE_VIEW,
+    TABLE_VIEW,
+    CameraPlan,
+    add_cameras,
+)
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 SUBSTEPS = 20
 CONTROL_RATE_HZ = 25.0
 POSITION_SCALE_M = 0.05
 SUCCESS_DISTANCE_M = 0.05
+OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
+"""Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small picture."""
 _DT_S = 1.0 / CONTROL_RATE_HZ
 _FINGERS = ("robot0:r_gripper_finger_joint", "robot0:l_gripper_finger_joint")
 
@@ -141,6 +150,8 @@ class FetchTask(Task):
         self.spec = fetch_robot_spec(image_size)
         mjcf = mujoco.MjSpec.from_file(str(fetch_asset(self.asset)))
         add_cameras(mjcf, self.camera_plan)
+        for material in ("block_mat", "puck_mat"):
+            mjcf.material(material).rgba = OBJECT_RGBA
         self.model = mjcf.compile()
         self.arm = FetchArm(self.model, self.block_gripper)
         self._target_site = self.model.site("target0").id
@@ -310,6 +321,7 @@ class FetchReach(FetchTask):
     block_start_m = None
     extra_height_m = 0.2
     target_in_the_air = True
+    camera_plan = REACH_VIEW
 
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Straight to the target."""
@@ -359,7 +371,7 @@ class FetchPickAndPlace(FetchTask):
     block_gripper = False
     extra_height_m = 0.2
     target_in_the_air = True
-    camera_plan = TALL_VIEW
+    camera_plan = PICK_VIEW
 
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Above the block, down, close, carry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mujoco
@@ -10,12 +11,15 @@ import numpy as np
 HIDDEN_GROUP = 4
 """Geometry group that MuJoCo does not draw by default."""
 
+_DISTANCE_M = 1.6
+"""From every fixed camera to the point in the middle of its picture."""
+
 Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class View:
-    """One fixed camera: where it stands, what it looks at (world, metres), vertical angle."""
+    """One fixed camera: where it stands, what it looks at (world, metres), full vertical angle."""
 
     position: Point
     look_at: Point
@@ -30,18 +34,41 @@ class CameraPlan:
     side: View
 
 
-TABLE_VIEW = CameraPlan(
-    front=View((2.0, 0.75, 1.0), (1.33, 0.75, 0.48), 36.0),
-    side=View((1.35, 0.0, 0.9), (1.35, 0.74, 0.48), 38.0),
-)
-TALL_VIEW = CameraPlan(
-    front=View((2.3, 0.75, 1.1), (1.34, 0.75, 0.62), 32.0),
-    side=View((1.35, -0.3, 0.9), (1.35, 0.75, 0.62), 32.0),
-)
-SLIDE_VIEW = CameraPlan(
-    front=View((2.3, 0.75, 1.3), (1.3, 0.75, 0.4), 40.0),
-    side=View((1.3, -0.1, 1.2), (1.3, 0.75, 0.4), 50.0),
-)
+def orbit(look_at: Point, half_extent_m: float, azimuth_deg: float, elevation_deg: float) -> View:
+    """A camera on a sphere around the point that it looks at.
+
+    It stands far away with a narrow angle: nearly parallel rays make a centimetre equally many
+    pixels everywhere.
+
+    Args:
+        look_at: world point in the middle of the picture, metres.
+        half_extent_m: what the picture shows to each side of that point.
+        azimuth_deg: where the camera stands, from the world's +x towards +y.
+        elevation_deg: how far above the horizon it stands.
+    """
+    azimuth, elevation = math.radians(azimuth_deg), math.radians(elevation_deg)
+    flat = math.cos(elevation) * _DISTANCE_M
+    x, y, z = look_at
+    position = (
+        x + flat * math.cos(azimuth),
+        y + flat * math.sin(azimuth),
+        z + _DISTANCE_M * math.sin(elevation),
+    )
+    return View(position, look_at, math.degrees(2 * math.atan2(half_extent_m, _DISTANCE_M)))
+
+
+def front_and_side(look_at: Point, half_extent_m: float, elevation_deg: float) -> CameraPlan:
+    """A view from ahead of the robot and one from its right, a right angle apart."""
+    return CameraPlan(
+        front=orbit(look_at, half_extent_m, 0.0, elevation_deg),
+        side=orbit(look_at, half_extent_m, -90.0, elevation_deg),
+    )
+
+
+REACH_VIEW = front_and_side((1.34, 0.75, 0.55), 0.22, 25.0)
+TABLE_VIEW = front_and_side((1.36, 0.75, 0.44), 0.21, 45.0)
+SLIDE_VIEW = front_and_side((1.30, 0.75, 0.42), 0.46, 50.0)
+PICK_VIEW = front_and_side((1.35, 0.75, 0.62), 0.30, 25.0)
 
 
 def add_cameras(spec: mujoco.MjSpec, plan: CameraPlan) -> None:
@@ -51,22 +78,22 @@ def add_cameras(spec: mujoco.MjSpec, plan: CameraPlan) -> None:
     hold most of the model's vertices, and vertices are what software rendering pays for.
     """
     for name, view in (("front", plan.front), ("side", plan.side)):
-        spec.worldbody.add_camera(
-            name=name, pos=view.position, quat=look_at_quat(view), fovy=view.fovy_deg
-        )
-    spec.body("robot0:gripper_link").add_camera(
-        name="wrist", pos=(-0.12, 0.0, 0.13), quat=_WRIST_QUAT, fovy=60.0
-    )
+        backward = np.subtract(view.position, view.look_at)
+        quat = _looking_along(backward, up=np.array([0.0, 0.0, 1.0]))
+        spec.worldbody.add_camera(name=name, pos=view.position, quat=quat, fovy=view.fovy_deg)
+    # the gripper's frame: +x points out of the fingers (down), +z away from the robot
+    eye, tips = np.array([-0.10, 0.0, 0.11]), np.array([0.04, 0.0, 0.02])
+    quat = _looking_along(eye - tips, up=np.array([-1.0, 0.0, 0.0]))
+    spec.body("robot0:gripper_link").add_camera(name="wrist", pos=eye, quat=quat, fovy=70.0)
     for body in _UNSEEN_BODIES:
         for geom in spec.body(body).geoms:
             geom.group = HIDDEN_GROUP
 
 
-def look_at_quat(view: View) -> np.ndarray:
-    """Orientation of a camera (looking along its -z, +y up) with the world's z upwards; wxyz."""
-    backward = np.subtract(view.position, view.look_at)
-    backward /= np.linalg.norm(backward)
-    right = np.cross((0.0, 0.0, 1.0), backward)
+def _looking_along(backward: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Orientation (wxyz) of a camera, which looks along its own -z, +y up, in its body's frame."""
+    backward = backward / np.linalg.norm(backward)
+    right = np.cross(up, backward)
     right /= np.linalg.norm(right)
     frame = np.stack([right, np.cross(backward, right), backward], axis=1)
     quat = np.empty(4)
@@ -74,7 +101,6 @@ def look_at_quat(view: View) -> np.ndarray:
     return quat
 
 
-_WRIST_QUAT = (0.5, -0.5, -0.5, 0.5)
 _UNSEEN_BODIES = (
     "robot0:mocap",
     "robot0:base_link",

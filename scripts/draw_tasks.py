@@ -1,0 +1,81 @@
+"""Draw every task from every camera into docs/tasks/<task>.png."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tyro
+
+from sim.render import CameraRenderer
+from sim.tasks.registry import TASKS, make_task
+
+_INK = (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class DrawTasksConfig:
+    """What to draw.
+
+    Attributes:
+        folder: receives one PNG a task.
+        tasks: registry names; empty draws all.
+        seeds: one row each.
+        step: control steps that the scripted expert takes first.
+        size: side of a picture as the policy sees it, pixels.
+        zoom: integer enlargement, nearest neighbour, so that the policy's pixels stay visible.
+        antialias: multisample the pictures, which policies do not see.
+    """
+
+    folder: Path = Path("docs/tasks")
+    tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    step: int = 0
+    size: int = 96
+    zoom: int = 2
+    antialias: bool = False
+
+
+def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
+    """One row a seed, one column a camera, captions above; uint8 RGB."""
+    task = make_task(name, config.size)
+    cameras = [camera.name for camera in task.spec.cameras]
+    renderer = CameraRenderer(task.model, cameras, config.size, config.antialias)
+    data = task.make_data()
+    rows = []
+    for seed in config.seeds:
+        episode = task.reset(data, seed)
+        for _ in range(config.step):
+            task.step(data, episode, task.expert_action(data, episode))
+        task.place_markers(data, episode)
+        pictures = renderer.picture(data)
+        zoomed = [_enlarge(pictures[camera], config.zoom) for camera in cameras]
+        caption = _caption(episode.instruction, zoomed[0].shape[1] * len(cameras))
+        rows += [caption, np.concatenate(zoomed, axis=1)]
+    renderer.close()
+    heading = np.concatenate([_caption(c, config.size * config.zoom) for c in cameras], axis=1)
+    return np.concatenate([heading, *rows])
+
+
+def _enlarge(picture: np.ndarray, zoom: int) -> np.ndarray:
+    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    strip = np.full((20, width, 3), 255, np.uint8)
+    return cv2.putText(strip, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
+
+
+def main(config: DrawTasksConfig) -> None:
+    """Write the pictures and print where they are."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    for name in config.tasks or tuple(TASKS):
+        path = config.folder / f"{name}.png"
+        cv2.imwrite(str(path), cv2.cvtColor(draw_task(name, config), cv2.COLOR_RGB2BGR))
+        print(path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(DrawTasksConfig))
