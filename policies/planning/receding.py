@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from policies.planning.plan import Planner
-from vla.contract import ContractMismatchError, Dynamics, ObservationBatch, RobotSpec
+from vla.contract import Dynamics, ObservationBatch, RobotSpec
 
 
 class PlannerPolicy:
@@ -30,7 +31,7 @@ class PlannerPolicy:
         self,
         dynamics: Dynamics,
         planner: Planner,
-        get_state: Callable[[int], np.ndarray],
+        get_states: Callable[[], np.ndarray],
         spec: RobotSpec,
         execute_steps: int,
         seed: int = 0,
@@ -38,9 +39,10 @@ class PlannerPolicy:
         """Join a planner to an environment.
 
         Args:
-            dynamics: the model to search, of the same contract.
+            dynamics: the model to search, of the same contract but for the cameras.
             planner: finds the action sequences.
-            get_state: environment index → float64 [state] as `dynamics` takes it.
+            get_states: float64 [n, state], every environment's present state as `dynamics` takes
+                it (`CpuVecEnv.export_state`).
             spec: the contract of the environment.
             execute_steps: control steps executed of each plan.
             seed: each episode draws its own stream from this and the count of resets before it, so
@@ -50,10 +52,8 @@ class PlannerPolicy:
             ContractMismatchError: `dynamics` models another robot.
             ValueError: `execute_steps` does not fit into the horizon.
         """
-        if lines := spec.differences(dynamics.spec):
-            raise ContractMismatchError(
-                "the environment's contract differs from the dynamics':\n  " + "\n  ".join(lines)
-            )
+        unseen = replace(dynamics.spec, cameras=spec.cameras)  # a planner looks at no picture
+        spec.require_match(unseen, "the environment", "the dynamics")
         if not 1 <= execute_steps <= planner.horizon:
             raise ValueError(
                 f"execute_steps is {execute_steps}, valid is 1 to the horizon, {planner.horizon}"
@@ -64,7 +64,7 @@ class PlannerPolicy:
         self.simulator_steps = 0
         self._dynamics = dynamics
         self._planner = planner
-        self._get_state = get_state
+        self._get_states = get_states
         self._execute_steps = execute_steps
         self._seed = seed
         self._resets = 0
@@ -99,17 +99,17 @@ class PlannerPolicy:
         )
         chunks = np.stack(
             [
-                self._decide(index) if index in self._generators else idle
-                for index in range(len(observation))
+                self._decide(index, state) if index in self._generators else idle
+                for index, state in enumerate(self._get_states())
             ]
         )
         return torch.from_numpy(chunks.astype(np.float32)).to(observation.proprio.device)
 
-    def _decide(self, index: int) -> np.ndarray:
+    def _decide(self, index: int, state: np.ndarray) -> np.ndarray:
         start_s = time.perf_counter()
         plan = self._planner.plan(
             self._dynamics,
-            self._get_state(index),
+            state,
             self._warm_starts.get(index),
             self._generators[index],
         )

@@ -77,8 +77,9 @@ def observations(count: int) -> ObservationBatch:
 
 def converged(planner, dynamics, decisions: int = 6) -> np.ndarray:
     """The plan after several decisions from one state, each warm-started by the one before."""
-    generator, actions = rng(), None
-    for _ in range(decisions):
+    generator = rng()
+    actions = planner.plan(dynamics, np.zeros(1), None, generator).actions
+    for _ in range(decisions - 1):
         actions = planner.plan(dynamics, np.zeros(1), actions, generator).actions
     return actions
 
@@ -204,8 +205,9 @@ class Recorder:
         return Plan(np.arange(8.0).reshape(4, 2) + state[0], 0.0, simulator_steps=12)
 
 
-def make_policy(planner, state=lambda index: np.array([100.0 * index]), **kwargs) -> PlannerPolicy:
-    return PlannerPolicy(Quadratic(), planner, state, SPEC, **{"execute_steps": 2, **kwargs})
+def make_policy(planner, environments: int, execute_steps: int = 2) -> PlannerPolicy:
+    states = 100.0 * np.arange(environments)[:, None]
+    return PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, execute_steps)
 
 
 def test_shift_drops_what_was_executed_and_repeats_the_last_action() -> None:
@@ -216,7 +218,7 @@ def test_shift_drops_what_was_executed_and_repeats_the_last_action() -> None:
 
 def test_policy_warm_starts_each_environment_until_it_is_reset() -> None:
     planner = Recorder()
-    policy = make_policy(planner)
+    policy = make_policy(planner, 2)
     assert isinstance(policy, Policy)
     policy.reset([0, 1])
     chunk = policy.act(observations(2))
@@ -233,7 +235,7 @@ def test_policy_warm_starts_each_environment_until_it_is_reset() -> None:
 
 
 def test_ledger_by_hand() -> None:
-    policy = make_policy(Recorder())
+    policy = make_policy(Recorder(), 3)
     assert np.isnan(policy.decision_rate_hz)
     policy.reset([0, 1, 2])
     for _ in range(5):
@@ -255,7 +257,7 @@ def test_simulator_steps_are_the_steps_that_the_dynamics_ran(planner) -> None:
 def test_closed_loop_reaches_a_goal_and_reproduces_from_its_seed(planner) -> None:
     def drive(seed: int) -> np.ndarray:
         position = np.zeros(2)
-        policy = PlannerPolicy(Integrator(), planner, lambda _: position, SPEC, 2, seed)
+        policy = PlannerPolicy(Integrator(), planner, lambda: position[None], SPEC, 2, seed)
         policy.reset([0])
         for _ in range(8):
             chunk = policy.act(observations(1))[0].numpy()
@@ -269,7 +271,9 @@ def test_closed_loop_reaches_a_goal_and_reproduces_from_its_seed(planner) -> Non
 
 def test_plans_do_not_depend_on_how_many_environments_run_at_once() -> None:
     planner = Cem(CemConfig(iterations=1))
-    alone, crowded = (make_policy(planner, lambda index: np.zeros(1)) for _ in range(2))
+    alone, crowded = (
+        PlannerPolicy(Quadratic(), planner, lambda n=n: np.zeros((n, 1)), SPEC, 2) for n in (1, 2)
+    )
     crowded.reset([0, 1])
     together = crowded.act(observations(2))
     for episode in range(2):
@@ -279,7 +283,7 @@ def test_plans_do_not_depend_on_how_many_environments_run_at_once() -> None:
 
 
 def test_an_environment_without_an_episode_costs_nothing() -> None:
-    policy = make_policy(Recorder())
+    policy = make_policy(Recorder(), 3)
     policy.reset([1])
     chunk = policy.act(observations(3))
     assert policy.decisions == 1
@@ -289,12 +293,18 @@ def test_an_environment_without_an_episode_costs_nothing() -> None:
 
 def test_policy_refuses_misuse() -> None:
     with pytest.raises(ValueError, match="valid is 1 to the horizon, 4"):
-        make_policy(Recorder(), execute_steps=5)
+        make_policy(Recorder(), 1, execute_steps=5)
     with pytest.raises(ContractMismatchError, match="control_rate_hz"):
         PlannerPolicy(
             Quadratic(),
             Recorder(),
-            lambda index: np.zeros(1),
+            lambda: np.zeros((1, 1)),
             replace(SPEC, control_rate_hz=5.0),
             execute_steps=1,
         )
+
+
+def test_policy_needs_no_agreement_on_cameras() -> None:
+    blind = replace(SPEC, cameras=())
+    policy = PlannerPolicy(Quadratic(), Recorder(), lambda: np.zeros((1, 1)), blind, 1)
+    assert policy.spec == blind
