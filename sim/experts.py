@@ -11,6 +11,10 @@ import numpy as np
 _STEP_M = 0.05
 TABLE_GRIP_HEIGHT_M = 0.425
 """Height of the grip point at which closed fingers push a block on the table."""
+_CONTACT_M = 0.042
+"""From the block's centre to the gripper's when the fingers touch it."""
+_CLEARANCE_M = 0.075
+"""Radius at which the gripper circles the block."""
 
 
 def reach(grip: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -24,20 +28,24 @@ def push(grip: np.ndarray, block: np.ndarray, target: np.ndarray) -> np.ndarray:
     distance = float(np.linalg.norm(to_target))
     along = to_target / max(distance, 1e-6)
     radial = (grip - block)[:2]
-    radius = max(float(np.linalg.norm(radial)), 1e-6)
-    outward = radial / radius
-    tangent = np.array([-outward[1], outward[0]])
-    # signed angle by which the gripper must turn around the block to stand behind it
-    angle = float(np.arctan2(outward[0] * -along[1] - outward[1] * -along[0], outward @ -along))
-    behind = 1.0 - _smoothstep(abs(angle), 0.15, 0.5)
-    clearance = 0.075
-    around = tangent * angle * radius + outward * np.clip(clearance - radius, -0.03, 0.03)
-    contact = 0.042
-    through = target[:2] - along * contact - grip[:2]
-    through = through + tangent * angle * radius * 0.5
-    planar = behind * through + (1.0 - behind) * around
-    planar = planar * _smoothstep(distance, 0.004, 0.02)
+    angle = _signed_angle(radial, -along)
+    behind = 1.0 - _smoothstep(abs(angle), 0.2, 0.6)
+    backlog = -float(radial @ along) - _CONTACT_M
+    lateral = radial - (radial @ along) * along
+    through = _limit(along * (distance + backlog)) - lateral
+    planar = behind * through + (1.0 - behind) * _around(radial, angle)
+    planar *= _smoothstep(distance, 0.004, 0.02)
     return _action(np.append(planar, TABLE_GRIP_HEIGHT_M - grip[2]), 0.0)
+
+
+def _around(radial: np.ndarray, angle: float) -> np.ndarray:
+    """A step [2] that turns `radial` (block to gripper) by `angle`, clear of the block."""
+    radius = max(float(np.linalg.norm(radial)), 1e-6)
+    sight = np.arccos(min(_CLEARANCE_M / radius, 1.0))  # to the tangent point of the clear circle
+    turn = np.sign(angle) * min(abs(angle), sight + 0.5)
+    cosine, sine = np.cos(turn), np.sin(turn)
+    x, y = radial / radius * _CLEARANCE_M
+    return _limit(np.array([cosine * x - sine * y, sine * x + cosine * y]) - radial)
 
 
 def pick_and_place(
@@ -62,6 +70,17 @@ def slide(
 ) -> np.ndarray:
     """Behind the puck, then push it to the speed from which friction stops it at the target."""
     return push(grip, puck, target)
+
+
+def _limit(move: np.ndarray) -> np.ndarray:
+    """Shorten a move to what one control step can command."""
+    return move * min(1.0, _STEP_M / max(float(np.linalg.norm(move)), 1e-9))
+
+
+def _signed_angle(start: np.ndarray, end: np.ndarray) -> float:
+    """Angle in radians, anticlockwise, that turns one planar vector towards another."""
+    cross = start[0] * end[1] - start[1] * end[0]
+    return float(np.arctan2(cross, start @ end))
 
 
 def _action(move_m: np.ndarray, gripper: float) -> np.ndarray:
