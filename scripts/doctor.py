@@ -16,7 +16,7 @@ from pathlib import Path
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
 
-GL_FIX = "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
+GL_FIX = "apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 (as root)"
 
 REPORTED_PACKAGES = (
     "torch",

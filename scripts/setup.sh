@@ -33,42 +33,31 @@ find_uv() {
   done
   say "installing uv into $UV_HOME"
   # --target leaves the system's packages alone, also where they are externally managed.
-  python3 -m pip install --quiet --upgrade --target "$UV_HOME" uv >&2 ||
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --upgrade --target "$UV_HOME" uv >&2 ||
     die "uv is missing and python3 -m pip could not install it; install uv, or pip (Debian: apt-get install python3-pip)"
   printf '%s' "$UV_HOME/bin/uv"
 }
 
 is_python312() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; }
 
-find_python() {
-  local candidate
-  for candidate in python3.12 python3; do
-    if is_python312 "$candidate"; then
-      "$candidate" -c 'import sys; print(sys.executable)'
-      return
-    fi
-  done
-  say "no Python 3.12 here; uv fetches one"
-  "$1" python install 3.12 >&2 || die "Python 3.12 is missing and uv could not fetch it; install Python 3.12"
-  printf '3.12'
-}
-
-gl_works() {
-  .venv/bin/python -c 'import sys; from scripts.doctor import probe_rendering; sys.exit(not probe_rendering().backend)'
+# Prints why no picture can be drawn; nothing when one can.
+gl_trouble() {
+  .venv/bin/python -c 'from scripts.doctor import probe_rendering; print(probe_rendering().reason)'
 }
 
 ensure_gl() {
-  gl_works && return
-  local fix="apt-get install -y ${GL_PACKAGES[*]}"
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "no GL library renders; installing ${GL_PACKAGES[*]}"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${GL_PACKAGES[@]}"; } >&2 ||
-      say "apt-get failed"
-    gl_works && return
+  local trouble fix="apt-get update && apt-get install -y ${GL_PACKAGES[*]}"
+  trouble=$(gl_trouble)
+  if [ -n "$trouble" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "no picture can be drawn; installing ${GL_PACKAGES[*]}"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+      --no-install-recommends "${GL_PACKAGES[@]}"; } >&2 || say "apt-get failed"
+    trouble=$(gl_trouble)
   fi
-  [ -z "${VLA_ALLOW_NO_GL:-}" ] ||
-    { say "no GL library renders: pictures will fail (fix: $fix)" && return; }
-  die "no GL library renders (neither EGL nor OSMesa); run as root: $fix"
+  [ -n "$trouble" ] || return 0
+  trouble="no picture can be drawn ($trouble); run as root: $fix"
+  [ -n "${VLA_ALLOW_NO_GL:-}" ] || die "$trouble"
+  say "$trouble"
 }
 
 if [ -x .venv/bin/vla ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$(fingerprint)" ]; then
@@ -80,9 +69,10 @@ if ! is_python312 .venv/bin/python; then
   [ "$free_kb" -ge "$NEEDED_KB" ] ||
     die "$((free_kb / 1048576)) GB free in $PWD; the packages need $((NEEDED_KB / 1048576)) GB"
   uv=$(find_uv)
-  python=$(find_python "$uv")
-  say "making .venv with $python"
-  "$uv" venv --quiet --clear --python "$python" .venv
+  say "making .venv"
+  # uv takes the Python 3.12 of this machine, and fetches one where there is none.
+  "$uv" venv --clear --python 3.12 .venv >&2 ||
+    die "Python 3.12 is missing and uv could not fetch it; install it (Debian: apt-get install python3.12-venv)"
 fi
 uv=${uv:-$(find_uv)}
 rm -f "$STAMP"

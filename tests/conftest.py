@@ -1,0 +1,45 @@
+"""What every test shares: one thread, a GL backend, and reasons for what cannot run here."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+
+import pytest
+
+# Before anything imports mujoco or torch, which read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+    if ctypes.util.find_library(library):
+        os.environ.setdefault("MUJOCO_GL", backend)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` without CUDA; skip `render` without GL only where the machine's owner allowed it.
+
+    A missing GL library fails the render tests by default: skipping them in silence would let a
+    broken machine pass.
+    """
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if wanted and not _has_cuda():
+        _skip(wanted, "needs a CUDA device")
+    wanted = [item for item in items if item.get_closest_marker("render")]
+    if wanted and os.environ.get("VLA_ALLOW_NO_GL") and (trouble := _render_trouble()):
+        _skip(wanted, f"VLA_ALLOW_NO_GL is set and no picture can be drawn: {trouble}")
+
+
+def _skip(items: list[pytest.Item], reason: str) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _render_trouble() -> str:
+    from scripts.doctor import probe_rendering
+
+    return probe_rendering().reason

@@ -1,0 +1,179 @@
+"""The rules of the source tree that no linter checks, and the import rules once more."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("vla", "sim", "policies", "scripts")
+MAY_IMPORT = {
+    "vla": {"vla"},
+    "sim": {"vla", "sim"},
+    "policies": {"vla", "policies"},
+    "scripts": set(PACKAGES),
+}
+LONGEST_FILE_LINES = 450
+LONGEST_INIT_LINES = 40
+DRAWER_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
+UNSAFE_LOADERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+# Written so that this file does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w./-])/(?:work|root|Users|home/\w+)" + r"/\w")
+REGISTRY_HOST = re.compile(
+    r"\b(?:pypi|pythonhosted|npmjs|anaconda|crates|download\.pytorch)" + r"\.(?:org|com|io)\b"
+)
+
+
+@cache
+def tracked_files() -> tuple[Path, ...]:
+    """Text files that git tracks."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = (ROOT / name for name in listing.stdout.split("\0") if name)
+    return tuple(path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8192])
+
+
+def python_files(*packages: str) -> list[Path]:
+    """Every Python file below these packages."""
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def imported_roots(source: str) -> set[str]:
+    """First names of everything that a source imports, also inside functions."""
+    roots = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0])
+    return roots
+
+
+def unsafe_loads(source: str) -> Iterator[str]:
+    """Calls that could execute code from a file: torch.load and numpy.load with pickles allowed."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if called == "torch.load" and keywords.get("weights_only") != "True":
+            yield f"line {node.lineno}: torch.load without weights_only=True"
+        if keywords.get("allow_pickle") == "True":
+            yield f"line {node.lineno}: allow_pickle=True"
+
+
+def broken(offenders: Mapping[str, object]) -> str:
+    """One offender a line, for the assertion's message."""
+    return "\n".join(f"{place}: {what}" for place, what in offenders.items())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package: str) -> None:
+    """Scripts see all, sim and policies see vla but not each other, vla sees itself alone."""
+    forbidden = set(PACKAGES) - MAY_IMPORT[package]
+    offenders = {
+        str(path.relative_to(ROOT)): f"imports {sorted(wrong)}"
+        for path in python_files(package)
+        if (wrong := imported_roots(path.read_text()) & forbidden)
+    }
+    assert not offenders, broken(offenders)
+
+
+def test_the_contract_is_a_numpy_only_leaf() -> None:
+    """Importing it in a fresh process loads no third-party package but numpy."""
+    program = (
+        "import sys; before = set(sys.modules); import vla.contract; "
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(loaded - sys.stdlib_module_names))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["numpy", "vla"]
+
+
+def test_no_file_is_a_drawer() -> None:
+    """A name says what is inside; utils, common and helpers do not."""
+    assert not [path for path in python_files(*PACKAGES, "tests") if path.name in DRAWER_NAMES]
+
+
+def test_files_stay_readable_in_one_sitting() -> None:
+    """No source or test file beyond the longest allowed."""
+    offenders = {
+        str(path.relative_to(ROOT)): f"{lines} lines, {LONGEST_FILE_LINES} allowed"
+        for path in python_files(*PACKAGES, "tests")
+        if (lines := len(path.read_text().splitlines())) > LONGEST_FILE_LINES
+    }
+    assert not offenders, broken(offenders)
+
+
+def test_package_files_hold_no_code() -> None:
+    """`__init__.py` is a docstring and at most imports, so that importing a part stays cheap."""
+    offenders = {}
+    for path in python_files(*PACKAGES, "tests"):
+        if path.name != "__init__.py":
+            continue
+        tree = ast.parse(path.read_text())
+        definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        if any(isinstance(node, definitions) for node in tree.body):
+            offenders[str(path.relative_to(ROOT))] = "defines functions or classes"
+        elif len(path.read_text().splitlines()) > LONGEST_INIT_LINES:
+            offenders[str(path.relative_to(ROOT))] = f"more than {LONGEST_INIT_LINES} lines"
+    assert not offenders, broken(offenders)
+
+
+def test_nothing_that_is_loaded_can_execute_code() -> None:
+    """No pickle in any form: a checkpoint or data set from elsewhere stays data."""
+    offenders = {}
+    for path in python_files(*PACKAGES, "tests"):
+        source = path.read_text()
+        found = [f"imports {name}" for name in sorted(imported_roots(source) & UNSAFE_LOADERS)]
+        if found := found + list(unsafe_loads(source)):
+            offenders[str(path.relative_to(ROOT))] = found
+    assert not offenders, broken(offenders)
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY_HOST], ids=["path", "registry"])
+def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
+    """Neither paths of one machine nor addresses of a package registry."""
+    offenders = {
+        f"{path.relative_to(ROOT)}:{number}": line.strip()[:100]
+        for path in tracked_files()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1)
+        if pattern.search(line)
+    }
+    assert not offenders, broken(offenders)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        (MACHINE_PATH, "see /root" + "/runs/a", True),
+        (MACHINE_PATH, "--out /home/me" + "/runs", True),
+        (MACHINE_PATH, "/usr/lib/libEGL.so and runs/work" + "/a", False),
+        (REGISTRY_HOST, "https://pypi" + ".org/simple", True),
+        (REGISTRY_HOST, "https://github.com/pypi", False),
+    ],
+)
+def test_the_patterns_find_what_they_should(
+    pattern: re.Pattern[str], text: str, matches: bool
+) -> None:
+    """The two patterns above are not vacuous."""
+    assert bool(pattern.search(text)) is matches
+
+
+def test_the_readers_find_what_they_should() -> None:
+    """Imports inside functions count, and so does every unsafe way of loading."""
+    assert imported_roots("def f():\n    from sim.tasks import base\n") == {"sim"}
+    assert list(unsafe_loads("torch.load(path)"))
+    assert list(unsafe_loads("np.load(path, allow_pickle=True)"))
+    assert not list(unsafe_loads("torch.load(path, weights_only=True); np.load(path)"))

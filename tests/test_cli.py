@@ -1,0 +1,197 @@
+"""The `vla` command: lazy, forgiving about typing errors, one clear line for a user's error."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from scripts import cli
+from vla.contract import ContractMismatchError
+
+
+class OwnError(RuntimeError):
+    """Stands for an error class that this project defines."""
+
+
+OwnError.__module__ = "sim.somewhere"
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """A command's flags.
+
+    Attributes:
+        noise_m: a number, metres.
+    """
+
+    noise_m: float = 0.0
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int | None]], None]:
+    """Make `vla collect` run a given function."""
+
+    def install(main: Callable[..., int | None]) -> None:
+        module = ModuleType("scripts.collect")
+        module.__dict__.update(CollectConfig=CollectConfig, main=main)
+        monkeypatch.setitem(sys.modules, "scripts.collect", module)
+
+    return install
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per command, on standard output, and success."""
+    assert cli.main(words) == 0
+    listed = capsys.readouterr().out.splitlines()
+    for name, line in cli.COMMANDS.items():
+        assert any(row.split() == [name, *line.split()] for row in listed)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """`vla --help` answers without torch, transformers, mujoco, numpy or tyro."""
+    program = (
+        "import sys; from scripts.cli import main; main(['--help']); "
+        "assert not {'torch', 'transformers', 'mujoco', 'numpy', 'tyro'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("evalute", "evaluate"), ("colect", "collect")])
+def test_unknown_command_names_the_nearest(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip of the fingers is answered with the word that was meant and with all valid ones."""
+    assert cli.main([typed]) == 2
+    message = capsys.readouterr().err
+    assert f"did you mean '{meant}'?" in message
+    assert ", ".join(cli.COMMANDS) in message
+
+
+def test_far_off_command_gets_no_guess(capsys: pytest.CaptureFixture[str]) -> None:
+    """No guess where nothing is near."""
+    assert cli.main(["xyzzy"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("capsys")
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_flags_reach_the_command_and_its_code_comes_back(
+    command: Callable[..., None], returned: int | None, code: int
+) -> None:
+    """Hyphenated flags fill the config; None counts as success."""
+    seen = []
+
+    def main(config: CollectConfig) -> int | None:
+        seen.append(config)
+        return returned
+
+    command(main)
+    assert cli.main(["collect", "--noise-m", "0.5"]) == code
+    assert seen == [CollectConfig(noise_m=0.5)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such task"),
+        FileNotFoundError(2, "No such file or directory", "runs/a"),
+        ContractMismatchError("contracts differ:\n  proprio"),
+        OSError(28, "No space left on device"),
+        OwnError("no GL library"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_user_errors_are_one_message(
+    error: Exception, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, the message alone, nothing on standard output."""
+
+    def main(config: CollectConfig) -> None:
+        raise error
+
+    command(main)
+    assert cli.main(["collect"]) == 2
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+@pytest.mark.parametrize("by", ["flag", "environment"])
+def test_traceback_on_request(
+    by: str,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Either way shows where the error came from, and the flag is not passed on."""
+
+    def main(config: CollectConfig) -> None:
+        raise ValueError("no such task")
+
+    command(main)
+    words = ["collect"]
+    if by == "flag":
+        words.append("--traceback")
+    else:
+        monkeypatch.setenv("VLA_TRACEBACK", "1")
+    assert cli.main(words) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed
+    assert printed.endswith("error: no such task\n")
+
+
+def test_a_defect_keeps_its_traceback(command: Callable[..., None]) -> None:
+    """An error that no user caused is not dressed up as one."""
+
+    def main(config: CollectConfig) -> None:
+        raise IndexError("a defect")
+
+    command(main)
+    with pytest.raises(IndexError, match="a defect"):
+        cli.main(["collect"])
+
+
+def test_interrupt_is_no_traceback(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C ends with the shell's code for it."""
+
+    def main(config: CollectConfig) -> None:
+        raise KeyboardInterrupt
+
+    command(main)
+    assert cli.main(["collect"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_exists_and_explains_its_flags(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A frozen config, a main, and a help text that opens with the command's own line."""
+    module = importlib.import_module(f"scripts.{name}")
+    config = getattr(module, f"{name.capitalize()}Config")
+    assert config.__dataclass_params__.frozen
+    assert callable(module.main)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: vla {name}")
+    assert cli.COMMANDS[name].split(",")[0] in printed
+
+
+def test_a_wrong_flag_is_refused(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser's own refusal names the flag and exits with 2."""
+    command(lambda config: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["collect", "--noise-mm", "1"])
+    assert ended.value.code == 2
+    assert "noise-mm" in capsys.readouterr().err
