@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import itertools
 import multiprocessing
-import os
 import shutil
-import signal
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -26,16 +23,16 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sim.recording_store import EpisodeKey, RecordingStore
-from sim.render import CameraRenderer
+from sim.demonstrate import play_into, prepare_worker
+from sim.recording_store import EpisodeKey, RecordingStore, import_lerobot
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
 
 # Evaluation draws its episodes from here on, so that no policy has seen them in training.
 FIRST_EVALUATION_SEED = 1_000_000
 
-# Episodes tried for one that is kept, before the expert is declared unfit.
-_ATTEMPTS_PER_EPISODE = 20
+# Failures for each success (and one more) at which the expert is declared unfit.
+_FAILURES_PER_EPISODE = 20
 
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25
@@ -94,7 +91,7 @@ class RecordConfig:
     @property
     def attempts(self) -> int:
         """Most seeds tried for one task."""
-        return self.episodes * _ATTEMPTS_PER_EPISODE
+        return (self.episodes + 1) * (_FAILURES_PER_EPISODE + 1)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -167,8 +164,10 @@ def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
         return
     # spawn: a forked child would inherit threads and, at worst, a GL context
     pool = ProcessPoolExecutor(
-        config.workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker
+        config.workers, multiprocessing.get_context("spawn"), initializer=prepare_worker
     )
+    # LeRobot takes seconds to import: do it while the first episodes are played.
+    threading.Thread(target=import_lerobot, daemon=True).start()
     try:
         with _progress() as bar:
             _drive(config, store, plans, pool, bar)
@@ -191,8 +190,9 @@ def _drive(
     for plan in plans:
         running: dict[Future[bool], EpisodeKey] = {}
         while True:
-            while len(running) < 2 * config.workers and (seed := plan.next_seed()) is not None:
-                future = pool.submit(_play_into, config, plan.name, seed, store.spool)
+            # enough to keep the workers busy while a group is written
+            while len(running) < config.workers + _GROUP and (seed := plan.next_seed()) is not None:
+                future = pool.submit(play_into, config, plan.name, seed, store.spool)
                 running[future] = (plan.name, seed)
             if not running:
                 break
@@ -215,10 +215,8 @@ class _SeedPlan:
         self.name = name
         self._config = config
         self._store = store
-        self._written = sum(task == name for task, _ in store.episodes)
-        known = [seed for task, seed in (*store.succeeded, *store.failed) if task == name]
         self._seeds = range(config.first_seed, config.first_seed + config.attempts)
-        self._submitted = set(known)
+        self._submitted: set[int] = set()
 
     @property
     def done(self) -> int:
@@ -231,114 +229,33 @@ class _SeedPlan:
         return sum(task == self.name for task, _ in self._store.episodes) >= self._config.episodes
 
     def next_seed(self) -> int | None:
-        """A seed that nobody plays yet, or None when those in hand are enough.
+        """A seed that nobody plays yet, or None when those in hand may be enough.
 
         Raises:
             ValueError: the expert failed too often.
         """
         failures = sum(task == self.name for task, _ in self._store.failed)
-        if len(self._submitted) - failures >= self._config.episodes:
-            return None
-        seed = next((seed for seed in self._seeds if seed not in self._submitted), None)
-        if seed is None:
+        if failures >= _FAILURES_PER_EPISODE * (self.done + 1):
             raise ValueError(
-                f"the expert of {self.name} succeeded in {self.done} of {len(self._submitted)} "
-                f"episodes, {self._config.episodes} were asked for; lower --noise (now "
-                f"{self._config.noise}) or --noisy-fraction (now {self._config.noisy_fraction})"
+                f"the expert of {self.name} failed in {failures} of {failures + self.done} "
+                f"episodes; lower --noise (now {self._config.noise}) or --noisy-fraction "
+                f"(now {self._config.noisy_fraction})"
             )
-        self._submitted.add(seed)
-        return seed
+        for seed in self._hopeful_seeds():
+            if seed not in self._submitted and (self.name, seed) not in self._store.succeeded:
+                self._submitted.add(seed)
+                return seed
+        return None
 
     def ready(self) -> list[EpisodeKey]:
         """Successes not yet written, up to the first seed that is still being played."""
-        keys = []
-        for seed in self._seeds:
-            key = (self.name, seed)
-            if key in self._store.succeeded and key not in self._store.episodes:
-                keys.append(key)
-            elif key not in self._store.succeeded and key not in self._store.failed:
-                break
-        return keys
+        keys = [(self.name, seed) for seed in self._hopeful_seeds()]
+        known = itertools.takewhile(lambda key: key in self._store.succeeded, keys)
+        return [key for key in known if key not in self._store.episodes]
 
-
-@dataclass(frozen=True)
-class _Stage:
-    task: Task
-    renderer: CameraRenderer
-
-
-@functools.cache
-def _stage(name: str, image_size: int) -> _Stage:
-    task = make_task(name, image_size)
-    cameras = [camera.name for camera in task.spec.cameras]
-    return _Stage(task, CameraRenderer(task.model, cameras, image_size))
-
-
-def _prepare_worker() -> None:
-    # One process a core: threads of the software renderer would only be in each other's way.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    # A parent that is killed cannot tell its workers, who would wait for work for ever.
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
-    """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
-    stage = _stage(name, config.image_size)
-    arrays = play(stage.task, stage.renderer, seed, config)
-    target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"
-    unfinished = target.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
-        if arrays is not None:
-            np.savez(file, allow_pickle=False, **arrays)
-    unfinished.replace(target)
-    return arrays is not None
-
-
-def play(
-    task: Task, renderer: CameraRenderer, seed: int, config: RecordConfig
-) -> dict[str, np.ndarray] | None:
-    """Play one expert episode.
-
-    Returns:
-        One row per control step, or None when the episode did not end in success. `image.<camera>`
-        uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
-        `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
-    """
-    rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
-    noise = config.noise if rng.random() < config.noisy_fraction else 0.0
-    low, high = np.array(task.spec.action.low), np.array(task.spec.action.high)
-    data = task.make_data()
-    episode = task.reset(data, seed, "train")
-    rows: dict[str, list[np.ndarray | np.bool_]] = {}
-    held = 0
-    while episode.steps < task.horizon and held <= config.hold_steps:
-        task.place_markers(data, episode)
-        pictures = renderer.picture(data)
-        clean = np.clip(task.expert_action(data, episode), low, high)
-        disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
-        row = {f"image.{camera}": picture for camera, picture in pictures.items()} | {
-            "proprio": task.proprio(data),
-            "privileged": task.privileged(data, episode),
-            "action": clean.astype(np.float32),
-            "executed": disturbed.astype(np.float32),
-        }
-        task.step(data, episode, row["executed"])
-        success = task.is_success(data, episode)
-        # Counted anew when success is lost: a block that slides through its target has not arrived.
-        held = held + 1 if success else 0
-        for key, value in (row | {"success": np.bool_(success)}).items():
-            rows.setdefault(key, []).append(value)
-    if not held:
-        return None
-    stacked = {key: np.stack(values) for key, values in rows.items()}
-    return stacked | {"instruction": np.array(episode.instruction)}
+    def _hopeful_seeds(self) -> Iterator[int]:
+        untried_or_good = (s for s in self._seeds if (self.name, s) not in self._store.failed)
+        return itertools.islice(untried_or_good, self._config.episodes)
 
 
 def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> None:
