@@ -1,0 +1,103 @@
+"""One scripted demonstration, and the worker processes that play many."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sim.render import CameraRenderer
+from sim.tasks.base import Task
+from sim.tasks.registry import make_task
+
+if TYPE_CHECKING:
+    from sim.record import RecordConfig
+
+
+def play(
+    task: Task, renderer: CameraRenderer, seed: int, config: RecordConfig
+) -> dict[str, np.ndarray] | None:
+    """Play one expert episode.
+
+    Returns:
+        One row per control step, or None when the episode did not end in success. `image.<camera>`
+        uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
+        `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
+    noise = config.noise if rng.random() < config.noisy_fraction else 0.0
+    low, high = np.array(task.spec.action.low), np.array(task.spec.action.high)
+    data = task.make_data()
+    episode = task.reset(data, seed, "train")
+    rows: dict[str, list[np.ndarray | np.bool_]] = {}
+    held = 0
+    while episode.steps < task.horizon and held <= config.hold_steps:
+        task.place_markers(data, episode)
+        pictures = renderer.picture(data)
+        clean = np.clip(task.expert_action(data, episode), low, high)
+        disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
+        row = {f"image.{camera}": picture for camera, picture in pictures.items()} | {
+            "proprio": task.proprio(data),
+            "privileged": task.privileged(data, episode),
+            "action": clean.astype(np.float32),
+            "executed": disturbed.astype(np.float32),
+        }
+        task.step(data, episode, row["executed"])
+        success = task.is_success(data, episode)
+        # Counted anew when success is lost: a block that slides through its target has not arrived.
+        held = held + 1 if success else 0
+        for key, value in (row | {"success": np.bool_(success)}).items():
+            rows.setdefault(key, []).append(value)
+    if not held:
+        return None
+    stacked = {key: np.stack(values) for key, values in rows.items()}
+    return stacked | {"instruction": np.array(episode.instruction)}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    task: Task
+    renderer: CameraRenderer
+
+
+@functools.cache
+def _stage(name: str, image_size: int) -> _Stage:
+    task = make_task(name, image_size)
+    cameras = [camera.name for camera in task.spec.cameras]
+    return _Stage(task, CameraRenderer(task.model, cameras, image_size))
+
+
+def prepare_worker() -> None:
+    """Make this process a worker that ends with its parent, however that ends."""
+    # One process a core: threads of the software renderer would only be in each other's way.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # A parent that is killed cannot tell its workers, who would wait for work for ever.
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
+    """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
+    stage = _stage(name, config.image_size)
+    arrays = play(stage.task, stage.renderer, seed, config)
+    target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"
+    unfinished = target.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        if arrays is not None:
+            np.savez(file, allow_pickle=False, **arrays)
+    unfinished.replace(target)
+    return arrays is not None
