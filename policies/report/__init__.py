@@ -1,0 +1,1 @@
+"""One self-contained page that shows how policies compare, and the same numbers as JSON."""

@@ -1,0 +1,223 @@
+"""The report: the numbers that were measured, films that play, and nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from policies.report.charts import Line, line_chart
+from policies.report.curves import charts, read_curves
+from policies.report.data import Curve, Film, PolicyResult, Report, table
+from policies.report.page import render, write_report
+from policies.report.wording import duration, number
+from policies.rollout import Episode, Episodes
+
+
+def _episodes(successes: str) -> Episodes:
+    """One episode a letter: E success at the end, L reached and lost, N never; four steps each."""
+    patterns = {"E": [0, 1, 1, 1], "L": [0, 0, 1, 0], "N": [0, 0, 0, 0]}
+    played = []
+    for seed, letter in enumerate(successes, start=1_000_000):
+        success = np.array(patterns[letter], dtype=bool)
+        played.append(
+            Episode(
+                seed=seed,
+                instruction="push <the> block",
+                actions=np.zeros((4, 2), np.float32),
+                rewards=success.astype(np.float32),
+                success=success,
+                terminated=False,
+                truncated=True,
+            )
+        )
+    return Episodes(tuple(played), wall_s=2.0, act_s=1.0, decisions=40)
+
+
+def _film(episodes: Episodes, index: int) -> Film:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for step in range(5):
+            picture = np.full((32, 32, 3), 50 * step, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    return Film(episodes.episodes[index], buffer.getvalue())
+
+
+def _report() -> Report:
+    clone, refined = _episodes("EEEENNLLNN" * 5), _episodes("EEEEEEEELN" * 5)
+    curves = {
+        "eval/success": Curve([0, 10, 20], [0.4, 0.6, 0.8]),
+        "ppo/kl": Curve([0, 10, 20], [0.1, float("nan"), 0.3]),
+    }
+    return Report(
+        title="Push & pull",
+        task="FetchPush",
+        created="2026-01-01 12:00 UTC",
+        results=(
+            PolicyResult("clone", "runs/a", clone, 0.025, films=(_film(clone, 4),)),
+            PolicyResult(
+                "refined",
+                "runs/b",
+                refined,
+                0.05,
+                planning_steps_per_decision=320.0,
+                training_steps=1_240_000,
+                films=(_film(refined, 0), _film(refined, 9)),
+                curves=curves,
+            ),
+        ),
+        reference="clone",
+        configuration={"task": "FetchPush", "ppo": {"clip": 0.2}, "policies": ("a", "b")},
+        commands=["vla evaluate --task FetchPush"],
+        machine={"Commit": "abc1234"},
+    )
+
+
+def test_the_table_holds_what_was_measured():
+    """Rates, differences and means computed by hand from the letters above."""
+    clone, refined = table(_report())
+    assert (clone.success_at_end.value, clone.success_ever.value) == (0.4, 0.6)
+    assert (refined.success_at_end.value, refined.success_ever.value) == (0.8, 0.9)
+    assert clone.difference is None
+    assert refined.difference is not None
+    assert refined.difference.difference.value == pytest.approx(0.4)
+    assert (refined.difference.only_ours, refined.difference.only_theirs) == (20, 0)
+    assert refined.difference.p_value == 2 / 2**20
+    assert clone.steps_to_success == 2
+    assert clone.total_reward == pytest.approx(0.4 * 3 + 0.2 * 1)
+    assert clone.length == 4
+    assert refined.decisions_per_second == 20
+
+
+def test_the_page_shows_the_numbers_and_stands_alone(tmp_path):
+    """Every figure a reader needs is in the text, and nothing is loaded from elsewhere."""
+    write_report(tmp_path / "new" / "report", _report())
+    page = (tmp_path / "new" / "report" / "report.html").read_text()
+    for text in ("40%", "80%", "[28, 54]", "+40 points", "p &lt; 0.0001", "20 won, 0 lost"):
+        assert text in page, text
+    for text in ("50 ms", "1.24M", "320", "abc1234", "vla evaluate --task FetchPush", "ppo.clip"):
+        assert text in page, text
+    assert "Push &amp; pull" in page
+    assert "<the>" not in page
+    assert not re.search(r"https?://|<link|<script|@import|url\(", page)
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:video/mp4;base64,") for source in sources)
+
+
+def test_films_in_the_page_are_h264_that_decodes():
+    """What a browser gets is the codec and pixel format that every browser plays."""
+    page = render(_report())
+    for text in re.findall(r"base64,([A-Za-z0-9+/=]+)", page):
+        with av.open(io.BytesIO(base64.b64decode(text))) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+            assert len(list(container.decode(stream))) == 5
+    failures = page.split("Failures")
+    assert "None filmed" in page, "the clone has successes that no film shows"
+    assert "seed 1000004, not reached in 4 steps" in failures[1]
+
+
+def test_the_json_is_strict_and_complete(tmp_path):
+    """A program reads the same numbers; what is not finite is null, not the word NaN."""
+    write_report(tmp_path, _report())
+
+    def refuse(word: str):
+        raise AssertionError(f"{word} is not JSON")
+
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    clone, refined = data["policies"]
+    assert clone["success_at_end"]["value"] == 0.4
+    assert refined["difference"]["only_ours"] == 20
+    assert refined["curves"]["ppo/kl"]["values"] == [0.1, None, 0.3]
+    assert [e["first_success_step"] for e in clone["episodes"][:7]] == [2] * 4 + [None] * 2 + [3]
+    assert data["configuration"]["policies"] == ["a", "b"]
+
+
+def test_a_report_that_fails_leaves_the_older_one(tmp_path):
+    """Nothing half-written: both files are built before either is touched."""
+    write_report(tmp_path, _report())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    broken = _report()
+    broken.results[1].curves["bad"] = Curve([0], ["words"])  # type: ignore[index]
+    with pytest.raises(ValueError, match="words"):
+        write_report(tmp_path, broken)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_policies_are_compared_on_equal_seeds_only():
+    """A paired difference over different initial states would mean nothing."""
+    report = _report()
+    clone, refined = report.results
+    other = replace(refined, episodes=_episodes("E" * 49))
+    with pytest.raises(ValueError, match="other seeds"):
+        replace(report, results=(clone, other))
+    with pytest.raises(ValueError, match="different names"):
+        replace(report, results=(clone, clone))
+    with pytest.raises(ValueError, match="reference 'expert'"):
+        replace(report, reference="expert")
+
+
+def test_curves_are_read_back_and_a_resumed_run_is_one_curve(tmp_path: Path):
+    """The later file wins where a resumed run repeats steps."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for part, start in (("1", 0), ("2", 20)):
+        with SummaryWriter(str(tmp_path), filename_suffix=f".{part}") as writer:
+            for step in range(start, start + 30):
+                writer.add_scalar("ppo/kl", int(part), step)
+    curves = read_curves(tmp_path)
+    assert list(curves) == ["ppo/kl"]
+    assert list(curves["ppo/kl"].steps) == list(range(50))
+    assert list(curves["ppo/kl"].values) == [1.0] * 20 + [2.0] * 30
+    assert read_curves(tmp_path / "nothing") == {}
+
+
+def test_charts_come_in_the_order_of_reading():
+    """Success first, promise and outcome together, the rest by name."""
+    tags = ["z", "loss/value", "value/predicted_return", "value/actual_return", "a", "eval/success"]
+    assert charts(tags) == [
+        ["eval/success"],
+        ["value/actual_return", "value/predicted_return"],
+        ["loss/value"],
+        ["a"],
+        ["z"],
+    ]
+
+
+def test_charts_survive_what_runs_log():
+    """Gaps, constants, single points and nothing at all; a long run becomes a small drawing."""
+    gap = line_chart([Line("a", Curve([0, 1, 2, 3], [1, float("inf"), 2, 3]), 0)])
+    assert "1 not finite" in gap
+    assert gap.count("M") >= 2
+    assert "nan" not in gap
+    assert "no finite value" in line_chart([Line("a", Curve([0], [float("nan")]), 0)])
+    assert "<path" in line_chart([Line("a", Curve([5], [2.0]), 0)])
+    assert "nan" not in line_chart([Line("a", Curve([0, 1], [0.0, 0.0]), 0)])
+    long = line_chart([Line("a", Curve(range(50_000), np.sin(np.arange(50_000))), 0)])
+    assert len(long) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.5, "0.5"), (1234, "1.23k"), (2.5e6, "2.5M"), (-4e-5, "-4e-5"), (99.96, "100")],
+)
+def test_numbers_are_short(value, text):
+    """Three digits and a letter."""
+    assert number(value) == text
+
+
+def test_durations_have_the_unit_that_suits_them():
+    """From microseconds to seconds."""
+    assert [duration(s) for s in (2.5, 0.0123, 4e-5, 0)] == ["2.5 s", "12.3 ms", "40 µs", "0 s"]
