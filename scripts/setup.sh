@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
-readonly UV_HOME=.tools/uv
+readonly UV_HOME=$PWD/.tools/uv
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 
@@ -25,15 +25,16 @@ usable_uv() { "$1" pip install --help 2>/dev/null | grep -q -- '--group'; }
 
 find_uv() {
   local candidate
-  for candidate in uv .venv/bin/uv "$HOME/.local/bin/uv" "$UV_HOME/bin/uv"; do
+  for candidate in uv .venv/bin/uv "${HOME:-}/.local/bin/uv" "$UV_HOME/bin/uv"; do
     if usable_uv "$candidate"; then
       printf '%s' "$candidate"
       return
     fi
   done
   say "installing uv into $UV_HOME"
-  # --target leaves the system's packages alone, also where they are externally managed.
-  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --upgrade --target "$UV_HOME" uv >&2 ||
+  # --target leaves the system's packages alone, also where they are externally managed; from /,
+  # because a version manager that lacks 3.12 refuses any python3 beside our .python-version.
+  (cd / && PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --upgrade --target "$UV_HOME" uv) >&2 ||
     die "uv is missing and python3 -m pip could not install it; install uv, or pip (Debian: apt-get install python3-pip)"
   printf '%s' "$UV_HOME/bin/uv"
 }
