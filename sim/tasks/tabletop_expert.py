@@ -1,7 +1,8 @@
-"""Scripted experts of the tabletop: continuous functions of the present positions alone.
+"""Scripted experts of the tabletop: functions of the present positions alone.
 
-Both approach from above, so the arm never brushes a block that is not meant. Speeds fade with the
-distance to whatever comes next, which makes the actions smooth enough to be cloned.
+They keep no memory, so they can label any state, also perturbed ones. Both come from above, so the
+arm never brushes a block that is not meant, and both slow down towards whatever comes next, which
+leaves few jumps in the actions and makes them easy to clone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ OPEN = 1.0
 CLOSED = -1.0
 HOVER_M = 0.075
 """Height of the grip site above the block's centre at which the fingertips clear the block."""
+BEYOND_M = np.array([0.02, 0.0])
+REST_M = np.array([0.06, 0.0])
+"""How far short of a finished block, seen from the robot, the gripper waits."""
 _GAIN = 15.0
 """Action per metre of error: full speed beyond 7 cm."""
 
@@ -23,26 +27,31 @@ def push(grip: np.ndarray, block: np.ndarray, zone: np.ndarray) -> np.ndarray:
     """
     line = zone[:2] - block[:2]
     distance = float(np.hypot(*line))
-    if distance < 0.025:  # there: hold still, so that no frame shows drifting off
-        return _action(np.zeros(3), CLOSED)
-    way = line / distance
+    # Aiming a little beyond the zone keeps the direction steady as the distance shrinks.
+    aim = line + BEYOND_M
+    way = aim / np.hypot(*aim)
     offset = grip[:2] - block[:2]
     ahead = float(offset @ way)
     beside = float(offset[1] * way[0] - offset[0] * way[1])
     height = grip[2] - block[2]
     lowness = float(np.clip((0.045 - height) / 0.03, 0.0, 1.0))  # 1: beside the block, 0: above it
-    start = block[:2] - 0.07 * way
-    behind = -0.12 < ahead < -0.03 and abs(beside) < 0.012 + 0.018 * lowness
-    if not behind:
+    behind = -0.12 < ahead < -0.03 and abs(beside) < 0.012 + 0.028 * lowness
+    # A block that lies in the zone is left alone, from above, where drifting harms nothing.
+    there = distance < (0.02 + 0.015 * (1.0 - lowness) if behind else 0.035)
+    start = block[:2] - (REST_M if there else 0.07 * way)
+    if there or not behind:
         # above the blocks first, then over to the starting point
         clear = float(np.clip((height - 0.035) / 0.03, 0.0, 1.0))
         error = np.append(clear * (start - grip[:2]), HOVER_M - height)
         return _action(error, CLOSED)
     side = np.array([-way[1], way[0]])
-    forward = lowness * np.clip(0.45 * (distance - 0.01), 0.0, 0.05)
-    to_start = (1.0 - lowness) * (start - grip[:2])
-    error = np.append(forward * way - 1.5 * lowness * beside * side + to_start, -height)
-    return _action(error, CLOSED)
+    forward = np.clip(0.45 * (distance - 0.005), 0.0, 0.05)
+    through = forward * way - 1.5 * beside * side
+    # beside the line the fingers back off instead of turning the block
+    steady = lowness * float(np.clip((0.028 - abs(beside)) / 0.012, 0.0, 1.0))
+    return _action(
+        np.append(steady * through + (1.0 - steady) * (start - grip[:2]), -height), CLOSED
+    )
 
 
 def lift(
@@ -56,9 +65,9 @@ def lift(
     away = float(np.hypot(*offset))
     height = grip[2] - block[2]
     opening = float(fingers.mean())
-    around = away < 0.015 and abs(height) < 0.015
+    around = away < 0.018 and abs(height) < 0.018
     if around and opening < 0.0265:  # held
-        return _action(np.append(0.5 * offset, target[2] - block[2]), CLOSED)
+        return _action(target - block, CLOSED)
     if around:
         return _action(np.append(offset, -height), CLOSED)
     hover = HOVER_M * float(np.clip((away - 0.008) / 0.02, 0.0, 1.0))

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 
 from sim.tasks.fetch import fetch_asset
-from sim.tasks.fetch_cameras import TABLE_VIEW, add_cameras
+from sim.tasks.fetch_cameras import CameraPlan, View, add_cameras
 
 BLOCK_COLOURS = {
     "red": (0.9, 0.02, 0.02, 1.0),
@@ -24,10 +24,15 @@ BLOCK_COLOURS = {
 ZONE_COLOURS = {
     "blue": (0.03, 0.15, 1.0, 1.0),
     "cyan": (0.0, 0.85, 0.9, 1.0),
-    "purple": (0.6, 0.0, 0.75, 1.0),
+    "purple": (0.45, 0.0, 0.6, 1.0),
 }
 BLOCKS = tuple(f"{colour} block" for colour in BLOCK_COLOURS)
 ZONES = tuple(f"{colour} zone" for colour in ZONE_COLOURS)
+
+TABLETOP_VIEW = CameraPlan(
+    front=View((2.41, 0.75, 1.58), (1.28, 0.75, 0.45), 17.5),
+    side=View((1.28, -0.38, 1.58), (1.28, 0.75, 0.45), 17.5),
+)
 
 TABLE_HEIGHT_M = 0.4
 BLOCK_HALF_M = 0.025
@@ -54,8 +59,8 @@ class SceneConfig:
         slope: greatest |dy / dx| of a push line; steeper ones would push a block by its corner.
     """
 
-    block_x_m: tuple[float, float] = (1.17, 1.23)
-    zone_x_m: tuple[float, float] = (1.42, 1.50)
+    block_x_m: tuple[float, float] = (1.16, 1.21)
+    zone_x_m: tuple[float, float] = (1.40, 1.47)
     middle_y_m: float = 0.75
     block_y_m: float = 0.15
     zone_y_m: float = 0.16
@@ -120,12 +125,12 @@ def build_spec() -> mujoco.MjSpec:
     # to the fingers; that is what keeps a slanted push from slipping.
     table = spec.body("table0").geoms[0]
     table.priority = 1
-    table.friction = [0.8, 0.005, 0.0001]
+    table.friction = [1.0, 0.005, 0.0001]
     for index, (name, rgba) in enumerate(zip(BLOCKS, BLOCK_COLOURS.values(), strict=True)):
         _add_block(spec, name, rgba, y_m=0.63 + 0.12 * index)
     for index, (name, rgba) in enumerate(zip(ZONES, ZONE_COLOURS.values(), strict=True)):
         _add_zone(spec, name, rgba, y_m=0.63 + 0.12 * index)
-    add_cameras(spec, TABLE_VIEW)
+    add_cameras(spec, TABLETOP_VIEW)
     return spec
 
 
