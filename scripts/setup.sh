@@ -21,7 +21,7 @@ fingerprint() {
 }
 
 # uv needs `pip install --group`; an older one on PATH is passed over.
-usable_uv() { "$1" pip install --help 2>/dev/null | grep -q -- '--group'; }
+usable_uv() { [[ $("$1" pip install --help 2>/dev/null) == *--group* ]]; }
 
 find_uv() {
   local candidate

@@ -6,11 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vla", "sim", "policies", "scripts")
@@ -59,16 +62,14 @@ def imported_roots(source: str) -> set[str]:
 
 
 def unsafe_loads(source: str) -> Iterator[str]:
-    """Calls that could execute code from a file: torch.load and numpy.load with pickles allowed."""
+    """Calls that let a file execute code; torch.load and numpy.load refuse pickles by default."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
-        called = ast.unparse(node.func)
         keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if called == "torch.load" and keywords.get("weights_only") != "True":
-            yield f"line {node.lineno}: torch.load without weights_only=True"
-        if keywords.get("allow_pickle") == "True":
-            yield f"line {node.lineno}: allow_pickle=True"
+        for word, safe in (("weights_only", "True"), ("allow_pickle", "False")):
+            if keywords.get(word, safe) != safe:
+                yield f"line {node.lineno}: {word}={keywords[word]}"
 
 
 def broken(offenders: Mapping[str, object]) -> str:
@@ -99,6 +100,25 @@ def test_the_contract_is_a_numpy_only_leaf() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == ["numpy", "vla"]
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_every_import_is_declared(package: str) -> None:
+    """What a package imports stands in pyproject.toml, not only in a dependency's dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = list(project["project"]["dependencies"])
+    if package in {"scripts", "tests"}:  # measuring against peers needs the peers
+        listed += project["dependency-groups"]["dev"]
+    declared = {Requirement(line).name for line in listed}
+    neighbours = {path.stem for path in python_files("tests")}
+    known = sys.stdlib_module_names | set(PACKAGES) | {"tests", ""} | neighbours
+    providers = packages_distributions()
+    offenders = {}
+    for path in python_files(package):
+        for name in imported_roots(path.read_text()) - known:
+            if not declared & {owner.lower() for owner in providers.get(name, ())}:
+                offenders[f"{path.relative_to(ROOT)} imports {name}"] = "not in pyproject.toml"
+    assert not offenders, broken(offenders)
 
 
 def test_no_file_is_a_drawer() -> None:
@@ -174,6 +194,6 @@ def test_the_patterns_find_what_they_should(
 def test_the_readers_find_what_they_should() -> None:
     """Imports inside functions count, and so does every unsafe way of loading."""
     assert imported_roots("def f():\n    from sim.tasks import base\n") == {"sim"}
-    assert list(unsafe_loads("torch.load(path)"))
+    assert list(unsafe_loads("torch.load(path, weights_only=False)"))
     assert list(unsafe_loads("np.load(path, allow_pickle=True)"))
-    assert not list(unsafe_loads("torch.load(path, weights_only=True); np.load(path)"))
+    assert not list(unsafe_loads("torch.load(path); np.load(path, allow_pickle=False)"))
