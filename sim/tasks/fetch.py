@@ -15,7 +15,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from sim import experts
+from sim import costs, experts
 from sim.tasks import fetch_words
 from sim.tasks.base import Episode, Phrasing, Task
 from sim.tasks.fetch_cameras import (
@@ -339,6 +339,10 @@ class FetchPush(FetchTask):
         """Around the block to its far side, then through it."""
         return experts.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
 
+    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
+        """See `costs.push`."""
+        return costs.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
+
 
 class FetchSlide(FetchTask):
     """Strike the puck so that it slides to a spot beyond the arm's reach."""
@@ -376,6 +380,12 @@ class FetchPickAndPlace(FetchTask):
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Above the block, down, close, carry."""
         return experts.pick_and_place(
+            self.arm.grip_position(data), self.arm.fingers(data), self.achieved(data), episode.goal
+        )
+
+    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
+        """See `costs.pick_and_place`."""
+        return costs.pick_and_place(
             self.arm.grip_position(data), self.arm.fingers(data), self.achieved(data), episode.goal
         )
 
