@@ -25,17 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla.contract import RobotSpec
+from vla.nested import flatten_state, restore_state
 from vla.processor import Processor
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
+_STEP = re.compile(r"\d+$")
 _NEEDED = ("config.json", "model.safetensors", "contract.json", "processor.json")
 
 
@@ -50,7 +49,7 @@ class Checkpoint:
     Attributes:
         folder: where it was asked for.
         model_config: as it was saved, tuples become lists.
-        weights: by parameter name, on the CPU.
+        weights: sorted by parameter name, on the CPU.
         processor: with contract, statistics and tokenizer.
         training_state: None when none was saved or it was not asked for.
     """
@@ -100,14 +99,13 @@ def save_checkpoint(
             tensors, structure = flatten_state(training_state)
             _write_json(partial / "training_state.json", structure)
             _write_tensors(partial / "training_state.safetensors", tensors)
-        files = {name: _fingerprint(partial / name) for name in _list_files(partial)}
-        _write_json(partial / _MANIFEST, {"format": FORMAT_VERSION, "files": files})
+        _write_manifest(partial)
         _flush(partial)
         _put_in_place(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise CheckpointError(_explain_write(folder, error)) from error
+        if (code := _system_errno(error)) is not None:
+            raise CheckpointError(_explain_write(folder, code, error)) from error
         raise
     return folder
 
@@ -132,7 +130,8 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     return Checkpoint(
         folder=folder,
         model_config=_read_json(place / "config.json"),
-        weights=load_file(place / "model.safetensors"),
+        # safetensors returns them in another order each time.
+        weights=dict(sorted(load_file(place / "model.safetensors").items())),
         processor=Processor.load(place),
         training_state=state,
     )
@@ -153,63 +152,9 @@ def latest_complete(run_folder: Path | str) -> Path | None:
             files = _read_manifest(place)
         except CheckpointError:
             continue
-        sizes = {name: entry["bytes"] for name, entry in files.items()}
-        if all(_size(place / name) == size for name, size in sizes.items()):
+        if all(_size(place / name) == size for name, (_, size) in files.items()):
             return folder
     return None
-
-
-def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
-    """Split nested data into tensors and JSON data; `restore_state` is the exact inverse.
-
-    Accepts dicts with str or int keys, lists, tuples, tensors, numpy arrays, str, int, float, bool
-    and None: state dicts of optimizers and schedulers, states of random generators.
-
-    Raises:
-        TypeError: naming the place of anything else.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def flatten(path: str, value: Any) -> Any:
-        if value is None or type(value) in (bool, int, float, str):
-            return value
-        if isinstance(value, Tensor | np.ndarray):
-            # The number in front keeps equal paths apart: {"a": {"b": x}, "a/b": y}.
-            name = f"{len(tensors)}:{path}"
-            is_tensor = isinstance(value, Tensor)
-            tensors[name] = value.detach() if is_tensor else torch.from_numpy(value.copy())
-            return {"tensor" if is_tensor else "array": name}
-        if isinstance(value, list):
-            return [flatten(f"{path}/{i}", item) for i, item in enumerate(value)]
-        if isinstance(value, tuple):
-            return {"tuple": [flatten(f"{path}/{i}", item) for i, item in enumerate(value)]}
-        if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
-            return {"dict": [[k, flatten(f"{path}/{k}", item)] for k, item in value.items()]}
-        raise TypeError(
-            f"state{path} is a {type(value).__name__}, which cannot be saved: use tensors, arrays, "
-            "plain values, lists, tuples and dicts with str or int keys"
-        )
-
-    return tensors, flatten("", state)
-
-
-def restore_state(tensors: dict[str, Tensor], structure: Any) -> Any:
-    """Exact inverse of `flatten_state`."""
-    if isinstance(structure, list):
-        return [restore_state(tensors, item) for item in structure]
-    if not isinstance(structure, dict):
-        return structure
-    ((kind, content),) = structure.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "array":
-        return tensors[content].numpy()
-    if kind == "tuple":
-        return tuple(restore_state(tensors, item) for item in content)
-    return {key: restore_state(tensors, item) for key, item in content}
-
-
-_STEP = re.compile(r"\d+$")
 
 
 def _hidden(folder: Path, role: str) -> Path:
@@ -239,15 +184,18 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(0o644)  # safetensors makes it private, which breaks serving by another user
 
 
-def _list_files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def _write_manifest(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": _digest(path), "bytes": _size(path)}
+        for path in paths
+    }
+    _write_json(folder / _MANIFEST, {"format": FORMAT_VERSION, "files": files})
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(folder: Path) -> None:
@@ -267,14 +215,20 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _explain_write(folder: Path, error: Exception) -> str:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors reports the system's error only as text.
-    if full or "StorageFull" in str(error) or "code: 28" in str(error):
+def _system_errno(error: BaseException) -> int | None:
+    """The system's error number, also from safetensors and tokenizers, which give it as text."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
+
+
+def _explain_write(folder: Path, code: int, error: BaseException) -> str:
+    if code in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_nearest(folder)).free / 1e6
         return (
-            f"the disk is full ({free:.0f} MB free): checkpoint {folder} was not written and "
-            "nothing is left of it; free some space or choose another folder, then continue"
+            f"the disk is full: checkpoint {folder} was not written and nothing is left of it "
+            f"({free:.0f} MB are free now); free more or choose another folder, then continue"
         )
     return f"checkpoint {folder} was not written: {error}"
 
@@ -314,33 +268,28 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
+    """SHA-256 and size by file name."""
     if not (folder / _MANIFEST).is_file():
         raise CheckpointError(f"{folder} is no checkpoint: no {_MANIFEST}; {_nearby(folder)}")
     try:
         manifest = _read_json(folder / _MANIFEST)
-        version, files = manifest["format"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        if (version := manifest["format"]) != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {folder} has format {version}, this version reads {FORMAT_VERSION}: "
+                "load it with the version that wrote it, or update"
+            )
+        return {name: (f["sha256"], f["bytes"]) for name, f in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _MANIFEST} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {folder} has format {version}, this version reads {FORMAT_VERSION}: load "
-            "it with the version that wrote it, or update"
-        )
-    return files
 
 
-def _verify(folder: Path, name: str, expected: dict[str, Any]) -> None:
+def _verify(folder: Path, name: str, expected: tuple[str, int]) -> None:
     path = folder / name
     if (size := _size(path)) is None:
         raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing")
-    if size != expected["bytes"]:
+    if (_digest(path), size) != expected:
         raise CheckpointError(
-            f"checkpoint {folder} is damaged: {name} has {size} bytes instead of "
-            f"{expected['bytes']}; copy it again or use another one"
-        )
-    if _fingerprint(path)["sha256"] != expected["sha256"]:
-        raise CheckpointError(
-            f"checkpoint {folder} is damaged: the SHA-256 of {name} is not the manifest's; copy it "
-            "again or use another one"
+            f"checkpoint {folder} is damaged: {name} ({size} of {expected[1]} bytes) does not have "
+            "the manifest's SHA-256; copy it again or use another one"
         )

@@ -42,7 +42,8 @@ class ProcessorConfig:
         image_size_px: height and width the model sees; None keeps the cameras' own.
         image_tokens_per_camera: places the prompt keeps for one camera's picture.
         image_token: the token that keeps such a place.
-        max_text_tokens: longest instruction, its end token included.
+        max_text_tokens: longest instruction, its end token included; a word that the embedded
+            tokenizer was not trained on takes about one token a letter.
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
             batches concatenate; "longest" pads to the longest prompt of the batch.
     """
@@ -52,7 +53,7 @@ class ProcessorConfig:
     image_size_px: tuple[int, int] | None = None
     image_tokens_per_camera: int = 16
     image_token: str = IMAGE
-    max_text_tokens: int = 24
+    max_text_tokens: int = 32
     padding: Literal["fixed", "longest"] = "fixed"
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class ModelInputs:
 
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same on another device."""
-        moved = {name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
+        moved = {name: t.to(device) for name, t in self._tensors().items()}
         return ModelInputs(**moved)
 
     def select(self, rows: Tensor | Sequence[int]) -> ModelInputs:
@@ -218,8 +219,8 @@ class Processor:
         input_ids, attention_mask = self.encode_instructions(observation.instructions)
         return ModelInputs(
             pixel_values=self._stack_images(observation),
-            input_ids=input_ids.to(device, non_blocking=True),
-            attention_mask=attention_mask.to(device, non_blocking=True),
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
             proprio=proprio,
         )
 
