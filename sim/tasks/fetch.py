@@ -7,9 +7,7 @@ only what is seen: added cameras, and parts that no camera needs are left out of
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 from typing import ClassVar
 
 import mujoco
@@ -18,6 +16,7 @@ import numpy as np
 from sim import costs, experts
 from sim.tasks import fetch_words
 from sim.tasks.base import Episode, Phrasing, Task
+from sim.tasks.fetch_arm import CONTROL_RATE_HZ, FetchArm, fetch_asset, fetch_robot_spec
 from sim.tasks.fetch_cameras import (
     PICK_VIEW,
     REACH_VIEW,
@@ -26,110 +25,11 @@ from sim.tasks.fetch_cameras import (
     CameraPlan,
     add_cameras,
 )
-from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
-SUBSTEPS = 20
-CONTROL_RATE_HZ = 25.0
-POSITION_SCALE_M = 0.05
 SUCCESS_DISTANCE_M = 0.05
 OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
 """Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small picture."""
 _DT_S = 1.0 / CONTROL_RATE_HZ
-_FINGERS = ("robot0:r_gripper_finger_joint", "robot0:l_gripper_finger_joint")
-
-
-def fetch_asset(filename: str) -> Path:
-    """Path of an XML file of gymnasium-robotics' Fetch assets, found without importing it.
-
-    Raises:
-        ModuleNotFoundError: gymnasium-robotics is not installed.
-    """
-    found = importlib.util.find_spec("gymnasium_robotics")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("the Fetch assets come with gymnasium-robotics: install it")
-    return Path(found.submodule_search_locations[0]) / "envs" / "assets" / "fetch" / filename
-
-
-def fetch_robot_spec(image_size: int) -> RobotSpec:
-    """The contract of the simulated Fetch arm.
-
-    `dx, dy, dz` displace the gripper's set point from where the gripper is, in multiples of 0.05 m
-    a control step (the arm covers about two thirds of that in one step). `gripper` displaces the
-    fingers' set point from where they are, in metres, cut to [0, 0.2] m: below about -0.05 it
-    closes, above 0 it opens. Tasks that block the gripper ignore it.
-    """
-    return RobotSpec(
-        robot="fetch",
-        action=VectorSpec(
-            names=("dx", "dy", "dz", "gripper"),
-            units=("0.05 m", "0.05 m", "0.05 m", "m"),
-            low=(-1.0,) * 4,
-            high=(1.0,) * 4,
-        ),
-        proprio=VectorSpec(
-            names=("gripper_x", "gripper_y", "gripper_z", "finger_right", "finger_left"),
-            units=("m",) * 5,
-            low=(0.0, 0.0, 0.0, -0.01, -0.01),
-            high=(2.0, 1.5, 1.5, 0.06, 0.06),
-        ),
-        cameras=tuple(CameraSpec(name, image_size, image_size) for name in CAMERAS),
-        control_rate_hz=CONTROL_RATE_HZ,
-    )
-
-
-CAMERAS = ("front", "side", "wrist")
-
-
-class FetchArm:
-    """What every task with the Fetch arm shares: addresses in the model and the control step."""
-
-    def __init__(self, model: mujoco.MjModel, block_gripper: bool):
-        self.model = model
-        self.block_gripper = block_gripper
-        self.grip_site = model.site("robot0:grip").id
-        self.gripper_body = model.body("robot0:gripper_link").id
-        self.finger_qpos = [int(model.joint(name).qposadr[0]) for name in _FINGERS]
-        self.finger_dofs = [int(model.joint(name).dofadr[0]) for name in _FINGERS]
-        self.actuated_qpos = model.jnt_qposadr[model.actuator_trnid[:, 0]]
-
-    def settle(self, data: mujoco.MjData, extra_height_m: float) -> None:
-        """Bring the arm from its zero pose above the table, as gymnasium-robotics does once."""
-        model = self.model
-        model.eq_data[:, :7] = (0, 0, 0, 0, 0, 0, 1)
-        mujoco.mj_forward(model, data)
-        offset = np.array([-0.498, 0.005, -0.431 + extra_height_m])
-        data.mocap_pos[0] = offset + data.site_xpos[self.grip_site]
-        data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
-        mujoco.mj_step(model, data, nstep=10 * SUBSTEPS)
-
-    def step(self, data: mujoco.MjData, action: np.ndarray) -> None:
-        """Execute one control step of 20 substeps; `action` float [4], clipped to [-1, 1]."""
-        command = np.clip(action, -1.0, 1.0)
-        if self.model.nu:
-            opening = 0.0 if self.block_gripper else command[3]
-            data.ctrl[:] = data.qpos[self.actuated_qpos] + opening
-        # gymnasium-robotics multiplies float32 actions in float32: keep that rounding
-        data.mocap_pos[0] = data.xpos[self.gripper_body] + command[:3] * command.dtype.type(0.05)
-        data.mocap_quat[0] = data.xquat[self.gripper_body] + _DOWN
-        mujoco.mj_step(self.model, data, nstep=SUBSTEPS)
-        if self.block_gripper:
-            data.qpos[self.finger_qpos] = 0.0
-            mujoco.mj_forward(self.model, data)
-
-    def grip_position(self, data: mujoco.MjData) -> np.ndarray:
-        """World position of the point between the fingertips, float64 [3], metres (a view)."""
-        return data.site_xpos[self.grip_site]
-
-    def fingers(self, data: mujoco.MjData) -> np.ndarray:
-        """Opening of the right and the left finger, float64 [2], metres."""
-        return data.qpos[self.finger_qpos]
-
-    def proprio(self, data: mujoco.MjData) -> np.ndarray:
-        """Float32 [5]: gripper position and finger openings, metres."""
-        return np.concatenate([self.grip_position(data), self.fingers(data)]).astype(np.float32)
-
-
-_DOWN = np.array([1.0, 0.0, 1.0, 0.0])
 
 
 class FetchTask(Task):
