@@ -30,28 +30,32 @@ def push(grip: np.ndarray, block: np.ndarray, zone: np.ndarray) -> np.ndarray:
     # Aiming a little beyond the zone keeps the direction steady as the distance shrinks.
     aim = line + BEYOND_M
     way = aim / np.hypot(*aim)
+    side = np.array([-way[1], way[0]])
     offset = grip[:2] - block[:2]
-    ahead = float(offset @ way)
-    beside = float(offset[1] * way[0] - offset[0] * way[1])
+    ahead, beside = float(offset @ way), float(offset @ side)
     height = grip[2] - block[2]
-    lowness = float(np.clip((0.045 - height) / 0.03, 0.0, 1.0))  # 1: beside the block, 0: above it
+    # 1: beside the block and on the line, ready to push; 0: above it or off the line
+    lowness = _ramp(height, 0.045, 0.015)
+    steady = lowness * _ramp(abs(beside), 0.026, 0.014)
     behind = -0.12 < ahead < -0.03 and abs(beside) < 0.012 + 0.028 * lowness
     # A block that lies in the zone is left alone, from above, where drifting harms nothing.
-    there = distance < (0.02 + 0.015 * (1.0 - lowness) if behind else 0.035)
+    there = distance < 0.035 - 0.015 * steady * behind
     start = block[:2] - (REST_M if there else 0.07 * way)
     if there or not behind:
         # above the blocks first, then over to the starting point
-        clear = float(np.clip((height - 0.035) / 0.03, 0.0, 1.0))
-        error = np.append(clear * (start - grip[:2]), HOVER_M - height)
-        return _action(error, CLOSED)
-    side = np.array([-way[1], way[0]])
+        clear = _ramp(height, 0.035, 0.065)
+        return _action(np.append(clear * (start - grip[:2]), HOVER_M - height), CLOSED)
     forward = np.clip(0.45 * (distance - 0.005), 0.0, 0.05)
     through = forward * way - 1.5 * beside * side
-    # beside the line the fingers back off instead of turning the block
-    steady = lowness * float(np.clip((0.028 - abs(beside)) / 0.012, 0.0, 1.0))
-    return _action(
-        np.append(steady * through + (1.0 - steady) * (start - grip[:2]), -height), CLOSED
-    )
+    # Off the line the fingers first let go of the block, then move over: touching, they turn it.
+    apart = max(1.0 - lowness, _ramp(ahead, -0.045, -0.055))
+    back = -(0.07 + ahead) * way - apart * beside * side
+    return _action(np.append(steady * through + (1.0 - steady) * back, -height), CLOSED)
+
+
+def _ramp(value: float, at_zero: float, at_one: float) -> float:
+    """0 at one end, 1 at the other, straight between, flat outside."""
+    return float(np.clip((value - at_zero) / (at_one - at_zero), 0.0, 1.0))
 
 
 def lift(
@@ -70,7 +74,7 @@ def lift(
         return _action(target - block, CLOSED)
     if around:
         return _action(np.append(offset, -height), CLOSED)
-    hover = HOVER_M * float(np.clip((away - 0.008) / 0.02, 0.0, 1.0))
+    hover = HOVER_M * _ramp(away, 0.008, 0.028)
     if opening < 0.04:
         hover = HOVER_M
     return _action(np.append(offset, hover - height), OPEN)

@@ -143,7 +143,7 @@ def _add_block(spec: mujoco.MjSpec, name: str, rgba: tuple[float, ...], y_m: flo
         type=mujoco.mjtGeom.mjGEOM_BOX,
         size=[BLOCK_HALF_M] * 3,
         mass=0.5,
-        friction=[2.0, 0.02, 0.0001],
+        friction=[1.5, 0.02, 0.0001],
         rgba=rgba,
     )
 
