@@ -1,0 +1,279 @@
+"""The demonstrations' cache and the batches drawn from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demo_folder import made_up_episode, write_folder
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from policies.imitation import frame_cache
+from policies.imitation.dataset import DemoBatch, DemoDataset
+from policies.imitation.frame_cache import open_frames
+from sim.tasks.base import Task
+from vla.contract import ContractMismatchError
+
+LENGTHS = [5, 7, 4, 6]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Task]:
+    """Four episodes; tests that change the folder take a copy."""
+    root = tmp_path_factory.mktemp("data") / "FetchReach"
+    return root, write_folder(root, LENGTHS)
+
+
+@pytest.fixture
+def copied(recorded: tuple[Path, Task], tmp_path: Path) -> Path:
+    """A copy without cache."""
+    ignore = shutil.ignore_patterns(".cache")
+    return shutil.copytree(recorded[0], tmp_path / "FetchReach", ignore=ignore)
+
+
+def test_every_frame_equals_what_lerobot_decodes(recorded: tuple[Path, Task]) -> None:
+    """Pixels, proprioception, action, instruction, privileged state and time."""
+    root, _ = recorded
+    dataset = DemoDataset(root, chunk=1)
+    lerobot = LeRobotDataset("local/x", root=root, video_backend="pyav")
+    batch = dataset.batch(np.arange(len(dataset)))
+    assert len(batch) == len(lerobot) == sum(LENGTHS)
+    observation = batch.observation(dataset.spec)
+    for row in range(len(lerobot)):
+        frame = lerobot[row]
+        for camera in dataset.spec.cameras:
+            picture = frame[f"observation.images.{camera.name}"].permute(1, 2, 0)
+            decoded = (picture * 255).round().to(torch.uint8)
+            assert torch.equal(observation.images[camera.name][row], decoded)
+        assert torch.equal(batch.proprio[row], frame["observation.state"])
+        assert torch.equal(batch.actions[row, 0], frame["action"])
+        assert torch.equal(batch.privileged[row], frame["privileged.state"])
+        assert batch.instructions[row] == frame["task"]
+        assert batch.time_s[row].item() == pytest.approx(frame["timestamp"].item())
+
+
+def test_chunks_repeat_the_last_action_at_the_end(recorded: tuple[Path, Task]) -> None:
+    """By hand: the first entry of an action counts the steps of its episode."""
+    dataset = DemoDataset(recorded[0], chunk=4)
+    batch = dataset.batch(np.array([0, 2, 4, 5, 11]))  # episodes of 5 and 7 frames
+    counted = batch.actions[:, :, 0].int().tolist()
+    assert counted == [[0, 1, 2, 3], [2, 3, 4, 4], [4, 4, 4, 4], [0, 1, 2, 3], [6, 6, 6, 6]]
+    assert batch.is_pad.int().tolist() == [
+        [0, 0, 0, 0],
+        [0, 0, 0, 1],
+        [0, 1, 1, 1],
+        [0, 0, 0, 0],
+        [0, 1, 1, 1],
+    ]
+    assert batch.time_s.tolist() == pytest.approx([0.0, 0.08, 0.16, 0.0, 0.24])
+
+
+def test_episodes_are_held_out_whole(recorded: tuple[Path, Task]) -> None:
+    """And the same ones for the same seed."""
+    dataset = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.5, seed=3)
+    train, heldout = dataset.rows("train"), dataset.rows("heldout")
+    assert sorted([*train, *heldout]) == list(range(sum(LENGTHS)))
+    lengths = [len(rows) for split in ("train", "heldout") for rows in dataset.episodes(split)]
+    assert sorted(lengths) == sorted(LENGTHS)
+    assert len(dataset.episodes("heldout")) == 2
+    again = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.5, seed=3)
+    np.testing.assert_array_equal(again.rows("heldout"), heldout)
+    splits = {tuple(DemoDataset(recorded[0], 2, 0.5, seed).rows("heldout")) for seed in range(10)}
+    assert len(splits) > 1
+    drawn = dataset.sample(np.random.default_rng(0), 200)
+    assert set(drawn.proprio[:, 0].tolist()) == set(dataset.batch(train).proprio[:, 0].tolist())
+    seen = torch.cat([batch.proprio for batch in dataset.batches(3)])
+    assert torch.equal(seen, dataset.batch(heldout).proprio)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_saved_generator_resumes_exactly(recorded: tuple[Path, Task], kind: str) -> None:
+    """The batches after a restore are those that would have come."""
+    dataset = DemoDataset(recorded[0], chunk=2)
+    if kind == "numpy":
+        generator = np.random.default_rng(5)
+        dataset.sample(generator, 8)
+        state = json.loads(json.dumps(generator.bit_generator.state))
+        restored = np.random.default_rng()
+        restored.bit_generator.state = state
+    else:
+        generator = torch.Generator().manual_seed(5)
+        dataset.sample(generator, 8)
+        restored = torch.Generator()
+        restored.set_state(generator.get_state())
+    first, second = dataset.sample(generator, 8), dataset.sample(restored, 8)
+    assert _same(first, second)
+    assert not _same(first, dataset.sample(generator, 8))
+
+
+def _same(first: DemoBatch, second: DemoBatch) -> bool:
+    return torch.equal(first.images, second.images) and torch.equal(first.actions, second.actions)
+
+
+def test_statistics_are_those_of_the_training_episodes(recorded: tuple[Path, Task]) -> None:
+    """Against numpy on the episodes as they were made up."""
+    root, task = recorded
+    dataset = DemoDataset(root, chunk=3, heldout_fraction=0.25)
+    heldout = {len(rows) for rows in dataset.episodes("heldout")}
+    episodes = [
+        made_up_episode(task, seed, length)
+        for seed, length in enumerate(LENGTHS)
+        if length not in heldout
+    ]
+    for name in ("action", "proprio"):
+        values = np.concatenate([episode[name] for episode in episodes]).astype(np.float64)
+        ours = dataset.statistics()[name]
+        np.testing.assert_allclose(ours["mean"], values.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(ours["std"], values.std(0), rtol=1e-5)
+        np.testing.assert_allclose(ours["q99"], np.quantile(values, 0.99, axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(ours["max"], values.max(0).astype(np.float32))
+
+
+def test_folders_are_concatenated(recorded: tuple[Path, Task], tmp_path: Path) -> None:
+    """Each keeps its pictures, words and privileged state, which are aligned by name."""
+    push = tmp_path / "FetchPush"
+    push_task = write_folder(push, [3, 8], "FetchPush")
+    both = DemoDataset([recorded[0], push], chunk=4, heldout_fraction=0.5)
+    first, second = DemoDataset(recorded[0], 4), DemoDataset(push, 4)
+    rows = np.array([25, 3, 22, 21])  # frames 3, ., 0 of Push, and the last of Reach
+    mixed = both.batch(rows)
+    apart = [second.batch(rows[[0, 2]] - 22), first.batch(rows[[1, 3]])]
+    assert torch.equal(mixed.images[[0, 2]], apart[0].images)
+    assert torch.equal(mixed.images[[1, 3]], apart[1].images)
+    assert torch.equal(mixed.actions[[1, 3]], apart[1].actions)
+    assert mixed.is_pad[3].tolist() == [False, True, True, True]
+    object_x = both.privileged_names.index("object_x")
+    assert mixed.privileged[1, object_x] == 0
+    expected = made_up_episode(push_task, 0, 3)["privileged"][0]
+    assert (
+        mixed.privileged[2, object_x].item()
+        == expected[push_task.privileged_names.index("object_x")]
+    )
+    assert [len(rows) in (3, 8) for rows in both.episodes("heldout")] == [False, False, True]
+
+
+def test_folders_of_other_contracts_are_refused(
+    recorded: tuple[Path, Task], tmp_path: Path
+) -> None:
+    """The message names both folders and the leaf."""
+    write_folder(tmp_path / "large", [3], image_size=24)
+    with pytest.raises(ContractMismatchError, match=r"(?s)FetchReach.*large.*cameras"):
+        DemoDataset([recorded[0], tmp_path / "large"], chunk=2)
+
+
+# --- the cache
+
+
+def test_cache_is_built_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second opening decodes nothing."""
+    open_frames(copied)
+    monkeypatch.setattr(frame_cache, "_build", None)
+    assert len(open_frames(copied)) == sum(LENGTHS)
+    assert isinstance(open_frames(copied).images, np.memmap)
+
+
+def test_cache_is_rebuilt_when_the_source_changed(copied: Path) -> None:
+    """And the old one is removed."""
+    open_frames(copied)
+    (old,) = (path.name for path in (copied / ".cache").iterdir() if path.is_dir())
+    shutil.rmtree(copied / "data")
+    other = copied.parent / "other"
+    write_folder(other, LENGTHS[::-1])
+    shutil.copytree(other / "data", copied / "data")
+    assert open_frames(copied).action[:7, 0].tolist() == [0, 1, 2, 3, 4, 5, 0]
+    (new,) = (path.name for path in (copied / ".cache").iterdir() if path.is_dir())
+    assert new != old
+
+
+def test_interrupted_build_leaves_no_cache(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an exception nor the remains of a killed process are taken for one."""
+    (copied / ".cache" / "0123.tmp").mkdir(parents=True)
+    write = Path.write_text
+
+    def fail(path: Path, text: str) -> int:
+        if path.name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match=r"No space left.*Free space"):
+        open_frames(copied)
+    assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
+    monkeypatch.undo()
+    assert len(open_frames(copied)) == sum(LENGTHS)
+
+
+def test_full_disk_is_refused_first(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the space that is needed."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10))
+    with pytest.raises(OSError, match=r"needs 0 MB, 0 MB are free"):
+        open_frames(copied)
+
+
+def test_two_processes_may_open_at_once(copied: Path) -> None:
+    """One builds, the other waits for it, both read the same."""
+    command = (
+        "import sys; from pathlib import Path; from policies.imitation.frame_cache import *\n"
+        "print(open_frames(Path(sys.argv[1])).images.sum())"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", command, str(copied)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    sums = [int(process.communicate(timeout=120)[0].split()[-1]) for process in started]
+    assert sums[0] == sums[1] == open_frames(copied).images.sum()
+    assert len([path for path in (copied / ".cache").iterdir() if path.is_dir()]) == 1
+
+
+# --- refusals
+
+
+def test_missing_folder_names_the_command_and_the_neighbours(
+    recorded: tuple[Path, Task], tmp_path: Path
+) -> None:
+    """What a person who mistyped needs."""
+    wrong = recorded[0].with_name("FetchPush")
+    with pytest.raises(FileNotFoundError, match=r"FetchReach.*vla collect --task FetchPush"):
+        DemoDataset(wrong, chunk=2)
+    with pytest.raises(FileNotFoundError, match="none nearby"):
+        DemoDataset(tmp_path / "nowhere" / "x", chunk=2)
+    assert not wrong.exists()
+
+
+def test_folder_without_contract_names_the_fix(copied: Path) -> None:
+    """A LeRobot data set from elsewhere, for instance."""
+    (copied / "meta" / "contract.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"contract\.json.*RobotSpec"):
+        DemoDataset(copied, chunk=2)
+
+
+def test_damaged_or_half_moved_files_are_refused(copied: Path) -> None:
+    """Both messages name the way out."""
+    (file,) = (copied / "data").rglob("*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged file"):
+        DemoDataset(copied, chunk=2)
+    file.write_bytes(whole)
+    info = copied / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"total_frames": 22', '"total_frames": 20'))
+    with pytest.raises(ValueError, match=r"lists 20 frames but holds 22.*vla collect"):
+        DemoDataset(copied, chunk=2)
+
+
+def test_refuses_arguments_and_empty_splits(recorded: tuple[Path, Task]) -> None:
+    """Before anything is drawn."""
+    for bad in ({"chunk": 0}, {"heldout_fraction": 1.0}):
+        with pytest.raises(ValueError, match="chunk >= 1"):
+            DemoDataset(recorded[0], **({"chunk": 2} | bad))  # pyright: ignore[reportArgumentType]
+    dataset = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.0)
+    with pytest.raises(ValueError, match="heldout split is empty"):
+        dataset.sample(np.random.default_rng(0), 4, "heldout")

@@ -1,0 +1,399 @@
+"""Recording: what is recorded, and that no interruption damages it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_folder import SETTINGS, made_up_episode, spool, write_folder
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from sim import record as record_module
+from sim.demonstrate import play
+from sim.record import FIRST_EVALUATION_SEED, RecordConfig, _SeedPlan, record
+from sim.recording_store import RecordingStore
+from sim.tasks.registry import make_task
+from vla.contract import RobotSpec
+
+TINY = {"image_size": 16, "workers": 1}
+
+
+class NoPictures:
+    """A renderer for what needs none."""
+
+    def picture(self, data: object) -> dict[str, np.ndarray]:
+        """No camera."""
+        return {}
+
+
+def play_blind(name: str, seed: int, **settings: float) -> dict[str, np.ndarray] | None:
+    """An episode without pictures."""
+    config = RecordConfig(task=(name,), **settings)  # pyright: ignore[reportArgumentType]
+    return play(make_task(name, 16), NoPictures(), seed, config)  # pyright: ignore[reportArgumentType]
+
+
+def open_lerobot(root: Path) -> LeRobotDataset:
+    """The folder as LeRobot itself opens it."""
+    return LeRobotDataset(f"local/{root.name}", root=root, video_backend="pyav")
+
+
+# --- one demonstration
+
+
+def test_episode_ends_hold_steps_after_success_first_holds() -> None:
+    """Staying is shown, but not for long."""
+    episode = play_blind("FetchReach", 3, noisy_fraction=0.0, hold_steps=4)
+    assert episode is not None
+    first = int(episode["success"].argmax())
+    assert episode["success"][first:].all()
+    assert len(episode["success"]) == first + 1 + 4
+
+
+def test_label_is_clean_and_executed_is_noisy() -> None:
+    """The noise moves the arm and not the label."""
+    noisy = play_blind("FetchReach", 3, noisy_fraction=1.0, noise=0.2)
+    clean = play_blind("FetchReach", 3, noisy_fraction=0.0, noise=0.2)
+    assert noisy is not None
+    assert clean is not None
+    np.testing.assert_array_equal(clean["executed"], clean["action"])
+    # the first state is the same, so is the expert's answer to it; then the noise leads elsewhere
+    np.testing.assert_array_equal(noisy["action"][0], clean["action"][0])
+    assert not np.array_equal(noisy["proprio"][1], clean["proprio"][1])
+    disturbance = (noisy["executed"] - noisy["action"])[np.abs(noisy["action"]) < 0.3]
+    assert 0.1 < disturbance.std() < 0.3
+
+
+def test_noisy_label_is_the_expert_at_the_visited_state() -> None:
+    """Replaying the executed actions meets the same labels."""
+    episode = play_blind("FetchReach", 3, noisy_fraction=1.0, noise=0.2)
+    assert episode is not None
+    task = make_task("FetchReach", 16)
+    data = task.make_data()
+    state = task.reset(data, 3)
+    for executed, label in zip(episode["executed"], episode["action"], strict=True):
+        np.testing.assert_array_equal(task.expert_action(data, state).clip(-1, 1), label)
+        task.step(data, state, executed)
+
+
+def test_unsuccessful_episode_is_dropped() -> None:
+    """Noise that no expert survives."""
+    assert play_blind("FetchPush", 0, noisy_fraction=1.0, noise=50.0) is None
+
+
+def test_episode_is_a_function_of_its_seed() -> None:
+    """Noise included."""
+    first, second = (play_blind("FetchPush", 5, noisy_fraction=1.0) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key])
+
+
+# --- settings and seeds
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"task": ()}, "task needs"),
+        ({"task": ("FetchPush", "FetchPush")}, "different names"),
+        ({"episodes": 0}, "must count"),
+        ({"noisy_fraction": 1.5}, "noisy_fraction"),
+        ({"noise": float("nan")}, "noise"),
+        ({"first_seed": FIRST_EVALUATION_SEED}, "training range"),
+        ({"first_seed": -1}, "training range"),
+        ({"episodes": 60_000}, "fewer episodes"),
+    ],
+)
+def test_refuses_settings(bad: dict[str, object], message: str) -> None:
+    """Each message names what is wrong."""
+    with pytest.raises(ValueError, match=message):
+        RecordConfig(**({"task": ("FetchPush",)} | bad))  # pyright: ignore[reportArgumentType]
+
+
+def test_unknown_task_lists_the_valid_ones(tmp_path: Path) -> None:
+    """And no folder is made for it."""
+    with pytest.raises(ValueError, match="FetchPush"):
+        record(RecordConfig(task=("FetchPull",), root=tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+class Outcomes:
+    """The part of a store that a seed plan reads."""
+
+    def __init__(self) -> None:
+        self.succeeded: set[tuple[str, int]] = set()
+        self.failed: set[tuple[str, int]] = set()
+        self.episodes: list[tuple[str, int]] = []
+
+
+def make_plan(outcomes: Outcomes, episodes: int = 3) -> _SeedPlan:
+    """For task A, whose seeds begin at 10."""
+    config = RecordConfig(task=("A",), episodes=episodes, first_seed=10)
+    return _SeedPlan("A", config, outcomes)  # pyright: ignore[reportArgumentType]
+
+
+def test_plan_keeps_the_first_successes_in_seed_order() -> None:
+    """Whatever order the workers finish in."""
+    outcomes = Outcomes()
+    plan = make_plan(outcomes)
+    assert [plan.next_seed() for _ in range(4)] == [10, 11, 12, None]
+    outcomes.succeeded |= {("A", 10), ("A", 12)}
+    assert plan.ready() == [("A", 10)]  # 11 is still being played
+    outcomes.failed |= {("A", 11)}
+    assert plan.ready() == [("A", 10), ("A", 12)]
+    assert [plan.next_seed(), plan.next_seed()] == [13, None]
+    outcomes.succeeded |= {("A", 13)}
+    outcomes.episodes = [("A", 10)]
+    assert plan.ready() == [("A", 12), ("A", 13)]
+
+
+def test_plan_fills_the_gap_that_a_kill_left() -> None:
+    """Seeds after the gap do not stand in for it."""
+    outcomes = Outcomes()
+    outcomes.succeeded |= {("A", 10), ("A", 12), ("A", 15)}
+    plan = make_plan(outcomes)
+    assert [plan.next_seed(), plan.next_seed()] == [11, None]
+
+
+def test_plan_gives_up_on_an_unfit_expert() -> None:
+    """Rather than play for ever."""
+    outcomes = Outcomes()
+    outcomes.failed |= {("A", seed) for seed in range(10, 30)}
+    with pytest.raises(ValueError, match="lower --noise"):
+        make_plan(outcomes).next_seed()
+
+
+# --- the folder
+
+
+def test_lerobot_reads_what_was_written(tmp_path: Path) -> None:
+    """Every number, pixel and word."""
+    root = tmp_path / "demos"
+    task = write_folder(root, [5, 7])
+    dataset = open_lerobot(root)
+    assert dataset.fps == task.spec.control_rate_hz
+    assert dataset.meta.total_episodes == 2
+    wanted = made_up_episode(task, seed=1, length=7)
+    for step in range(7):
+        frame = dataset[5 + step]
+        for name, key in {
+            "observation.state": "proprio",
+            "action": "action",
+            "executed.action": "executed",
+            "privileged.state": "privileged",
+        }.items():
+            np.testing.assert_array_equal(frame[name].numpy(), wanted[key][step])
+        assert bool(frame["next.success"]) == wanted["success"][step]
+        assert frame["task"] == "do thing 1"
+        for camera in task.spec.cameras:
+            picture = frame[f"observation.images.{camera.name}"].permute(1, 2, 0).numpy()
+            decoded = (picture * 255).round().astype(np.uint8)
+            np.testing.assert_array_equal(decoded, wanted[f"image.{camera.name}"][step])
+
+
+def test_contract_lies_beside_the_metadata(tmp_path: Path) -> None:
+    """The units travel with the numbers."""
+    task = write_folder(tmp_path / "demos", [3])
+    stored = json.loads((tmp_path / "demos" / "meta" / "contract.json").read_text())
+    assert RobotSpec.from_dict(stored) == task.spec
+
+
+def test_a_lerobot_policy_is_not_offered_what_is_privileged(tmp_path: Path) -> None:
+    """LeRobot picks features by their names."""
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
+    write_folder(tmp_path / "demos", [3])
+    offered = dataset_to_policy_features(open_lerobot(tmp_path / "demos").features)
+    cameras = {f"observation.images.{name}" for name in ("front", "side", "wrist")}
+    assert set(offered) == cameras | {"observation.state", "action"}
+
+
+@pytest.mark.parametrize("moment", ["while writing", "before moving", "while moving", "at the end"])
+def test_interrupted_write_is_undone_or_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """No episode is lost, doubled or mixed up, wherever the write stops."""
+    root = tmp_path / "demos"
+    task = make_task("FetchReach", 16)
+    with RecordingStore.open(root, SETTINGS, [task]) as store:
+        store.write([spool(store, task, seed, 4) for seed in (0, 1)])
+        keys = [spool(store, task, seed, 4) for seed in (2, 3)]
+        _break(monkeypatch, moment)
+        with pytest.raises(InterruptedError):
+            store.write(keys)
+    monkeypatch.undo()
+    if moment != "while moving":
+        assert open_lerobot(root).meta.total_episodes in (2, 4)
+    with RecordingStore.open(root, SETTINGS, [task]) as store:
+        store.write([key for key in sorted(store.succeeded) if key not in store.episodes])
+        assert store.episodes == [(task.name, seed) for seed in range(4)]
+        assert not list(store.spool.iterdir())
+    dataset = open_lerobot(root)
+    assert len(dataset) == 16
+    for seed in range(4):
+        episode = made_up_episode(task, seed, 4)
+        recorded = np.stack([dataset[4 * seed + step]["action"].numpy() for step in range(4)])
+        np.testing.assert_array_equal(recorded, episode["action"])
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Make the next write stop as if it had been killed at that moment."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    replace = Path.replace
+
+    def replace_some(path: Path, target: Path) -> Path:
+        if path.name == "info.json":
+            raise InterruptedError
+        return replace(path, target)
+
+    match moment:
+        case "while writing":
+            monkeypatch.setattr(LeRobotDataset, "finalize", stop)
+        case "before moving":
+            monkeypatch.setattr(RecordingStore, "_publish", stop)
+        case "while moving":
+            monkeypatch.setattr(Path, "replace", replace_some)
+        case "at the end":
+            monkeypatch.setattr(RecordingStore, "_clean_spool", stop)
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    """And nothing in the folder is touched."""
+    root = tmp_path / "demos"
+    write_folder(root, [3])
+    before = sorted(path.stat().st_mtime_ns for path in root.rglob("*.*"))
+    others = make_task("FetchReach", 24)
+    with (
+        pytest.raises(ValueError, match=r"(?s)noise: 0.2 recorded, 0.3 asked for.*cameras"),
+        RecordingStore.open(root, {"noise": 0.3}, [others]),
+    ):
+        pass
+    assert sorted(path.stat().st_mtime_ns for path in root.rglob("*.*")) == before
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    """Nobody's files are mixed with ours."""
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="no recording of ours"):
+        record(RecordConfig(task=("FetchReach",), root=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_second_recorder_is_refused(tmp_path: Path) -> None:
+    """Two writers would spoil each other's files."""
+    task = make_task("FetchReach", 16)
+    config = RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY)
+    with (
+        RecordingStore.open(config.folder, config.settings, [task]),
+        pytest.raises(OSError, match="another process records there"),
+    ):
+        record(config)
+
+
+def test_tasks_with_other_privileged_state_go_into_other_folders(tmp_path: Path) -> None:
+    """One data set has one layout."""
+    config = RecordConfig(task=("FetchReach", "FetchPush"), root=tmp_path / "demos")
+    with pytest.raises(ValueError, match="separate folders"):
+        record(config)
+    assert not config.folder.exists()
+
+
+def test_full_disk_is_refused_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the fix in the message."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    with pytest.raises(OSError, match=r"MB are free.*another --root") as caught:
+        record(RecordConfig(task=("FetchReach",), root=tmp_path / "demos"))
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "demos" / "meta").exists()
+
+
+def test_unwritable_root_is_explained(tmp_path: Path) -> None:
+    """A file lies where the folder should be."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="another --root"):
+        record(RecordConfig(task=("FetchReach",), root=tmp_path / "file" / "demos"))
+
+
+# --- the whole, with pictures
+
+
+@pytest.mark.render
+def test_kill_and_continue_equals_an_uninterrupted_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the middle, then the same command, then one episode more."""
+    asked, whole = (
+        RecordConfig(task=("FetchReach",), episodes=6, root=tmp_path / name, **TINY)
+        for name in ("killed", "whole")
+    )
+    _kill_a_recording(asked.folder, after_episodes=2)
+    assert open_lerobot(asked.folder).meta.total_episodes >= 2
+    monkeypatch.setattr(record_module, "_GROUP", 2)
+    summary = record(asked)
+    assert summary.episodes == 6
+    assert 0 < summary.added <= 4
+    assert record(asked).added == 0
+    record(whole)
+    assert _frames(asked.folder) == _frames(whole.folder)
+
+
+def _frames(root: Path) -> list[tuple[object, ...]]:
+    """Everything in the data set's files, with which two recordings are compared."""
+    import pyarrow.parquet as pq
+
+    tables = [
+        pq.read_table(file).to_pylist() for file in sorted((root / "data").rglob("*.parquet"))
+    ]
+    return [tuple(map(str, row.values())) for table in tables for row in table]
+
+
+def _kill_a_recording(root: Path, after_episodes: int) -> None:
+    """Start a recording of five episodes, SIGKILL it, and see its workers go too."""
+    command = (
+        "import sys, sim.record as r; from pathlib import Path; r._GROUP = 2\n"
+        "if __name__ == '__main__':\n"
+        " r.record(r.RecordConfig(('FetchReach',), 5, Path(sys.argv[1]), image_size=16, workers=1))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(root)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline_s = time.monotonic() + 120
+    journal = root / "meta" / "recording.json"
+    while not journal.exists():
+        assert process.poll() is None, "the recording ended before it could be killed"
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(json.loads(journal.read_text())["episodes"]) >= after_episodes
+    while _group_lives(process.pid):
+        assert time.monotonic() < deadline_s, "workers outlived their parent"
+        time.sleep(0.05)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
