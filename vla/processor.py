@@ -237,7 +237,7 @@ class Processor:
             self._forget_instructions()
         if new := [text for text in dict.fromkeys(instructions) if text not in self._rows]:
             self._remember_instructions(new)
-        rows = torch.tensor([self._rows[text] for text in instructions])
+        rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)
         lengths = self._lengths[rows]
         width = self.prompt_length if self.config.padding == "fixed" else int(lengths.max())
         return self._prompts[rows, :width], torch.arange(width) < lengths[:, None]

@@ -350,6 +350,14 @@ def test_model_inputs_select_concatenate_and_move():
         ModelInputs.concatenate([inputs, short])
 
 
+def test_no_rows_are_no_error():
+    """An environment batch of which nobody is active."""
+    batch = collate([make_observation()], SPEC).select([])
+    inputs = make_processor().encode_observation(batch)
+    assert inputs.pixel_values.shape == (0, 2, 3, 12, 16)
+    assert inputs.input_ids.shape == (0, 2 * 16 + 32)
+
+
 def test_action_chunk_is_numpy_and_checked():
     """What leaves for a robot is finite and of the contract's shape."""
     processor = make_processor()
