@@ -38,7 +38,7 @@ class CemConfig:
     """
 
     horizon: int = 10
-    samples: int = 32
+    samples: int = 24
     iterations: int = 3
     elites: int = 6
     keep_elites: int = 2

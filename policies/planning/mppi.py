@@ -37,7 +37,7 @@ class MppiConfig:
     """
 
     horizon: int = 10
-    samples: int = 32
+    samples: int = 24
     iterations: int = 3
     temperature: float = 0.2
     std: float = 0.7

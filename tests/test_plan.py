@@ -1,0 +1,33 @@
+"""`vla plan` from its configuration to its printed figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.planning.cem import CemConfig
+from policies.planning.mppi import MppiConfig
+from scripts.plan import PlanConfig, main
+
+
+@pytest.mark.parametrize("planner", ["cem", "mppi"])
+def test_plan_reaches_and_prints_success_rate_and_ledger(
+    planner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PlanConfig(
+        task="FetchReach",
+        planner=planner,  # pyright: ignore[reportArgumentType]
+        episodes=1,
+        threads=1,
+        cem=CemConfig(horizon=8, samples=12, iterations=2, elites=4),
+        mppi=MppiConfig(horizon=8, samples=12, iterations=2),
+    )
+    assert main(config) == 0
+    printed = capsys.readouterr().out
+    assert "success ever  1.000" in printed
+    assert "simulator     192 control steps a decision" in printed  # 8 x 12 x 2
+    assert "Hz, 5 steps executed" in printed
+
+
+def test_an_unknown_task_is_refused_with_the_valid_names() -> None:
+    with pytest.raises(ValueError, match="valid names: .*FetchPush"):
+        main(PlanConfig(task="FetchFly"))
