@@ -13,9 +13,10 @@ from typing import ClassVar, Literal
 import mujoco
 import numpy as np
 
+from sim import costs
 from sim.tasks import tabletop_expert
 from sim.tasks.base import Episode, Phrasing, Task
-from sim.tasks.fetch import FetchArm, fetch_robot_spec
+from sim.tasks.fetch_arm import FetchArm, fetch_robot_spec
 from sim.tasks.tabletop_scene import (
     BLOCKS,
     REST_HEIGHT_M,
@@ -49,6 +50,12 @@ class Instruction:
         if self.zone not in zones:
             raise ValueError(f"{self.verb!r} takes a zone out of {zones}, not {self.zone!r}")
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """`Episode.labels`: "verb", "object" and, for a push, "zone"."""
+        named = {"verb": self.verb, "object": self.block}
+        return named if self.zone is None else {**named, "zone": self.zone}
+
 
 INSTRUCTIONS: tuple[Instruction, ...] = (
     *(Instruction("push", block, zone) for block in BLOCKS for zone in ZONES),
@@ -60,12 +67,17 @@ def _axes(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for name in names for axis in "xyz")
 
 
+def _is_push(episode: Episode) -> bool:
+    return VERBS[int(episode.goal[3])] == "push"
+
+
 class Tabletop(Task):
     """Push the named block to the named zone, or lift the named block.
 
     `Episode.goal` is float64 [6]: the target's x, y, z (the zone's centre at a block's height, or
     the point `lift_m` above where the named block began), then the indices of the verb in `VERBS`,
-    of the block in `BLOCKS` and of the zone in `ZONES` (-1 for "lift").
+    of the block in `BLOCKS` and of the zone in `ZONES` (-1 for "lift"). Everything follows from it,
+    since a packed state keeps the goal but no labels.
 
     Attributes:
         push_distance_m: a pushed block's centre counts as in the zone within this distance (xy).
@@ -169,19 +181,19 @@ class Tabletop(Task):
             data.qpos[address : address + 7] = (x, y, REST_HEIGHT_M, 1.0, 0.0, 0.0, 0.0)
         data.mocap_pos[self._zone_mocaps, :2] = scene.zones
         mujoco.mj_forward(self.model, data)
-        templates = [
-            t for t in self.templates[phrasing] if ("{zone}" in t) == (instruction.verb == "push")
-        ]
-        template = templates[np.random.default_rng([seed, 2]).integers(len(templates))]
-        labels = {"verb": instruction.verb, "object": instruction.block}
-        if instruction.zone is not None:
-            labels["zone"] = instruction.zone
         return Episode(
             seed=seed,
-            instruction=template.format(**labels),
+            instruction=self.say(instruction, seed, phrasing),
             goal=self._goal(data, instruction),
-            labels=labels,
+            labels=instruction.labels,
         )
+
+    def say(self, instruction: Instruction, seed: int, phrasing: Phrasing = "train") -> str:
+        """The instruction in one of the templates; an equal seed is an equal choice."""
+        pushing = instruction.verb == "push"
+        templates = [t for t in self.templates[phrasing] if ("{zone}" in t) == pushing]
+        choice = np.random.default_rng([seed, 2]).integers(len(templates))
+        return templates[choice].format(**instruction.labels)
 
     def _goal(self, data: mujoco.MjData, instruction: Instruction) -> np.ndarray:
         block = BLOCKS.index(instruction.block)
@@ -208,20 +220,17 @@ class Tabletop(Task):
         """The named block rests in the named zone, or is up in the air."""
         block = self.object_position(data, episode)
         above = block[2] - REST_HEIGHT_M
-        if episode.labels["verb"] == "lift":
+        if not _is_push(episode):
             return bool(above >= self.lifted_m)
         away = math.dist(block[:2], episode.goal[:2])
         return bool(away < self.push_distance_m and abs(above) < self.rest_tolerance_m)
 
     def cost(self, data: mujoco.MjData, episode: Episode) -> float:
-        """Distance of the named block to its target, plus a fifth of the gripper's to the block."""
-        block, target = self.object_position(data, episode), episode.goal[:3]
-        lifting = episode.labels["verb"] == "lift"
-        distance = max(0.0, target[2] - block[2]) if lifting else math.dist(block, target)
-        if distance < 0.02:
-            return distance
-        gap = math.dist(self.arm.grip_position(data), block)
-        return distance + 0.2 * max(0.0, gap - (0.0 if lifting else 0.04))
+        """Named block to target, plus the gripper's way to where the verb wants it."""
+        grip, block = self.arm.grip_position(data), self.object_position(data, episode)
+        if _is_push(episode):
+            return costs.push(grip, block, episode.goal[:3])
+        return costs.pick_and_place(grip, self.arm.fingers(data), block, episode.goal[:3])
 
     def proprio(self, data: mujoco.MjData) -> np.ndarray:
         """Gripper position and finger openings."""
@@ -240,8 +249,9 @@ class Tabletop(Task):
         parts += [data.qvel[dof : dof + 3] for dof in self._block_dofs]
         parts += [data.mocap_pos[mocap] for mocap in self._zone_mocaps]
         parts += [block, target, block - grip, target - block]
-        said = episode.labels.values()
-        parts += [np.array([word in said for word in (*VERBS, *BLOCKS, *ZONES)])]
+        said = episode.goal[3:].astype(int)
+        for index, words in zip(said, (VERBS, BLOCKS, ZONES), strict=True):
+            parts.append(np.arange(len(words)) == index)
         return np.concatenate(parts).astype(np.float32)
 
     def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
@@ -262,7 +272,7 @@ class Tabletop(Task):
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """A straight push with closed fingers, or a grasp from above."""
         grip, block = self.arm.grip_position(data), self.object_position(data, episode)
-        if episode.labels["verb"] == "push":
+        if _is_push(episode):
             return tabletop_expert.push(grip, block, episode.goal[:3])
         return tabletop_expert.lift(grip, self.arm.fingers(data), block, episode.goal[:3])
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from sim.tasks.fetch import fetch_asset
-from sim.tasks.fetch_cameras import CameraPlan, View, add_cameras
+from sim.tasks.fetch_arm import fetch_asset
+from sim.tasks.fetch_cameras import add_cameras, front_and_side
 
 BLOCK_COLOURS = {
     "red": (0.9, 0.02, 0.02, 1.0),
@@ -29,10 +29,7 @@ ZONE_COLOURS = {
 BLOCKS = tuple(f"{colour} block" for colour in BLOCK_COLOURS)
 ZONES = tuple(f"{colour} zone" for colour in ZONE_COLOURS)
 
-TABLETOP_VIEW = CameraPlan(
-    front=View((2.41, 0.75, 1.58), (1.28, 0.75, 0.45), 17.5),
-    side=View((1.28, -0.38, 1.58), (1.28, 0.75, 0.45), 17.5),
-)
+TABLETOP_VIEW = front_and_side((1.28, 0.75, 0.45), half_extent_m=0.245, elevation_deg=45.0)
 
 TABLE_HEIGHT_M = 0.4
 BLOCK_HALF_M = 0.025
