@@ -167,10 +167,11 @@ def _states(report: Report) -> str:
         sum(episode.success_at_end for episode in column) for column in zip(*played, strict=True)
     ]
     order = sorted(range(len(solved)), key=lambda i: (-solved[i], played[0][i].seed))
+    width = 1 - min(0.14, len(order) / 700)  # leaves a gap that the eye sees, and no more
     lines = []
     for colour, result in enumerate(report.results):
         cells = "".join(
-            f'<rect class="{_cell(episode)}" x="{x}" width=".86" height="1">'
+            f'<rect class="{_cell(episode)}" x="{x}" width="{width:.3f}" height="1">'
             f"<title>seed {episode.seed}: {escape(outcome(episode))}</title></rect>"
             for x, episode in enumerate(result.episodes.episodes[i] for i in order)
         )

@@ -17,6 +17,7 @@ from policies.report.charts import Line, line_chart
 from policies.report.curves import charts, read_curves
 from policies.report.data import Curve, Film, PolicyResult, Report, table
 from policies.report.page import render, write_report
+from policies.report.selection import choose_episodes
 from policies.report.wording import duration, number
 from policies.rollout import Episode, Episodes
 
@@ -221,3 +222,13 @@ def test_numbers_are_short(value, text):
 def test_durations_have_the_unit_that_suits_them():
     """From microseconds to seconds."""
     assert [duration(s) for s in (2.5, 0.0123, 4e-5, 0)] == ["2.5 s", "12.3 ms", "40 µs", "0 s"]
+
+
+def test_the_states_that_divide_the_policies_are_filmed():
+    """Successes first, then failures; the same disagreement shows from both sides."""
+    played = {"clone": _episodes("ENEENNNE"), "refined": _episodes("EEEENNEE")}
+    chosen = choose_episodes(played, per_outcome=2)
+    assert chosen["clone"][2:] == [1, 6], "states that the other policy solves"
+    assert chosen["refined"][:2] == [1, 6]
+    assert chosen["refined"][2:] == [4, 5]
+    assert choose_episodes(played, per_outcome=0) == {"clone": [], "refined": []}

@@ -1,0 +1,209 @@
+"""`vla evaluate`: play several policies on the same held-out initial states and report on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from policies.baselines import BlankImages
+from policies.planning.receding import PlannerPolicy
+from policies.report.curves import read_curves
+from policies.report.data import Curve, Film, PolicyResult, Report, Row, table
+from policies.report.page import write_report
+from policies.report.selection import choose_episodes
+from policies.rollout import Episode, Transition, rollout
+from policies.statistics import Interval
+from scripts.entrants import (
+    Entrant,
+    make_built_in,
+    make_env,
+    other_instruction,
+    read_entrant,
+    require_comparable,
+)
+from scripts.provenance import command_line, describe_machine
+from sim.film import replay, write_mp4
+from sim.tasks.base import Phrasing
+from sim.tasks.registry import make_task
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to compare, and on which episodes.
+
+    Attributes:
+        task: registry name.
+        policies: each `name=checkpoint folder`, or one of expert, random, zero, planner:cem and
+            planner:mppi, which `name=` may rename.
+        reference: name of the policy that the others are compared with; default the first.
+        episodes: initial states, the same for every policy.
+        first_seed: of the first one; the others follow it. Held-out states begin at 1,000,000.
+        out: folder for report.html and report.json.
+        title: of the page; default made from the task and the names.
+        num_envs: environments stepped together; 1 gives the time per decision of a single robot.
+        num_workers: simulator processes; None is one per CPU core.
+        films: filmed successes, and as many failures, of each policy.
+        film_size: pixels a side.
+        phrasing: instruction templates.
+        swap_instructions: tell the actor another instruction that its scene also allows, and judge
+            it by the original goal.
+        blank_images: show the actor black pictures.
+        device: of the checkpoints.
+        seed: of random actions and planners.
+    """
+
+    task: str = "FetchPush"
+    policies: tuple[str, ...] = ("expert", "random")
+    reference: str | None = None
+    episodes: int = 100
+    first_seed: int = 1_000_000
+    out: Path = Path("runs/report")
+    title: str | None = None
+    num_envs: int = 16
+    num_workers: int | None = None
+    films: int = 2
+    film_size: int = 240
+    phrasing: Phrasing = "train"
+    swap_instructions: bool = False
+    blank_images: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.num_envs, len(self.policies)) < 1 or self.films < 0:
+            raise ValueError("need policies, episodes >= 1, num_envs >= 1 and films >= 0")
+
+
+def main(config: EvaluateConfig) -> int:
+    """Evaluate, write the report, print its table."""
+    entrants = [read_entrant(text, config.device) for text in config.policies]
+    reference = config.reference or entrants[0].name
+    require_comparable(entrants, config.task, reference)
+    if config.swap_instructions:
+        other_instruction(make_task(config.task), config.first_seed)  # or is there nothing to swap?
+    seeds = range(config.first_seed, config.first_seed + config.episodes)
+    results = []
+    with Progress() as progress:
+        for entrant in entrants:
+            results.append(_play(entrant, config, seeds, progress))
+        results = _add_films(results, config, progress)
+    report = Report(
+        title=config.title or f"{config.task}: {', '.join(entrant.name for entrant in entrants)}",
+        task=_describe_task(config),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        results=tuple(results),
+        reference=reference,
+        configuration=dataclasses.asdict(config),
+        commands=[command_line("evaluate", config)],
+        machine=describe_machine(config.device),
+    )
+    write_report(config.out, report)
+    _print(table(report), reference)
+    print(f"report: {config.out / 'report.html'}")
+    return 0
+
+
+def _play(
+    entrant: Entrant, config: EvaluateConfig, seeds: Sequence[int], progress: Progress
+) -> PolicyResult:
+    """All episodes of one policy, in an environment that draws what it looks at."""
+    with make_env(
+        entrant,
+        config.task,
+        min(config.num_envs, len(seeds)),
+        config.num_workers,
+        config.phrasing,
+        config.swap_instructions,
+    ) as env:
+        policy = entrant.policy or make_built_in(entrant.kind, env, config.seed)
+        bar = progress.add_task(entrant.name, total=len(seeds))
+
+        def count(transition: Transition) -> None:
+            ended = (transition.step.terminated | transition.step.truncated).cpu().numpy()
+            progress.advance(bar, int((ended & (transition.episodes >= 0)).sum()))
+
+        shown = BlankImages(policy) if config.blank_images else policy
+        episodes = rollout(env, shown, seeds, on_step=count)
+    if isinstance(policy, PlannerPolicy):
+        seconds, planning = policy.seconds / policy.decisions, policy.steps_per_decision
+    else:
+        seconds, planning = episodes.seconds_per_decision, 0.0
+    curves = read_curves(Path(entrant.kind)) if entrant.policy else {}
+    return PolicyResult(
+        name=entrant.name,
+        source=entrant.source,
+        episodes=episodes,
+        seconds_per_decision=seconds,
+        planning_steps_per_decision=planning,
+        training_steps=_training_steps(entrant, curves),
+        curves=curves,
+    )
+
+
+def _training_steps(entrant: Entrant, curves: dict[str, Curve]) -> int | None:
+    """The last count of simulator steps that a run logged; nothing built in was trained."""
+    if entrant.policy is None:
+        return 0
+    counts = [c.values[-1] for tag, c in curves.items() if tag.endswith("simulator_steps")]
+    return int(max(counts)) if counts else None
+
+
+def _add_films(
+    results: Sequence[PolicyResult], config: EvaluateConfig, progress: Progress
+) -> list[PolicyResult]:
+    chosen = choose_episodes({result.name: result.episodes for result in results}, config.films)
+    bar = progress.add_task("films", total=sum(map(len, chosen.values())))
+    filmed = []
+    for result in results:
+        films = []
+        for position in chosen[result.name]:
+            films.append(film(config.task, result.episodes.episodes[position], config.film_size))
+            progress.advance(bar)
+        filmed.append(dataclasses.replace(result, films=tuple(films)))
+    return filmed
+
+
+def film(task: str, episode: Episode, size: int) -> Film:
+    """Replay an episode's actions and draw them."""
+    frames = replay(task, episode.seed, episode.actions, size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        write_mp4(path, frames, fps=round(make_task(task).spec.control_rate_hz))
+        return Film(episode, path.read_bytes())
+
+
+def _describe_task(config: EvaluateConfig) -> str:
+    parts = [config.task, f"{'held-out' if config.phrasing == 'heldout' else 'training'} phrasing"]
+    parts += ["instructions swapped"] if config.swap_instructions else []
+    parts += ["black pictures"] if config.blank_images else []
+    return ", ".join(parts)
+
+
+def _print(rows: Sequence[Row], reference: str) -> None:
+    listed = Table("policy", "at the end", "ever", f"against {reference}", "s/decision", box=None)
+    for row in rows:
+        compared = "reference"
+        if row.difference is not None:
+            compared = f"{_percent(row.difference.difference, '+')} p={row.difference.p_value:.2g}"
+        listed.add_row(
+            row.name,
+            _percent(row.success_at_end),
+            f"{100 * row.success_ever.value:.1f}%",
+            compared,
+            f"{row.seconds_per_decision:.2g}",
+        )
+    Console().print(listed)
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    low, high = (f"{100 * bound:{sign}.0f}" for bound in (interval.low, interval.high))
+    return f"{100 * interval.value:{sign}.1f}% [{low}, {high}]"

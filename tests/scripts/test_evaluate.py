@@ -1,0 +1,150 @@
+"""`vla evaluate`: from names on a command line to a report with films."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shlex
+
+import av
+import pytest
+import tyro
+
+from scripts.entrants import (
+    Entrant,
+    SwappedVecEnv,
+    make_built_in,
+    make_env,
+    other_instruction,
+    read_entrant,
+    require_comparable,
+)
+from scripts.evaluate import EvaluateConfig, main
+from scripts.provenance import command_line, describe_machine
+from sim.tasks.registry import make_task
+from vla.contract import ContractMismatchError
+
+
+@pytest.mark.render
+def test_the_command_writes_a_report_with_films_that_play(tmp_path, capsys):
+    """The real simulator, expert against nothing: numbers, films and the printed table agree."""
+    config = EvaluateConfig(
+        task="FetchReach",
+        policies=("still=zero", "expert"),
+        episodes=3,
+        out=tmp_path / "report",
+        num_envs=2,
+        num_workers=1,
+        films=1,
+        film_size=32,
+    )
+    assert main(config) == 0
+    data = json.loads((tmp_path / "report" / "report.json").read_text())
+    still, expert = data["policies"]
+    assert data["reference"] == "still"
+    assert (still["success_at_end"]["value"], expert["success_at_end"]["value"]) == (0, 1)
+    assert expert["difference"]["only_ours"] == 3
+    assert [e["seed"] for e in expert["episodes"]] == [1_000_000, 1_000_001, 1_000_002]
+    assert "100.0%" in capsys.readouterr().out
+
+    page = (tmp_path / "report" / "report.html").read_text()
+    films = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
+    assert len(films) == 2, "one failure of the still policy, one success of the expert"
+    for film in films:
+        with av.open(io.BytesIO(base64.b64decode(film))) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(frames) == 51
+    assert (frames[0] != frames[-1]).any(), "the expert moves"
+
+
+def test_entrants_are_read_or_refused_by_name(tmp_path):
+    """Built-in names, renamed ones, and an error that lists what is valid."""
+    assert read_entrant("expert", "cpu") == Entrant("expert", "expert")
+    assert read_entrant("ceiling=planner:cem", "cpu") == Entrant("ceiling", "planner:cem")
+    with pytest.raises(ValueError, match=r"no folder.*planner:mppi"):
+        read_entrant(f"clone={tmp_path / 'missing'}", "cpu")
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs():
+    """Names, references and contracts."""
+    expert, random = Entrant("expert", "expert"), Entrant("random", "random")
+    require_comparable([expert, random], "FetchPush", "random")
+    with pytest.raises(ValueError, match="different names"):
+        require_comparable([expert, expert], "FetchPush", "expert")
+    with pytest.raises(ValueError, match="reference 'clone'"):
+        require_comparable([expert], "FetchPush", "clone")
+
+    class Trained:
+        spec = make_task("FetchPush", image_size=48).spec
+
+    trained = Trained()
+    same = Entrant("clone", "runs/a", trained)  # type: ignore[arg-type]
+    require_comparable([same], "FetchPush", "clone")
+    trained.spec = dataclasses.replace(trained.spec, control_rate_hz=10.0)
+    with pytest.raises(ContractMismatchError, match=r"runs/a[\s\S]*control_rate_hz"):
+        require_comparable([same], "FetchPush", "clone")
+
+
+def test_swapped_words_belong_to_the_scene_but_ask_for_something_else():
+    """Another block, zone or verb; a task with one meaning has nothing to swap."""
+    task = make_task("Tabletop")
+    data = task.make_data()
+    words = set()
+    for seed in range(1_000_000, 1_000_010):
+        own = task.reset(data, seed).instruction
+        other = other_instruction(task, seed)
+        assert other != own
+        assert other == other_instruction(task, seed)
+        words.add(other)
+    assert len(words) > 4
+    with pytest.raises(ValueError, match="no instruction to swap"):
+        other_instruction(make_task("FetchPush"), 0)
+
+
+def test_a_swapped_environment_keeps_the_goal_and_changes_the_words():
+    """Privileged goal as without the swap, instruction different."""
+    entrant, seeds = Entrant("random", "random"), [1_000_000, 1_000_001]
+    seen = []
+    for swap in (False, True):
+        with make_env(entrant, "Tabletop", 2, 1, "train", swap) as env:
+            assert isinstance(env, SwappedVecEnv) is swap
+            env.reset([0, 1], seeds)
+            seen.append(env.observe())
+            assert make_built_in("zero", env, seed=0).act(seen[-1][0]).shape == (2, 1, 4)
+    (plain, state), (swapped, swapped_state) = seen
+    assert (state == swapped_state).all()
+    assert all(a != b for a, b in zip(plain.instructions, swapped.instructions, strict=True))
+
+
+def test_the_command_line_repeats_the_configuration(tmp_path):
+    """Parsing what the report prints gives the configuration back."""
+    config = EvaluateConfig(
+        task="FetchReach",
+        policies=("clone=runs/my run", "expert"),
+        out=tmp_path,
+        swap_instructions=True,
+        title="A & B",
+    )
+    line = command_line("evaluate", config)
+    words = shlex.split(line)
+    assert words[:2] == ["vla", "evaluate"]
+    assert tyro.cli(EvaluateConfig, args=words[2:]) == config
+    assert command_line("evaluate", EvaluateConfig()) == "vla evaluate"
+
+
+def test_the_machine_is_described():
+    """Commit, versions and cores are there, whatever the machine."""
+    facts = describe_machine("cpu")
+    assert set(facts) == {"Commit", "Versions", "Hardware"}
+    assert "mujoco 3." in facts["Versions"]
+    assert "cores" in facts["Hardware"]
+
+
+def test_impossible_counts_are_refused():
+    """Before any process is started."""
+    for wrong in ({"episodes": 0}, {"num_envs": 0}, {"films": -1}, {"policies": ()}):
+        with pytest.raises(ValueError, match="need policies"):
+            EvaluateConfig(**wrong)
