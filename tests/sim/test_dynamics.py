@@ -13,7 +13,7 @@ from sim.tasks.base import pack_state
 from sim.tasks.registry import make_task
 from vla.contract import Dynamics
 
-TASKS = ("FetchReach", "FetchPush", "FetchPickAndPlace")
+TASKS = ("FetchReach", "FetchPush", "FetchPickAndPlace", "Tabletop")
 WARM_UP_STEPS = 12  # of the expert: afterwards the gripper touches the block
 
 
