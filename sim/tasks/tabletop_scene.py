@@ -29,7 +29,7 @@ ZONE_COLOURS = {
 BLOCKS = tuple(f"{colour} block" for colour in BLOCK_COLOURS)
 ZONES = tuple(f"{colour} zone" for colour in ZONE_COLOURS)
 
-TABLETOP_VIEW = front_and_side((1.28, 0.75, 0.45), half_extent_m=0.245, elevation_deg=45.0)
+TABLETOP_VIEW = front_and_side((1.30, 0.75, 0.45), half_extent_m=0.25, elevation_deg=45.0)
 
 TABLE_HEIGHT_M = 0.4
 BLOCK_HALF_M = 0.025

@@ -209,10 +209,10 @@ def test_lift_success(task: Tabletop, data: mujoco.MjData) -> None:
     episode = task.reset_with(data, 2, LIFT)
     start = data.body("green block").xpos.copy()
     for height, solved in [(0.0, False), (0.049, False), (0.051, True), (0.2, True)]:
-        put(task, data, "green block", start + (0, 0, height))
+        put(task, data, "green block", np.add(start, (0, 0, height)))
         assert task.is_success(data, episode) is solved, height
     put(task, data, "green block", start)
-    put(task, data, "red block", start + (0.1, 0, 0.2))
+    put(task, data, "red block", np.add(start, (0.1, 0, 0.2)))
     assert not task.is_success(data, episode)
 
 
