@@ -13,6 +13,7 @@ from scripts.plan import PlanConfig, main
 def test_plan_reaches_and_prints_success_rate_and_ledger(
     planner: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A small search solves FetchReach and says what it took."""
     config = PlanConfig(
         task="FetchReach",
         planner=planner,  # pyright: ignore[reportArgumentType]
@@ -29,5 +30,6 @@ def test_plan_reaches_and_prints_success_rate_and_ledger(
 
 
 def test_an_unknown_task_is_refused_with_the_valid_names() -> None:
-    with pytest.raises(ValueError, match="valid names: .*FetchPush"):
+    """Before any process starts."""
+    with pytest.raises(ValueError, match=r"valid names: .*FetchPush"):
         main(PlanConfig(task="FetchFly"))

@@ -45,6 +45,7 @@ class Quadratic:
         self.seen: list[np.ndarray] = []
 
     def rollout(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Costs float64 [samples, horizon]."""
         self.seen.append(actions)
         costs = ((actions - self.target) ** 2).sum(axis=-1) + (state**2).sum()
         costs[actions[:, 0, 0] > self.broken] = np.nan
@@ -58,15 +59,18 @@ class Integrator:
     goal = np.array([0.6, 0.2])
 
     def rollout(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Costs float64 [samples, horizon]."""
         positions = state + 0.1 * np.cumsum(actions, axis=1)
         return np.linalg.norm(positions - self.goal, axis=-1)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
+    """A generator of its own for each use."""
     return np.random.default_rng(seed)
 
 
 def observations(count: int) -> ObservationBatch:
+    """Observations of which the planner reads the count alone."""
     return ObservationBatch(
         images={"front": torch.zeros(count, 4, 4, 3, dtype=torch.uint8)},
         proprio=torch.zeros(count, 1),
@@ -86,6 +90,7 @@ def converged(planner, dynamics, decisions: int = 6) -> np.ndarray:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_reaches_the_optimum_of_a_quadratic(planner) -> None:
+    """A few warm-started decisions find the known optimum."""
     actions = converged(planner, Quadratic())
     assert actions.shape == (10, 2)
     assert np.abs(actions - TARGET).max() < 0.08
@@ -93,6 +98,7 @@ def test_reaches_the_optimum_of_a_quadratic(planner) -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_nan_costs_are_never_ranked_best(planner) -> None:
+    """The optimum lies where rollouts break: the plan stays at the border."""
     # Everything beyond 0.1 breaks, the optimum at 0.3 with it: the best valid value is 0.1.
     actions = converged(planner, Quadratic(broken=0.1))
     assert actions[0, 0] <= 0.1
@@ -102,8 +108,11 @@ def test_nan_costs_are_never_ranked_best(planner) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_broken_step_makes_the_rollout_infinitely_costly(value: float) -> None:
+    """NaN and both infinities, -inf above all, must not win."""
+
     class Broken(Quadratic):
         def rollout(self, state, actions):
+            """All sound but for one step of sample 1."""
             costs = np.ones(actions.shape[:2])
             costs[1, 2] = value
             return costs
@@ -113,8 +122,11 @@ def test_a_broken_step_makes_the_rollout_infinitely_costly(value: float) -> None
 
 
 def test_costs_of_a_wrong_shape_are_refused() -> None:
+    """A model that sums over the horizon itself is refused."""
+
     class Summed(Quadratic):
         def rollout(self, state, actions):
+            """The horizon is lost."""
             return np.ones(len(actions))
 
     with pytest.raises(ValueError, match="expected"):
@@ -123,6 +135,7 @@ def test_costs_of_a_wrong_shape_are_refused() -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_all_broken_falls_back_to_the_earlier_plan_or_says_so(planner) -> None:
+    """Nothing finite: the earlier plan, or an error without one."""
     dynamics = Quadratic(broken=-2.0)
     earlier = np.full((10, 2), 0.25)
     plan = planner.plan(dynamics, np.zeros(1), earlier, rng())
@@ -134,6 +147,7 @@ def test_all_broken_falls_back_to_the_earlier_plan_or_says_so(planner) -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_seeds_reproduce(planner) -> None:
+    """An equal seed is an equal plan, another seed another plan."""
     first, same, other = (
         planner.plan(Quadratic(), np.zeros(1), None, rng(seed)).actions for seed in (3, 3, 4)
     )
@@ -143,6 +157,7 @@ def test_seeds_reproduce(planner) -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_action_limits_are_respected(planner) -> None:
+    """An optimum outside: neither samples nor plan leave the limits."""
     dynamics = Quadratic(target=np.array([5.0, -5.0]))
     actions = planner.plan(dynamics, np.zeros(1), None, rng()).actions
     for sampled in (*dynamics.seen, actions):
@@ -153,6 +168,7 @@ def test_action_limits_are_respected(planner) -> None:
 
 
 def test_cem_never_returns_a_plan_worse_than_its_warm_start() -> None:
+    """Hopelessly few samples around the optimum return the optimum."""
     planner = Cem(CemConfig(samples=4, iterations=1, elites=2))
     optimum = np.broadcast_to(TARGET, (10, 2))
     plan = planner.plan(Quadratic(), np.ones(1), optimum, rng())
@@ -161,6 +177,7 @@ def test_cem_never_returns_a_plan_worse_than_its_warm_start() -> None:
 
 
 def test_path_weights_by_hand() -> None:
+    """Three costs, one broken, weighed on paper."""
     # Costs 0 and 2 have mean 1 and deviation 1; at temperature 2 their weights are 1 : exp(-1).
     weights = path_weights(np.array([0.0, np.inf, 2.0]), temperature=2.0)
     np.testing.assert_allclose(weights, np.array([1, 0, np.exp(-1)]) / (1 + np.exp(-1)))
@@ -168,7 +185,10 @@ def test_path_weights_by_hand() -> None:
 
 
 def test_coloured_noise_has_unit_variance_and_its_colour() -> None:
+    """White noise is uncorrelated; coloured noise is not, at equal variance."""
+
     def lag_one(exponent: float) -> float:
+        """Correlation of neighbouring steps."""
         noise = coloured_noise(rng(), exponent, 20_000, 10, 2)
         assert noise.shape == (20_000, 10, 2)
         np.testing.assert_allclose(noise.var(axis=0), 1.0, atol=0.05)
@@ -182,12 +202,14 @@ def test_coloured_noise_has_unit_variance_and_its_colour() -> None:
     "wrong", [{"elites": 0}, {"elites": 99}, {"keep_elites": 7}, {"horizon": 1}, {"iterations": 0}]
 )
 def test_cem_refuses_impossible_settings(wrong: dict[str, int]) -> None:
+    """At construction, not in the middle of an episode."""
     with pytest.raises(ValueError, match="need"):
         replace(CemConfig(), **wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"std_decay": 1.5}, {"samples": 1}])
 def test_mppi_refuses_impossible_settings(wrong: dict[str, float]) -> None:
+    """At construction, not in the middle of an episode."""
     with pytest.raises(ValueError, match="need"):
         replace(MppiConfig(), **wrong)
 
@@ -201,22 +223,26 @@ class Recorder:
         self.warm_starts: list[np.ndarray | None] = []
 
     def plan(self, dynamics, state, warm_start, rng) -> Plan:
+        """The same plan every time, displaced by the state."""
         self.warm_starts.append(warm_start)
         return Plan(np.arange(8.0).reshape(4, 2) + state[0], 0.0, simulator_steps=12)
 
 
 def make_policy(planner, environments: int, execute_steps: int = 2) -> PlannerPolicy:
+    """A policy over environments whose states are 0, 100, 200 and so on."""
     states = 100.0 * np.arange(environments)[:, None]
     return PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, execute_steps)
 
 
 def test_shift_drops_what_was_executed_and_repeats_the_last_action() -> None:
+    """Four steps by hand."""
     actions = np.arange(8.0).reshape(4, 2)
     np.testing.assert_array_equal(shift(actions, 3), actions[[3, 3, 3, 3]])
     np.testing.assert_array_equal(shift(actions, 1), actions[[1, 2, 3, 3]])
 
 
 def test_policy_warm_starts_each_environment_until_it_is_reset() -> None:
+    """Each environment has its own shifted plan; a reset forgets that one."""
     planner = Recorder()
     policy = make_policy(planner, 2)
     assert isinstance(policy, Policy)
@@ -235,6 +261,7 @@ def test_policy_warm_starts_each_environment_until_it_is_reset() -> None:
 
 
 def test_ledger_by_hand() -> None:
+    """Five calls for three environments are fifteen decisions."""
     policy = make_policy(Recorder(), 3)
     assert np.isnan(policy.decision_rate_hz)
     policy.reset([0, 1, 2])
@@ -248,6 +275,7 @@ def test_ledger_by_hand() -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_simulator_steps_are_the_steps_that_the_dynamics_ran(planner) -> None:
+    """The count reported is the count simulated."""
     dynamics = Quadratic()
     plan = planner.plan(dynamics, np.zeros(1), None, rng())
     assert plan.simulator_steps == sum(a.shape[0] * a.shape[1] for a in dynamics.seen)
@@ -255,7 +283,10 @@ def test_simulator_steps_are_the_steps_that_the_dynamics_ran(planner) -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_closed_loop_reaches_a_goal_and_reproduces_from_its_seed(planner) -> None:
+    """Planning again and again brings a moving point to its goal."""
+
     def drive(seed: int) -> np.ndarray:
+        """Where 16 executed steps bring the point."""
         position = np.zeros(2)
         policy = PlannerPolicy(Integrator(), planner, lambda: position[None], SPEC, 2, seed)
         policy.reset([0])
@@ -270,6 +301,7 @@ def test_closed_loop_reaches_a_goal_and_reproduces_from_its_seed(planner) -> Non
 
 
 def test_plans_do_not_depend_on_how_many_environments_run_at_once() -> None:
+    """An episode has one random stream, whichever row plays it."""
     planner = Cem(CemConfig(iterations=1))
     alone, crowded = (
         PlannerPolicy(Quadratic(), planner, lambda n=n: np.zeros((n, 1)), SPEC, 2) for n in (1, 2)
@@ -283,6 +315,7 @@ def test_plans_do_not_depend_on_how_many_environments_run_at_once() -> None:
 
 
 def test_an_environment_without_an_episode_costs_nothing() -> None:
+    """Rows that were never reset are not planned for."""
     policy = make_policy(Recorder(), 3)
     policy.reset([1])
     chunk = policy.act(observations(3))
@@ -292,6 +325,7 @@ def test_an_environment_without_an_episode_costs_nothing() -> None:
 
 
 def test_policy_refuses_misuse() -> None:
+    """A chunk beyond the horizon, and a model of another robot."""
     with pytest.raises(ValueError, match="valid is 1 to the horizon, 4"):
         make_policy(Recorder(), 1, execute_steps=5)
     with pytest.raises(ContractMismatchError, match="control_rate_hz"):
@@ -305,6 +339,7 @@ def test_policy_refuses_misuse() -> None:
 
 
 def test_policy_needs_no_agreement_on_cameras() -> None:
+    """State-only environments have none."""
     blind = replace(SPEC, cameras=())
     policy = PlannerPolicy(Quadratic(), Recorder(), lambda: np.zeros((1, 1)), blind, 1)
     assert policy.spec == blind

@@ -13,23 +13,31 @@ TARGET = np.array([1.3, 0.9, 0.425])
 OPEN, AROUND = np.full(2, 0.05), np.full(2, 0.024)
 
 
+def offset(*metres: float) -> np.ndarray:
+    """A displacement."""
+    return np.array(metres)
+
+
 def test_push_by_hand() -> None:
-    behind = BLOCK - [0, 0.05, 0]
+    """In place, lifted from its place, and solved."""
+    behind = BLOCK - offset(0, 0.05, 0)
     assert costs.push(behind, BLOCK, TARGET) == pytest.approx(0.2)
-    assert costs.push(behind + [0, 0, 0.1], BLOCK, TARGET) == pytest.approx(0.2 + 0.2 * 0.1)
-    assert costs.push(behind + [1, 1, 1], TARGET, TARGET) == 0.0
+    assert costs.push(behind + offset(0, 0, 0.1), BLOCK, TARGET) == pytest.approx(0.2 + 0.2 * 0.1)
+    assert costs.push(behind + offset(1, 1, 1), TARGET, TARGET) == 0.0
 
 
 def test_push_wants_the_gripper_on_the_far_side_of_the_block() -> None:
-    far, near = BLOCK - [0, 0.05, 0], BLOCK + [0, 0.05, 0]
+    """From the near side it could only push away."""
+    far, near = BLOCK - offset(0, 0.05, 0), BLOCK + offset(0, 0.05, 0)
     assert costs.push(far, BLOCK, TARGET) < costs.push(near, BLOCK, TARGET)
 
 
 def test_pick_and_place_falls_from_stage_to_stage() -> None:
-    aside = BLOCK + [0.1, 0, 0.2]
-    above = BLOCK + [0, 0, 0.08]
-    lifted = BLOCK + [0, 0.1, 0.1]
-    goal = TARGET + [0, 0.1, 0.1]
+    """Open, above, around, closed, lifted, there."""
+    aside = BLOCK + offset(0.1, 0, 0.2)
+    above = BLOCK + offset(0, 0, 0.08)
+    lifted = BLOCK + offset(0, 0.1, 0.1)
+    goal = TARGET + offset(0, 0.1, 0.1)
     stages = [
         (aside, np.zeros(2), BLOCK),
         (aside, OPEN, BLOCK),
@@ -46,8 +54,9 @@ def test_pick_and_place_falls_from_stage_to_stage() -> None:
 
 
 def test_coming_from_the_side_at_the_blocks_height_costs_more_than_from_above() -> None:
-    side = BLOCK + [0.06, 0, 0]
-    above = BLOCK + [0.06, 0, 0.08]
+    """The side knocks the block over."""
+    side = BLOCK + offset(0.06, 0, 0)
+    above = BLOCK + offset(0.06, 0, 0.08)
     assert costs.pick_and_place(side, OPEN, BLOCK, TARGET) > costs.pick_and_place(
         above, OPEN, BLOCK, TARGET
     )
@@ -55,6 +64,7 @@ def test_coming_from_the_side_at_the_blocks_height_costs_more_than_from_above() 
 
 @pytest.mark.parametrize("name", ["FetchPush", "FetchPickAndPlace"])
 def test_the_experts_way_brings_the_tasks_cost_to_about_zero(name: str) -> None:
+    """The tasks use these costs with the right arguments."""
     task = make_task(name)
     data = task.make_data()
     episode = task.reset(data, seed=2)

@@ -28,11 +28,13 @@ def begin(name: str, steps: int = WARM_UP_STEPS):
 
 
 def sample(samples: int, horizon: int, seed: int = 0) -> np.ndarray:
+    """Actions, some beyond the limits: float64 [samples, horizon, 4]."""
     return np.random.default_rng(seed).uniform(-1.2, 1.2, (samples, horizon, 4))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_predicted_costs_equal_the_executed_ones(name: str) -> None:
+    """In contact, after some steps: the planner sees what then happens."""
     task, data, episode = begin(name)
     dynamics = ExactDynamics(name, threads=2)
     actions = sample(4, 5)
@@ -46,6 +48,7 @@ def test_predicted_costs_equal_the_executed_ones(name: str) -> None:
 
 
 def test_the_chosen_plans_cost_is_what_executing_it_costs() -> None:
+    """The same through a planner, float32 actions included."""
     task, data, episode = begin("FetchPush")
     dynamics = ExactDynamics("FetchPush", threads=2)
     planner = Cem(CemConfig(horizon=5, samples=8, iterations=2, elites=3))
@@ -59,6 +62,7 @@ def test_the_chosen_plans_cost_is_what_executing_it_costs() -> None:
 
 
 def test_results_do_not_depend_on_threads_or_on_what_ran_before() -> None:
+    """A reused `MjData` carries nothing over."""
     state = pack_state(*begin("FetchPickAndPlace"))
     one, three = ExactDynamics("FetchPickAndPlace", 1), ExactDynamics("FetchPickAndPlace", 3)
     actions = sample(7, 3)
@@ -68,6 +72,7 @@ def test_results_do_not_depend_on_threads_or_on_what_ran_before() -> None:
 
 
 def test_a_broken_rollout_costs_infinity_from_where_it_broke_and_spoils_no_other() -> None:
+    """A NaN action ends its own rollout alone."""
     state = pack_state(*begin("FetchReach", steps=0))
     dynamics = ExactDynamics("FetchReach", threads=1)
     actions = sample(3, 4)
@@ -82,6 +87,7 @@ def test_a_broken_rollout_costs_infinity_from_where_it_broke_and_spoils_no_other
 def test_a_simulation_that_diverges_is_noticed_though_mujoco_restarts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After the restart the state looks sound; the cost must not."""
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning into the current folder
     task, data, episode = begin("FetchReach", steps=0)
     data.qvel[3] = 1e12  # beyond mjMAXVAL: MuJoCo warns, resets the world and goes on
@@ -91,6 +97,7 @@ def test_a_simulation_that_diverges_is_noticed_though_mujoco_restarts_it(
 
 
 def test_contract_and_misuse() -> None:
+    """The protocol holds; wrong shapes, counts and names are refused."""
     dynamics = ExactDynamics("FetchReach", threads=1)
     assert isinstance(dynamics, Dynamics)
     state = pack_state(*begin("FetchReach", steps=0))
@@ -100,16 +107,18 @@ def test_contract_and_misuse() -> None:
         dynamics.rollout(state[:10], np.zeros((1, 1, 4)))
     with pytest.raises(ValueError, match="at least 1"):
         ExactDynamics("FetchReach", threads=0)
-    with pytest.raises(ValueError, match="valid names: .*FetchReach"):
+    with pytest.raises(ValueError, match=r"valid names: .*FetchReach"):
         ExactDynamics("FetchFly")
 
 
 def test_threads_default_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every core works unless told otherwise."""
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     assert ExactDynamics("FetchReach").threads == 3
 
 
 def test_rollouts_leave_the_environment_alone() -> None:
+    """The planner has its own copy of the task."""
     task, data, episode = begin("FetchPush")
     before = pack_state(task, data, episode)
     ExactDynamics("FetchPush", threads=1).rollout(before, sample(2, 3))
