@@ -13,6 +13,7 @@ from scripts.plan import PlanConfig, make_policy
 from sim.tasks.base import Phrasing, Task
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
+from vla.checkpoint import latest_complete
 from vla.contract import Policy, RobotSpec
 from vla.policy import load_policy
 
@@ -31,7 +32,7 @@ class Entrant:
 
     Attributes:
         name: as in the table.
-        kind: a key of `BUILT_IN`, or the folder of a checkpoint.
+        kind: a key of `BUILT_IN`, or the folder of a checkpoint or of a run.
         policy: loaded from the folder; None where built in, which needs an environment first.
     """
 
@@ -40,13 +41,20 @@ class Entrant:
     policy: Policy | None = None
 
     @property
+    def run_folder(self) -> Path | None:
+        """Where the checkpoint's training wrote, found by its run.json; None for the built-in."""
+        folder = Path(self.kind)
+        near = (folder, *folder.parents[:2]) if self.policy is not None else ()
+        return next((place for place in near if (place / "run.json").is_file()), None)
+
+    @property
     def source(self) -> str:
         """Where the behaviour comes from, for the table."""
         return BUILT_IN.get(self.kind, self.kind)
 
 
 def read_entrant(text: str, device: str) -> Entrant:
-    """Read `name=kind`, `kind`, `name=folder` or `folder`; loads the checkpoint of a folder.
+    """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
@@ -60,7 +68,15 @@ def read_entrant(text: str, device: str) -> Entrant:
             f"policy {text!r}: {kind!r} is no folder and not built in; "
             f"valid: name=FOLDER, {', '.join(BUILT_IN)}"
         )
-    return Entrant(name or Path(kind).name, kind, load_policy(kind, device))
+    return Entrant(name or Path(kind).name, kind, load_policy(_checkpoint(Path(kind)), device))
+
+
+def _checkpoint(folder: Path) -> Path:
+    """A checkpoint itself, or of a run its best one, else its latest."""
+    if (folder / "manifest.json").is_file():
+        return folder
+    best = folder / "best"
+    return best if best.is_dir() else latest_complete(folder) or folder
 
 
 def require_comparable(entrants: Sequence[Entrant], task: str, reference: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from policies.baselines import BlankImages
 from policies.planning.receding import PlannerPolicy
-from policies.report.curves import read_curves
+from policies.report.curves import Log, read_log
 from policies.report.data import Curve, Film, PolicyResult, Report, Row, table
 from policies.report.page import write_report
 from policies.report.selection import choose_episodes
@@ -30,7 +31,7 @@ from scripts.entrants import (
     read_entrant,
     require_comparable,
 )
-from scripts.provenance import command_line, describe_machine
+from scripts.provenance import command_line, machine_facts
 from sim.film import replay, write_mp4
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
@@ -94,17 +95,28 @@ def main(config: EvaluateConfig) -> int:
     results = []
     with Progress() as progress:
         for entrant in entrants:
-            results.append(_play(entrant, config, seeds, progress))
+            results.append(play(entrant, config, seeds, progress))
         results = _add_films(results, config, progress)
+    runs = {
+        entrant.name: json.loads((entrant.run_folder / "run.json").read_text())
+        for entrant in entrants
+        if entrant.run_folder
+    }
     report = Report(
         title=config.title or f"{config.task}: {', '.join(entrant.name for entrant in entrants)}",
         task=_describe_task(config),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         results=tuple(results),
         reference=reference,
-        configuration=dataclasses.asdict(config),
-        commands=[command_line("evaluate", config)],
-        machine=describe_machine(config.device),
+        configuration={
+            "evaluate": dataclasses.asdict(config),
+            **{name: run["config"] for name, run in runs.items()},
+        },
+        commands=[
+            *(run["command"] for run in runs.values() if "command" in run),
+            command_line("evaluate", config),
+        ],
+        machine=machine_facts(config.device),
     )
     write_report(config.out, report)
     _print(table(report), reference)
@@ -112,7 +124,7 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
-def _play(
+def play(
     entrant: Entrant, config: EvaluateConfig, seeds: Sequence[int], progress: Progress
 ) -> PolicyResult:
     """All episodes of one policy, in an environment that draws what it looks at."""
@@ -137,15 +149,16 @@ def _play(
         seconds, planning = policy.seconds / policy.decisions, policy.steps_per_decision
     else:
         seconds, planning = episodes.seconds_per_decision, 0.0
-    curves = read_curves(Path(entrant.kind)) if entrant.policy else {}
+    log = read_log(entrant.run_folder) if entrant.run_folder else Log({}, {})
     return PolicyResult(
         name=entrant.name,
         source=entrant.source,
         episodes=episodes,
         seconds_per_decision=seconds,
         planning_steps_per_decision=planning,
-        training_steps=_training_steps(entrant, curves),
-        curves=curves,
+        training_steps=_training_steps(entrant, log.curves),
+        curves=log.curves,
+        spreads=log.spreads,
     )
 
 

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import shlex
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-VERSIONS = ("torch", "transformers", "mujoco", "gymnasium-robotics", "numpy")
+from policies.run_folder import describe_machine
 
 
-def describe_machine(device: str) -> dict[str, str]:
-    """Commit, package versions and hardware, as label → text."""
+def machine_facts(device: str) -> dict[str, str]:
+    """Commit, versions and hardware, as label → text for a report."""
+    facts = describe_machine()
+    versions = {"Python": facts["python"], **facts["versions"]}
     gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU used"
     return {
-        "Commit": _commit(),
-        "Versions": ", ".join(
-            [
-                f"Python {platform.python_version()}",
-                *(f"{name} {version(name)}" for name in VERSIONS),
-            ]
-        ),
-        "Hardware": f"{_processor()}, {os.cpu_count()} cores, {gpu}",
+        "Commit": facts["git_commit"] or "not in a git repository",
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "Hardware": f"{_processor() or facts['machine']}, {os.cpu_count()} cores, {gpu}",
     }
 
 
@@ -36,39 +30,32 @@ def command_line(command: str, config: Any) -> str:
 
     Args:
         command: subcommand.
-        config: its flat dataclass, all of whose fields have defaults.
+        config: its dataclass, all of whose fields have defaults.
     """
-    words = ["vla", command]
+    return shlex.join(["vla", command, *_flags(config, "")])
+
+
+def _flags(config: Any, prefix: str) -> list[str]:
+    """Flags of a dataclass's fields that are off their defaults, nested ones with dots."""
+    words: list[str] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == field.default:
+        flag = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            words += _flags(value, f"{flag}.")
+        elif value == field.default:
             continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
         else:
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *map(str, values)]
-    return shlex.join(words)
+    return words
 
 
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parents[1]
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = "with local changes" if git("status", "--porcelain", "-uno") else ""
-        return f"{git('rev-parse', '--short', 'HEAD')} {changed}".strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not in a git repository"
-
-
-def _processor() -> str:
+def _processor() -> str | None:
+    """Model name of the processor, where Linux tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, None)

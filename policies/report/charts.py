@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from policies.report.data import Curve
+from policies.report.data import Curve, Spread
 from policies.report.wording import number
 from policies.statistics import Interval
 
@@ -48,6 +48,29 @@ def line_chart(lines: Sequence[Line]) -> str:
         parts.append(
             f'<text class="broken" x="{LEFT + 6}" y="{TOP + 12}">{broken} not finite</text>'
         )
+    return _svg(WIDTH, HEIGHT, parts)
+
+
+def spread_chart(spread: Spread, colour: int) -> str:
+    """A distribution over the steps: the outer and the inner quantiles as bands, and the median."""
+    x = np.asarray(spread.steps, dtype=float)
+    levels = sorted(spread.quantiles)
+    values = np.array([spread.quantiles[level] for level in levels], dtype=float)
+    good = np.isfinite(values).all(axis=0)
+    if not good.any():
+        return '<p class="none">no finite value</p>'
+    x, values = x[good], values[:, good]
+    x_range = _padded(x.min(), x.max(), 0)
+    y_range = _padded(values.min(), values.max(), 0.06)
+    parts = _axes(x_range, y_range)
+    for row in range(len(levels) // 2):
+        below, above = values[row], values[-1 - row]
+        corners = [*zip(x, below, strict=True), *zip(x[::-1], above[::-1], strict=True)]
+        points = (_place(step, value, x_range, y_range) for step, value in corners)
+        listed = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+        parts.append(f'<polygon class="band c{colour}" points="{listed}"/>')
+    median = values[len(levels) // 2]
+    parts.append(_path(x, median, x_range, y_range, f"line c{colour}", "median"))
     return _svg(WIDTH, HEIGHT, parts)
 
 

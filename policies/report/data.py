@@ -36,6 +36,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """One logged distribution over training.
+
+    Attributes:
+        steps: as they were logged, [times].
+        quantiles: level between 0 and 1 → its value at each step, [times].
+    """
+
+    steps: Sequence[float]
+    quantiles: Mapping[float, Sequence[float]]
+
+
+@dataclass(frozen=True)
 class PolicyResult:
     """One policy's episodes on the shared initial states.
 
@@ -47,7 +60,8 @@ class PolicyResult:
         planning_steps_per_decision: simulator control steps searched for one chunk.
         training_steps: simulator control steps used to train it; None where unknown.
         films: episodes to look at.
-        curves: tag → what its run logged.
+        curves: tag → scalar that its run logged.
+        spreads: tag → distribution that its run logged.
     """
 
     name: str
@@ -58,6 +72,7 @@ class PolicyResult:
     training_steps: int | None = None
     films: tuple[Film, ...] = ()
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,10 @@ def to_json(report: Report) -> str:
             "curves": {
                 tag: {"steps": list(curve.steps), "values": list(curve.values)}
                 for tag, curve in result.curves.items()
+            },
+            "spreads": {
+                tag: {"steps": list(spread.steps), "quantiles": spread.quantiles}
+                for tag, spread in result.spreads.items()
             },
         }
         for row, result in zip(table(report), report.results, strict=True)

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from policies.report.charts import Line, line_chart, rate_bar
+from policies.report.charts import Line, line_chart, rate_bar, spread_chart
 from policies.report.curves import charts
 from policies.report.data import Film, PolicyResult, Report, Row, seeds_of, table, to_json
 from policies.report.wording import bounds, duration, number, outcome, p_value, points, rate
@@ -238,15 +238,21 @@ def _film(film: Film) -> str:
 
 def _curves(results: Sequence[PolicyResult]) -> str:
     groups = charts({tag for result in results for tag in result.curves})
-    if not groups:
+    spreads = [
+        f"<figure><figcaption>{escape(f'{result.name}: {tag}')}</figcaption>"
+        f"{spread_chart(spread, colour % COLOURS)}</figure>"
+        for colour, result in enumerate(results)
+        for tag, spread in sorted(result.spreads.items())
+    ]
+    if not groups and not spreads:
         return ""
     key = "".join(
         f'<span><span class="dot c{i % COLOURS}"></span>{escape(result.name)}</span>'
         for i, result in enumerate(results)
-        if result.curves
+        if result.curves or result.spreads
     )
     figures = [_chart(results, tags) for tags in groups]
-    first, rest = figures[:FIRST_CHARTS], figures[FIRST_CHARTS:]
+    first, rest = [*figures[:FIRST_CHARTS], *spreads], figures[FIRST_CHARTS:]
     folded = (
         f"<details><summary>{len(rest)} more curves</summary>"
         f'<div class="charts">{"".join(rest)}</div></details>'
@@ -256,7 +262,8 @@ def _curves(results: Sequence[PolicyResult]) -> str:
     return (
         '<section><h2>Training</h2><p class="note">Every scalar that the runs logged, over their '
         "own step counts; long curves are smoothed over a twentieth of their length, the raw "
-        f'values lie behind.</p><p class="key">{key}</p>'
+        "values lie behind. Bands hold 90% and 50% of a distribution around its median."
+        f'</p><p class="key">{key}</p>'
         f'<div class="charts">{"".join(first)}</div>{folded}</section>'
     )
 

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from policies.report.charts import Line, line_chart
-from policies.report.curves import charts, read_curves
-from policies.report.data import Curve, Film, PolicyResult, Report, table
+from policies.report.charts import Line, line_chart, spread_chart
+from policies.report.curves import charts, read_log
+from policies.report.data import Curve, Film, PolicyResult, Report, Spread, table
 from policies.report.page import render, write_report
 from policies.report.selection import choose_episodes
 from policies.report.wording import duration, number
@@ -178,11 +178,29 @@ def test_curves_are_read_back_and_a_resumed_run_is_one_curve(tmp_path: Path):
         with SummaryWriter(str(tmp_path), filename_suffix=f".{part}") as writer:
             for step in range(start, start + 30):
                 writer.add_scalar("ppo/kl", int(part), step)
-    curves = read_curves(tmp_path)
+    curves = read_log(tmp_path).curves
     assert list(curves) == ["ppo/kl"]
     assert list(curves["ppo/kl"].steps) == list(range(50))
     assert list(curves["ppo/kl"].values) == [1.0] * 20 + [2.0] * 30
-    assert read_curves(tmp_path / "nothing") == {}
+    assert read_log(tmp_path / "nothing").curves == {}
+
+
+def test_logged_distributions_are_read_back_as_quantiles(tmp_path: Path):
+    """Quantiles of a known normal distribution, as fine as TensorBoard's buckets allow."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    samples = np.random.default_rng(0).normal(3.0, 2.0, size=20_000)
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in (0, 64):
+            writer.add_histogram("advantage", samples + step, step)
+    spread = read_log(tmp_path).spreads["advantage"]
+    assert spread.steps == [0, 64]
+    for level, expected in ((0.05, -0.29), (0.25, 1.65), (0.5, 3.0), (0.75, 4.35), (0.95, 6.29)):
+        assert spread.quantiles[level][0] == pytest.approx(expected, abs=0.15)
+    drawn = spread_chart(spread, 1)
+    assert drawn.count("<polygon") == 2
+    assert "nan" not in drawn
+    assert "no finite value" in spread_chart(Spread([0], {0.5: [float("nan")]}), 0)
 
 
 def test_charts_come_in_the_order_of_reading():

@@ -8,11 +8,16 @@ import io
 import json
 import re
 import shlex
+from pathlib import Path
 
 import av
 import pytest
+import torch
 import tyro
+from rich.progress import Progress
+from torch.utils.tensorboard import SummaryWriter
 
+from scripts import entrants
 from scripts.entrants import (
     Entrant,
     SwappedVecEnv,
@@ -22,18 +27,48 @@ from scripts.entrants import (
     read_entrant,
     require_comparable,
 )
-from scripts.evaluate import EvaluateConfig, main
-from scripts.provenance import command_line, describe_machine
+from scripts.evaluate import EvaluateConfig, main, play
+from scripts.provenance import command_line, machine_facts
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
 
 
+class Staring:
+    """Stands for a trained policy: moves if it sees anything, and knows which checkpoint it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.spec = make_task("FetchReach", image_size=32).spec
+
+    def reset(self, indices):
+        """Nothing to forget."""
+
+    def act(self, observation):
+        """One everywhere in the light, zero in the dark."""
+        light = max(float(image.float().mean()) for image in observation.images.values())
+        return torch.full((len(observation), 5, 4), float(light > 0))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder as a training leaves it: run.json, events, and a best checkpoint."""
+    folder = tmp_path / "clone"
+    (folder / "best").mkdir(parents=True)
+    described = {"config": {"learning_rate": 3e-4}, "command": "vla pretrain --seed 3"}
+    (folder / "run.json").write_text(json.dumps(described))
+    with SummaryWriter(str(folder)) as writer:
+        for step in (1, 2, 3):
+            writer.add_scalar("time/simulator_steps", 1000 * step, step)
+    monkeypatch.setattr(entrants, "load_policy", lambda folder, device: Staring(folder))
+    return folder
+
+
 @pytest.mark.render
-def test_the_command_writes_a_report_with_films_that_play(tmp_path, capsys):
-    """The real simulator, expert against nothing: numbers, films and the printed table agree."""
+def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys):
+    """The real simulator, a checkpoint against the expert: numbers, films and table agree."""
     config = EvaluateConfig(
         task="FetchReach",
-        policies=("still=zero", "expert"),
+        policies=(f"clone={run}", "expert"),
         episodes=3,
         out=tmp_path / "report",
         num_envs=2,
@@ -43,21 +78,53 @@ def test_the_command_writes_a_report_with_films_that_play(tmp_path, capsys):
     )
     assert main(config) == 0
     data = json.loads((tmp_path / "report" / "report.json").read_text())
-    still, expert = data["policies"]
-    assert data["reference"] == "still"
-    assert (still["success_at_end"]["value"], expert["success_at_end"]["value"]) == (0, 1)
+    clone, expert = data["policies"]
+    assert data["reference"] == "clone"
+    assert (clone["success_at_end"]["value"], expert["success_at_end"]["value"]) == (0, 1)
     assert expert["difference"]["only_ours"] == 3
     assert [e["seed"] for e in expert["episodes"]] == [1_000_000, 1_000_001, 1_000_002]
+    assert (clone["training_steps"], expert["training_steps"]) == (3000, 0)
+    assert data["configuration"]["clone"] == {"learning_rate": 3e-4}
+    assert data["commands"][0] == "vla pretrain --seed 3"
     assert "100.0%" in capsys.readouterr().out
 
     page = (tmp_path / "report" / "report.html").read_text()
     films = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
-    assert len(films) == 2, "one failure of the still policy, one success of the expert"
+    assert len(films) == 2, "one failure of the clone, one success of the expert"
     for film in films:
         with av.open(io.BytesIO(base64.b64decode(film))) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert len(frames) == 51
-    assert (frames[0] != frames[-1]).any(), "the expert moves"
+        assert (frames[0] != frames[-1]).any(), "something moves"
+
+
+@pytest.mark.render
+@pytest.mark.parametrize("blank", [False, True])
+def test_blank_images_hide_the_world_from_a_checkpoint(run, tmp_path, blank):
+    """The same policy moves in the light and stays in the dark."""
+    config = EvaluateConfig(
+        task="FetchReach",
+        policies=(str(run),),
+        episodes=1,
+        out=tmp_path / "report",
+        num_workers=1,
+        films=0,
+        blank_images=blank,
+    )
+    with Progress(disable=True) as progress:
+        result = play(read_entrant(str(run), "cpu"), config, [1_000_000], progress)
+        played = result.episodes.episodes[0].actions
+    assert (played == (0 if blank else 1)).all()
+
+
+def test_a_run_stands_for_its_best_checkpoint(run):
+    """A run folder, the checkpoint in it, and what each belongs to."""
+    for folder in (run, run / "best"):
+        entrant = read_entrant(f"clone={folder}", "cpu")
+        assert entrant.run_folder == run
+        assert entrant.source == str(folder)
+        assert isinstance(entrant.policy, Staring)
+        assert entrant.policy.folder == run / "best" or folder != run
 
 
 def test_entrants_are_read_or_refused_by_name(tmp_path):
@@ -137,7 +204,7 @@ def test_the_command_line_repeats_the_configuration(tmp_path):
 
 def test_the_machine_is_described():
     """Commit, versions and cores are there, whatever the machine."""
-    facts = describe_machine("cpu")
+    facts = machine_facts("cpu")
     assert set(facts) == {"Commit", "Versions", "Hardware"}
     assert "mujoco 3." in facts["Versions"]
     assert "cores" in facts["Hardware"]
