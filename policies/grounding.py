@@ -1,0 +1,212 @@
+"""Grounding: teach the vision-language model where the things are that an instruction names.
+
+The model sees a scene and reads an instruction or a phrase; its pointer must give the world
+position of the thing to move and of the goal. Only pictures, words and simulator positions are
+used, no actions. It is what gives the small embedded model, which has no internet-scale
+pretraining, eyes for the robot's table before any demonstration is seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vla.contract import ObservationBatch
+from vla.model.vla import VLA
+from vla.processor import ModelInputs, Processor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Words, and which of the scene's named points they are about."""
+
+    text: str
+    object: str
+    target: str
+
+
+@dataclass(frozen=True)
+class GroundingSet:
+    """Scenes of one task and what can be asked about them.
+
+    Attributes:
+        name: the task's.
+        images: uint8 [n, cameras, h, w, 3].
+        proprio: float32 [n, proprio].
+        points: float32 [n, phrases, 3], world, metres.
+        phrases: names of `points`.
+        prompts: questions; any may be asked of any frame.
+    """
+
+    name: str
+    images: np.ndarray
+    proprio: np.ndarray
+    points: np.ndarray
+    phrases: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """How long and how fast.
+
+    Attributes:
+        updates: optimizer steps.
+        batch: frames an update, the tasks in proportion to their frames.
+        learning_rate: of AdamW after the warm-up; falls to 0 along a cosine.
+        warmup: updates of linear warm-up.
+        weight_decay: of AdamW.
+        heldout: share of each task's last frames kept for measuring.
+        bf16: compute in bfloat16 where PyTorch's autocast sees fit.
+        seed: of everything random.
+    """
+
+    updates: int = 8000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    heldout: float = 0.05
+    bf16: bool = True
+    seed: int = 0
+
+
+class GroundingSampler:
+    """Draws frames with a prompt each and gives model inputs with the points they ask for."""
+
+    def __init__(
+        self, sets: Sequence[GroundingSet], model: VLA, processor: Processor, heldout: float
+    ):
+        self._sets = sets
+        self._model_config = model.config
+        self._processor = processor
+        self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
+
+    def train(self, rng: np.random.Generator, size: int) -> tuple[ModelInputs, Tensor]:
+        """Inputs and scaled points float32 [size, 2, 3]."""
+        share = np.array(self._kept) / sum(self._kept)
+        parts = [
+            self._draw(s, rng.integers(kept, size=count), rng)
+            for s, kept, count in zip(
+                self._sets, self._kept, rng.multinomial(size, share), strict=True
+            )
+            if count
+        ]
+        return ModelInputs.concatenate([i for i, _ in parts]), torch.cat([p for _, p in parts])
+
+    def heldout(self, index: int, seed: int = 0, most: int = 512) -> tuple[ModelInputs, Tensor]:
+        """Held-out frames of the set `index`, the same ones for the same seed."""
+        rng = np.random.default_rng(seed)
+        rows = np.arange(self._kept[index], len(self._sets[index].images))
+        rows = rng.choice(rows, size=min(most, len(rows)), replace=False)
+        return self._draw(self._sets[index], np.sort(rows), rng)
+
+    def _draw(
+        self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator
+    ) -> tuple[ModelInputs, Tensor]:
+        prompts = [source.prompts[i] for i in rng.integers(len(source.prompts), size=len(rows))]
+        images = torch.from_numpy(source.images[rows])
+        observation = ObservationBatch(
+            images={c.name: images[:, i] for i, c in enumerate(self._processor.spec.cameras)},
+            proprio=torch.from_numpy(source.proprio[rows]),
+            instructions=[prompt.text for prompt in prompts],
+            time_s=torch.zeros(len(rows)),
+        )
+        column = source.phrases.index
+        asked = np.array([[column(p.object), column(p.target)] for p in prompts])
+        points = torch.from_numpy(source.points[rows[:, None], asked])
+        config = self._model_config
+        scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
+        return self._processor.encode_observation(observation), scaled.float()
+
+
+def ground(
+    model: VLA,
+    processor: Processor,
+    sets: Sequence[GroundingSet],
+    config: GroundingConfig,
+    log: Callable[[int, dict[str, float]], None],
+    save: Callable[[], object],
+) -> dict[str, dict[str, float]]:
+    """Train backbone and pointer in place; returns `pointing_errors` on the held-out frames.
+
+    Args:
+        model: its head is left as it is.
+        processor: its conversions.
+        sets: scenes and questions.
+        config: how to train.
+        log: called with the update and what was measured.
+        save: called after every measurement on held-out frames, so that little is lost by a cut.
+    """
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    sampler = GroundingSampler(sets, model, processor, config.heldout)
+    device = next(model.parameters()).device
+    trained = [*model.backbone.parameters(), *model.pointer.parameters()]
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config))
+    model.train()
+    started, losses = time.perf_counter(), []
+    for update in range(1, config.updates + 1):
+        inputs, points = sampler.train(rng, config.batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            context = model.encode(inputs.to(device))
+        error = (model.scaled_points(context) - points.to(device)).float()
+        loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if update % 100 == 0:
+            rate = update * config.batch / (time.perf_counter() - started)
+            log(update, {"loss": float(np.mean(losses)), "frames_per_s": rate})
+            losses.clear()
+        if update % 1000 == 0:
+            for name, errors in pointing_errors(model, sampler, sets).items():
+                log(update, {f"{name}/{key}": value for key, value in errors.items()})
+            save()
+            model.train()
+    return pointing_errors(model, sampler, sets)
+
+
+@torch.no_grad()
+def pointing_errors(
+    model: VLA, sampler: GroundingSampler, sets: Sequence[GroundingSet]
+) -> dict[str, dict[str, float]]:
+    """Median and 90% quantile of the pointing error on held-out frames, in centimetres."""
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[str, dict[str, float]] = {}
+    for index, source in enumerate(sets):
+        inputs, points = sampler.heldout(index)
+        guess = torch.cat(
+            [
+                model.scaled_points(model.encode(inputs.select(rows).to(device))).cpu()
+                for rows in torch.arange(len(points)).split(64)
+            ]
+        )
+        away_cm = (guess - points).norm(dim=-1) * model.config.point_scale_m * 100
+        found[source.name] = {
+            f"{what}_{label}_cm": float(away_cm[:, column].quantile(quantile))
+            for column, what in enumerate(("object", "target"))
+            for label, quantile in (("median", 0.5), ("q90", 0.9))
+        }
+    return found
+
+
+def _warm_cosine(step: int, config: GroundingConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.updates - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,221 @@
+"""Behaviour cloning: imitate demonstrated chunks, keep the checkpoint that succeeds most often.
+
+With a frozen backbone every frame's context is computed once and only the head is trained, which
+takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
+loss of a cloned policy says little about how it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policies.imitation.dataset import DemoBatch, DemoDataset
+from policies.rollout import rollout
+from policies.run_folder import RunFolder
+from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
+from vla.contract import VecEnv
+from vla.model.vla import VLA
+from vla.policy import VLAPolicy
+from vla.processor import Processor
+
+_ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class CloningConfig:
+    """How long, how fast and what is trained.
+
+    Attributes:
+        updates: optimizer steps.
+        batch: samples an update.
+        backbone: "frozen" trains the head alone on contexts computed once; "full" trains all.
+        learning_rate: of AdamW for the head; falls to 0 along a cosine.
+        backbone_learning_rate: of AdamW for the backbone when it is trained.
+        weight_decay: of AdamW.
+        context_noise: std of Gaussian noise added to points and proprioception, in the head's own
+            units; what it must act in later is not exactly what was demonstrated.
+        max_grad_norm: gradients are clipped to this norm.
+        evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
+        bf16: compute the backbone in bfloat16 where PyTorch's autocast sees fit.
+        seed: of everything random.
+    """
+
+    updates: int = 6000
+    batch: int = 256
+    backbone: Literal["frozen", "full"] = "frozen"
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    context_noise: float = 0.02
+    max_grad_norm: float = 1.0
+    evaluate_every: int = 1000
+    bf16: bool = False
+    seed: int = 0
+
+
+class Cloner:
+    """One cloning run: `run` trains to the end, from the last checkpoint if there is one.
+
+    Args:
+        model: trained in place.
+        processor: conversions, with the statistics of these demonstrations.
+        data: demonstrations.
+        config: how to train.
+        folder: where checkpoints `step_<n>`, `best` and metrics go.
+    """
+
+    def __init__(
+        self,
+        model: VLA,
+        processor: Processor,
+        data: DemoDataset,
+        config: CloningConfig,
+        folder: RunFolder,
+    ):
+        processor.spec.require_match(data.spec, "the model", "the demonstrations")
+        self.policy = VLAPolicy(model, processor)
+        self.model, self.processor, self.data = model, processor, data
+        self.config, self.folder = config, folder
+        self.step, self.best_success = 0, -1.0
+        self._rng = torch.Generator().manual_seed(config.seed)
+        head = [*model.head.parameters(), *model.summary.parameters()]
+        groups: list[dict[str, Any]] = [{"params": head, "lr": config.learning_rate}]
+        if config.backbone == "full":
+            others = [*model.backbone.parameters(), *model.pointer.parameters()]
+            groups.append({"params": others, "lr": config.backbone_learning_rate})
+        self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self._optimizer, T_max=config.updates
+        )
+        self._contexts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def run(
+        self,
+        env: VecEnv,
+        selection_seeds: Sequence[int],
+        progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ) -> Path:
+        """Train, and return the folder of the checkpoint with the highest success at the end.
+
+        Args:
+            env: where checkpoints are tried, greedily.
+            selection_seeds: initial states that choose the checkpoint; not those of evaluation.
+            progress: called with what was logged.
+        """
+        self._resume()
+        losses: list[float] = []
+        while self.step < self.config.updates:
+            losses.append(self._update())
+            self.step += 1
+            if self.step % self.config.evaluate_every and self.step < self.config.updates:
+                continue
+            episodes = rollout(env, self.policy, selection_seeds)
+            values = {
+                "loss/train": float(np.mean(losses)),
+                "loss/heldout": self.heldout_loss(),
+                "success/end": float(episodes.success_at_end.mean()),
+                "success/ever": float(episodes.success_ever.mean()),
+                "learning_rate": self._schedule.get_last_lr()[0],
+            }
+            losses.clear()
+            self.folder.log(self.step, values)
+            progress(self.step, values)
+            # Ties go to the later one: its loss is lower.
+            if values["success/end"] >= self.best_success:
+                self.best_success = values["success/end"]
+                self._save("best", with_state=False)
+            self._save(f"step_{self.step:06d}", with_state=True)
+        return self.folder.path / "best"
+
+    def _update(self) -> float:
+        self.model.train()
+        context, actions, is_pad = self._sample()
+        loss = self.model.cloning_loss(context, actions, is_pad)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._trained, self.config.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        return float(loss.detach())
+
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        size = self.config.batch
+        if self.config.backbone == "frozen":
+            context, actions, is_pad = self._frozen("train")
+            rows = torch.randint(len(context), (size,), generator=self._rng)
+            context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
+        else:
+            context, actions, is_pad = self._encode(self.data.sample(self._rng, size))
+        noise = torch.randn(context.shape, generator=self._rng).to(context.device)
+        return self.model.perturb(context, self.config.context_noise * noise), actions, is_pad
+
+    def _encode(self, batch: DemoBatch) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = self.processor.encode_observation(batch.observation(self.data.spec))
+        device = self.policy.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+            context = self.model.encode(inputs.to(device))
+        actions = self.processor.encode_actions(batch.actions)
+        return context.float(), actions.to(device), batch.is_pad.to(device)
+
+    @torch.no_grad()
+    def _frozen(self, split: Literal["train", "heldout"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Contexts, actions and padding of a split; with a frozen backbone they never change."""
+        if split not in self._contexts:
+            self.model.eval()
+            parts = [self._encode(batch) for batch in self.data.batches(_ENCODE_BATCH, split)]
+            context, actions, is_pad = (torch.cat(column) for column in zip(*parts, strict=True))
+            self._contexts[split] = context, actions, is_pad
+            self.model.train()
+        return self._contexts[split]
+
+    @torch.no_grad()
+    def heldout_loss(self) -> float:
+        """Mean loss over the held-out episodes; NaN when there are none."""
+        if not len(self.data.rows("heldout")):
+            return float("nan")
+        self.model.eval()
+        context, actions, is_pad = self._frozen("heldout")
+        if self.config.backbone == "full":
+            self._contexts.clear()
+        return float(self.model.cloning_loss(context, actions, is_pad))
+
+    def _save(self, name: str, with_state: bool) -> None:
+        state = {
+            "step": self.step,
+            "best_success": self.best_success,
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._rng.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        save_checkpoint(
+            self.folder.path / name,
+            model_config=self.model.to_dict(),
+            weights=self.model.state_dict(),
+            processor=self.processor,
+            training_state=state if with_state else None,
+        )
+
+    def _resume(self) -> None:
+        """Go on from the newest complete checkpoint, to the same losses as without the break."""
+        found = latest_complete(self.folder.path)
+        if found is None:
+            return
+        checkpoint = load_checkpoint(found, with_training_state=True)
+        state = checkpoint.training_state
+        if state is None:
+            raise ValueError(f"{found} holds no training state: continue in another folder")
+        self.model.load_state_dict(checkpoint.weights)
+        self.step, self.best_success = state["step"], state["best_success"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._rng.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])

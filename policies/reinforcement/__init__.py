@@ -1,0 +1,1 @@
+"""Reinforcement learning, one file a method."""

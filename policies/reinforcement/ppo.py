@@ -1,0 +1,392 @@
+"""Proximal policy optimisation of a cloned policy, with an asymmetric critic.
+
+Source: Schulman et al. 2017 (arXiv:1707.06347), equation 7, with the generalised advantages of
+arXiv:1506.02438. Departures, each for refining a cloned chunk policy:
+
+- A chunk is one macro-step with one advantage; the ratio is taken a control step at a time over the
+  executed steps, since one ratio over a whole chunk saturates the clip.
+- The backbone is frozen, so each frame is encoded once, while collecting, and every epoch runs on
+  those contexts.
+- The critic sees privileged simulator state (Pinto et al. 2017, arXiv:1710.06542) or, as an option,
+  the actor's context; it is warmed up alone before the actor moves.
+- A KL penalty and monitor to the cloned reference; an epoch ends early at the target KL.
+- Rewards are scaled by 1 - gamma, so that values lie in [0, 1] when every step succeeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policies.advantages import discount_within, generalised_advantages
+from policies.critic import Critic
+from policies.rollout import Transition, rollout
+from policies.run_folder import RunFolder
+from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
+from vla.contract import ObservationBatch, RobotSpec, VecEnv
+from vla.policy import VLAPolicy
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Hyperparameters; sources in the module's docstring.
+
+    Attributes:
+        iterations: collect, then learn.
+        episodes: episodes collected an iteration; 10 are noise, 200 are a gradient.
+        warmup_iterations: iterations in which the critic learns alone.
+        gamma: discount a control step.
+        lam: of the generalised advantages.
+        clip: range of the ratio.
+        epochs: passes over what was collected.
+        minibatch: macro-steps a gradient step.
+        actor_learning_rate: of Adam.
+        critic_learning_rate: of Adam.
+        critic: what the critic sees: "privileged" simulator state, or the actor's "context".
+        entropy: weight of the entropy bonus.
+        reference_kl: weight of the penalty KL(policy || clone).
+        target_kl: epochs stop once the policy has moved this far from the collecting one, in nats
+            a control step.
+        max_grad_norm: gradients are clipped to this norm.
+        log_std_start: log standard deviation, before squashing, at which exploration starts.
+        evaluate_every: iterations between greedy evaluations and checkpoints.
+        seed: of everything random.
+        first_seed: episodes collected begin here, away from those of evaluation.
+    """
+
+    iterations: int = 60
+    episodes: int = 200
+    warmup_iterations: int = 2
+    gamma: float = 0.98
+    lam: float = 0.95
+    clip: float = 0.2
+    epochs: int = 4
+    minibatch: int = 256
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    critic: Literal["privileged", "context"] = "privileged"
+    entropy: float = 0.0
+    reference_kl: float = 0.0
+    target_kl: float = 0.02
+    max_grad_norm: float = 0.5
+    log_std_start: float = -1.2
+    evaluate_every: int = 5
+    seed: int = 0
+    first_seed: int = 2_000_000
+
+
+@dataclass
+class Batch:
+    """Macro-steps of one collection, first [t, n, ...], after `flat` [m, ...].
+
+    Attributes:
+        context: what the actor saw.
+        view: what the critic saw.
+        unsquashed: the sampled chunk before tanh.
+        log_prob: of every control step when it was sampled.
+        valid: control steps that were executed.
+        advantage: unnormalised.
+        returns: targets of the critic.
+        value: of the critic when it was collected.
+    """
+
+    context: Tensor
+    view: Tensor
+    unsquashed: Tensor
+    log_prob: Tensor
+    valid: Tensor
+    advantage: Tensor
+    returns: Tensor
+    value: Tensor
+
+    def select(self, rows: Tensor) -> Batch:
+        """These rows, from a flat batch, or those where a bool [t, n] mask holds."""
+        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+class Collector:
+    """A policy that samples and remembers what learning needs, one entry a macro-step."""
+
+    def __init__(self, policy: VLAPolicy, critic: str, generator: torch.Generator):
+        self.spec: RobotSpec = policy.spec
+        self._policy = policy
+        self._sees_context = critic == "context"
+        self._generator = generator
+        self._decided: tuple[Tensor, Tensor, Tensor] | None = None
+        self.rows: list[dict[str, Tensor]] = []
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """Nothing is remembered between episodes."""
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """A sampled chunk, float32 [n, horizon, action.dim]."""
+        context = self._policy.encode(observation)
+        distribution = self._policy.model.distribution(context)
+        unsquashed = distribution.sample(self._generator)
+        self._decided = context, unsquashed, distribution.log_prob(unsquashed)
+        return self._policy.processor.decode_actions(unsquashed.tanh())
+
+    def record(self, transition: Transition) -> None:
+        """Keep one macro-step; the rollout calls it."""
+        assert self._decided is not None
+        context, unsquashed, log_prob = self._decided
+        step = transition.step
+        ended = step.terminated | step.truncated
+        view, next_view = transition.privileged, step.privileged
+        if self._sees_context:
+            view, next_view = context, self._policy.encode(step.observation)
+        self.rows.append(
+            {
+                "context": context,
+                "unsquashed": unsquashed,
+                "log_prob": log_prob,
+                "view": view.clone(),
+                "next_view": next_view.clone(),
+                "rewards": step.rewards.clone(),
+                "valid": step.valid.clone(),
+                "terminated": step.terminated.clone(),
+                "ended": ended,
+                "playing": torch.from_numpy(transition.episodes >= 0),
+            }
+        )
+
+
+class PPO:
+    """One refinement run: `run` trains to the end, from the last checkpoint if there is one.
+
+    Args:
+        policy: the cloned policy; its head is trained in place, its backbone is left as it is.
+        env: where episodes are collected and evaluated.
+        config: how to learn.
+        folder: where checkpoints `step_<n>`, `best` and metrics go.
+    """
+
+    def __init__(self, policy: VLAPolicy, env: VecEnv, config: PPOConfig, folder: RunFolder):
+        self.policy, self.env, self.config, self.folder = policy, env, config, folder
+        model = policy.model.eval()
+        torch.manual_seed(config.seed)
+        self._generator = torch.Generator(policy.device).manual_seed(config.seed)
+        self.reference = deepcopy(model)
+        with torch.no_grad():
+            model.head.raw_log_std.fill_(config.log_std_start)
+        size = len(env.privileged_names)
+        self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
+        self.critic.to(policy.device)
+        self._actor = [*model.head.parameters(), *model.summary.parameters()]
+        self._actor_optimizer = torch.optim.Adam(self._actor, lr=config.actor_learning_rate)
+        self._critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(), lr=config.critic_learning_rate
+        )
+        self.iteration, self.simulator_steps, self.best_success = 0, 0, -1.0
+
+    def run(
+        self,
+        selection_seeds: Sequence[int],
+        progress: Callable[[int, dict[str, float]], None] = lambda iteration, values: None,
+        stop_at: float = 1.1,
+    ) -> Path:
+        """Train, and return the folder of the checkpoint with the highest greedy success.
+
+        Args:
+            selection_seeds: initial states that choose the checkpoint; not those of evaluation.
+            progress: called with what was logged.
+            stop_at: stop early once greedy success at the end reaches this.
+        """
+        if not self._resume():
+            values = self._evaluate(selection_seeds)  # the clone itself: where everything starts
+            self.folder.log(0, values)
+            progress(0, values)
+            self._save("best", with_state=False)
+        while self.iteration < self.config.iterations and self.best_success < stop_at:
+            started = time.perf_counter()
+            batch, values = self.collect()
+            collected = time.perf_counter()
+            values |= self.learn(batch, train_actor=self.iteration >= self.config.warmup_iterations)
+            self.iteration += 1
+            values["time/collect_s"] = collected - started
+            values["time/learn_s"] = time.perf_counter() - collected
+            last = self.iteration == self.config.iterations
+            if last or self.iteration % self.config.evaluate_every == 0:
+                values |= self._evaluate(selection_seeds)
+                self._save(f"step_{self.iteration:06d}", with_state=True)
+            self.folder.log(self.iteration, values)
+            self.folder.histogram(self.iteration, "advantage", batch.advantage)
+            progress(self.iteration, values)
+        return self.folder.path / "best"
+
+    @torch.no_grad()
+    def collect(self) -> tuple[Batch, dict[str, float]]:
+        """Play an iteration's episodes and compute their advantages."""
+        config = self.config
+        first = config.first_seed + (config.seed * 100_000 + self.iteration) * config.episodes
+        collector = Collector(self.policy, config.critic, self._generator)
+        seeds = range(first, first + config.episodes)
+        episodes = rollout(self.env, collector, seeds, collector.record)
+        self.simulator_steps += episodes.simulator_steps
+        rows = {
+            name: torch.stack([row[name] for row in collector.rows]).to(self.policy.device)
+            for name in collector.rows[0]
+        }
+        if self.iteration == 0:
+            self.critic.fit_input(rows["view"][rows["playing"]])
+        rewards, discounts = discount_within(rows["rewards"], rows["valid"], config.gamma)
+        values, next_values = self.critic(rows["view"]), self.critic(rows["next_view"])
+        advantage = generalised_advantages(
+            rewards * (1 - config.gamma),
+            values,
+            next_values,
+            discounts,
+            rows["terminated"],
+            rows["ended"],
+            config.lam,
+        )
+        kept = {name: rows[name] for name in ("context", "view", "unsquashed", "log_prob", "valid")}
+        batch = Batch(**kept, advantage=advantage, returns=advantage + values, value=values)
+        batch = batch.select(rows["playing"])
+        spread = batch.returns.var().clamp_min(1e-8)
+        return batch, {
+            "collect/success_end": float(episodes.success_at_end.mean()),
+            "collect/success_ever": float(episodes.success_ever.mean()),
+            "collect/return": float(np.mean([e.total_reward for e in episodes.episodes])),
+            "collect/simulator_steps": float(self.simulator_steps),
+            "critic/predicted_value": float(batch.value.mean()),
+            "critic/actual_return": float(batch.returns.mean()),
+            "critic/explained_variance": float(1 - (batch.returns - batch.value).var() / spread),
+            "advantage/mean": float(batch.advantage.mean()),
+            "advantage/std": float(batch.advantage.std()),
+        }
+
+    def learn(self, batch: Batch, train_actor: bool) -> dict[str, float]:
+        """Epochs over one collection; means of what was measured in them."""
+        config = self.config
+        advantage = batch.advantage
+        batch.advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        measured: list[dict[str, float]] = []
+        for _ in range(config.epochs):
+            order = torch.randperm(len(advantage), generator=self._generator).to(advantage.device)
+            for rows in order.split(config.minibatch):
+                part = batch.select(rows)
+                values = self._learn_critic(part)
+                if train_actor:
+                    values |= self._learn_actor(part)
+                    # The last gradient step may have gone too far: no further one from here on.
+                    train_actor = values["policy/kl"] < config.target_kl
+                measured.append(values)
+        batch.advantage = advantage
+        means = {
+            name: float(np.mean([values[name] for values in measured if name in values]))
+            for name in {name for values in measured for name in values}
+        }
+        with torch.no_grad():
+            means["policy/std"] = float(
+                self.policy.model.distribution(batch.context[:1]).log_std.exp().mean()
+            )
+        means["policy/gradient_steps"] = float(sum("policy/kl" in v for v in measured))
+        return means
+
+    def _learn_critic(self, part: Batch) -> dict[str, float]:
+        loss = (self.critic(part.view) - part.returns).square().mean()
+        norm = self._descend(self._critic_optimizer, loss, list(self.critic.parameters()))
+        return {"critic/loss": float(loss.detach()), "critic/grad_norm": norm}
+
+    def _learn_actor(self, part: Batch) -> dict[str, float]:
+        loss, values = self.actor_loss(part)
+        values["policy/grad_norm"] = self._descend(self._actor_optimizer, loss, self._actor)
+        return values
+
+    def actor_loss(self, part: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Clipped surrogate, entropy and reference penalty; means over executed control steps."""
+        config, model = self.config, self.policy.model
+        distribution = model.distribution(part.context)
+        log_ratio = distribution.log_prob(part.unsquashed) - part.log_prob  # [b, k]
+        ratio = log_ratio.exp()
+        advantage = part.advantage[:, None]
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+        weight = part.valid.float() / part.valid.sum().clamp_min(1)
+        with torch.no_grad():
+            reference = self.reference.distribution(part.context)
+        entropy = (distribution.entropy() * weight).sum()
+        reference_kl = (distribution.kl(reference) * weight).sum()
+        loss = -(surrogate * weight).sum() - config.entropy * entropy
+        loss = loss + config.reference_kl * reference_kl
+        with torch.no_grad():
+            # http://joschu.net/blog/kl-approx.html, the unbiased low-variance estimator k3
+            kl = ((ratio - 1 - log_ratio) * weight).sum()
+            clip_fraction = (((ratio - 1).abs() > config.clip).float() * weight).sum()
+        return loss, {
+            "policy/loss": float(loss.detach()),
+            "policy/kl": float(kl),
+            "policy/reference_kl": float(reference_kl.detach()),
+            "policy/entropy": float(entropy.detach()),
+            "policy/clip_fraction": float(clip_fraction),
+        }
+
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]
+    ) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        optimizer.step()
+        return float(norm)
+
+    def _evaluate(self, seeds: Sequence[int]) -> dict[str, float]:
+        """Greedy rollouts; the best so far is saved as `best`."""
+        episodes = rollout(self.env, self.policy, seeds)
+        success = float(episodes.success_at_end.mean())
+        if success > self.best_success:
+            self.best_success = success
+            self._save("best", with_state=False)
+        return {
+            "success/end": success,
+            "success/ever": float(episodes.success_ever.mean()),
+            "success/return": float(np.mean([e.total_reward for e in episodes.episodes])),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "simulator_steps": self.simulator_steps,
+            "best_success": self.best_success,
+            "critic": dict(self.critic.state_dict()),
+            "actor_optimizer": self._actor_optimizer.state_dict(),
+            "critic_optimizer": self._critic_optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def _save(self, name: str, with_state: bool) -> None:
+        save_checkpoint(
+            self.folder.path / name,
+            model_config=self.policy.model.to_dict(),
+            weights=self.policy.model.state_dict(),
+            processor=self.policy.processor,
+            training_state=self._state() if with_state else None,
+        )
+
+    def _resume(self) -> bool:
+        """Go on from the newest complete checkpoint; False where there is none."""
+        found = latest_complete(self.folder.path)
+        if found is None:
+            return False
+        checkpoint = load_checkpoint(found, with_training_state=True)
+        state = checkpoint.training_state
+        if state is None:
+            raise ValueError(f"{found} holds no training state: refine into another folder")
+        self.policy.model.load_state_dict(checkpoint.weights)
+        self.critic.load_state_dict(state["critic"])
+        self._actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self._critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self._generator.set_state(state["generator"])
+        self.iteration = state["iteration"]
+        self.simulator_steps = state["simulator_steps"]
+        self.best_success = state["best_success"]
+        return True

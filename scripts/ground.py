@@ -1,0 +1,153 @@
+"""`vla ground`: make the embedded vision-language model and teach it to point.
+
+Draws scenes of every task, learns a tokenizer on all that can be said of them, trains the model to
+point at what the words name, and writes a checkpoint that cloning starts from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policies.grounding import GroundingConfig, GroundingSet, Prompt, ground
+from policies.run_folder import RunFolder
+from scripts.provenance import command_line
+from sim.scenes import Scenes, ScenesConfig, make_scenes
+from sim.tasks.base import Phrasing
+from sim.tasks.registry import TASKS, make_task
+from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
+from vla.checkpoint import save_checkpoint
+from vla.model.backbone import EmbeddedConfig, embedded_backbone
+from vla.model.vla import VLA, VLAConfig
+from vla.normalisation import Statistics
+from vla.processor import Processor, ProcessorConfig
+from vla.tokenizer import train_tokenizer
+
+QUESTIONS = ("where is the {phrase}", "point to the {phrase}", "find the {phrase}")
+
+
+@dataclass(frozen=True)
+class GroundConfig:
+    """Train the embedded vision-language model to point at what words name.
+
+    Attributes:
+        tasks: whose scenes are drawn.
+        frames: pictures of each task, in the order of `tasks`.
+        scenes: where the pictures are kept.
+        out: run folder; the checkpoint is `<out>/grounded`.
+        device: "cpu" or "cuda".
+        image_size: pixels a side.
+        embedded: sizes of the vision-language model.
+        model: what is built on it.
+        training: how it is trained.
+    """
+
+    tasks: tuple[str, ...] = (
+        "FetchPush",
+        "FetchPickAndPlace",
+        "Tabletop",
+        "FetchReach",
+        "FetchSlide",
+    )
+    frames: tuple[int, ...] = (6000, 7000, 9000, 2500, 2500)
+    scenes: Path = Path("data/scenes")
+    out: Path = Path("runs/ground")
+    device: str = "cpu"
+    image_size: int = 96
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    model: VLAConfig = field(default_factory=VLAConfig)
+    training: GroundingConfig = field(default_factory=GroundingConfig)
+
+
+def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
+    """Everything that can be asked of a task's scenes in this phrasing."""
+    templates = TASKS[name].templates[phrasing]
+    if issubclass(TASKS[name], Tabletop):
+        said = [
+            Prompt(
+                template.format(object=i.block, zone=i.zone), i.block, i.zone if i.zone else i.block
+            )
+            for i in INSTRUCTIONS
+            for template in templates
+            if ("{zone}" in template) == (i.zone is not None)
+        ]
+        phrases = sorted({p.object for p in said} | {p.target for p in said})
+    else:
+        moved = "target" if name == "FetchReach" else "object"
+        said = [Prompt(template, moved, "target") for template in templates]
+        phrases = []
+    asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS]
+    return (*said, *asked)
+
+
+def _ask(scenes: Scenes) -> GroundingSet:
+    return GroundingSet(
+        name=scenes.task,
+        images=scenes.images,
+        proprio=scenes.proprio,
+        points=scenes.points,
+        phrases=scenes.phrases,
+        prompts=prompts_of(scenes.task, "train"),
+    )
+
+
+def build(config: GroundConfig, sets: list[GroundingSet]) -> tuple[VLA, Processor]:
+    """A new model with its own tokenizer, which knows the words of all tasks and phrasings."""
+    sentences = {
+        p.text
+        for name in TASKS
+        for phrasing in ("train", "heldout")
+        for p in prompts_of(name, phrasing)
+    }
+    tokenizer = train_tokenizer(sentences)
+    spec = make_task(config.tasks[0], config.image_size).spec
+    proprio = np.concatenate([s.proprio for s in sets])
+    limits = np.array([spec.action.low, spec.action.high])
+    processor = Processor(
+        spec,
+        Statistics.measure(limits, proprio),
+        tokenizer,
+        ProcessorConfig(
+            image_tokens_per_camera=config.embedded.image_tokens(config.image_size),
+            max_text_tokens=16,
+        ),
+    )
+    backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
+    model = VLA(backbone, spec.proprio.dim, spec.action.dim, config.model)
+    return model.to(config.device), processor
+
+
+def main(config: GroundConfig) -> int:
+    """Draw, train, save."""
+    torch.manual_seed(config.training.seed)
+    if len(config.tasks) != len(config.frames):
+        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
+    sets = []
+    for task, frames in zip(config.tasks, config.frames, strict=True):
+        print(f"scenes of {task}: {frames}", flush=True)
+        scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
+        sets.append(_ask(make_scenes(scenes)[0]))
+    model, processor = build(config, sets)
+    folder = RunFolder(config.out, config, command_line("ground", config))
+
+    def log(update: int, values: dict[str, float]) -> None:
+        folder.log(update, values)
+        print(update, " ".join(f"{k} {v:.3g}" for k, v in values.items()), flush=True)
+
+    def save() -> Path:
+        return save_checkpoint(
+            config.out / "grounded",
+            model_config=model.to_dict(),
+            weights=model.state_dict(),
+            processor=processor,
+        )
+
+    for name, errors in ground(model, processor, sets, config.training, log, save).items():
+        print(name, errors)
+    saved = save()
+    folder.close()
+    print(f"wrote {saved}")
+    return 0

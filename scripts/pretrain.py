@@ -1,0 +1,73 @@
+"""`vla pretrain`: clone demonstrations, starting from the grounded vision-language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.dataset import DemoDataset
+from policies.run_folder import RunFolder
+from scripts.progress import Bar
+from scripts.provenance import command_line
+from sim.vector import CpuVecEnv
+from vla.normalisation import Statistics, VectorStatistics
+from vla.policy import load_policy
+from vla.processor import Processor
+
+GROUNDED = Path("runs/ground/grounded")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Clone demonstrations into a policy.
+
+    Attributes:
+        task: registry name of the task in which checkpoints are tried.
+        data: recorded folders; by default `data/<task>`.
+        start: checkpoint that brings the vision-language model.
+        out: run folder; by default `runs/<task>/clone`. Its best checkpoint is `<out>/best`.
+        device: where to train.
+        num_envs: environments stepped together when a checkpoint is tried.
+        selection_episodes: initial states that choose the checkpoint.
+        training: how to clone.
+    """
+
+    task: str = "FetchPush"
+    data: tuple[Path, ...] = ()
+    start: Path = GROUNDED
+    out: Path | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    num_envs: int = 50
+    selection_episodes: int = 50
+    training: CloningConfig = field(default_factory=CloningConfig)
+
+
+# Between the seeds of demonstrations and scenes, which lie below, and those of evaluation.
+SELECTION_SEED = 900_000
+
+
+def main(config: PretrainConfig) -> int:
+    """Clone, say how well, and where the policy lies."""
+    out = config.out or Path("runs") / config.task / "clone"
+    start = load_policy(config.start, config.device)
+    roots = config.data or (Path("data") / config.task,)
+    data = DemoDataset(roots, start.model.config.horizon, seed=config.training.seed)
+    statistics = Statistics(
+        **{
+            name: VectorStatistics.from_dict({k: v.tolist() for k, v in measured.items()})
+            for name, measured in data.statistics().items()
+        }
+    )
+    old = start.processor
+    processor = Processor(data.spec, statistics, old.tokenizer, old.config)
+    folder = RunFolder(out, config, command_line("pretrain", config))
+    cloner = Cloner(start.model, processor, data, config.training, folder)
+    envs = min(config.num_envs, config.selection_episodes)
+    with CpuVecEnv(config.task, envs) as env, Bar("clone", config.training.updates) as bar:
+        seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
+        best = cloner.run(env, seeds, bar.update)
+    folder.close()
+    print(f"clone: success {cloner.best_success:.2f} on {config.selection_episodes}: {best}")
+    return 0

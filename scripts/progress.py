@@ -1,0 +1,41 @@
+"""A progress bar that also prints what was measured, one line each time."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SHOWN = ("loss/train", "success/end", "success/ever", "collect/success_end", "policy/kl")
+
+
+class Bar:
+    """Shows how far a training is; a context manager.
+
+    Args:
+        label: what runs.
+        total: steps until the end.
+    """
+
+    def __init__(self, label: str, total: int):
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns)
+        self._task = self._progress.add_task(label, total=total)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Move to `step` and print the main figures."""
+        self._progress.update(self._task, completed=step)
+        shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN if name in values)
+        self._progress.print(f"{step:>6}  {shown}")

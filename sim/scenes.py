@@ -1,0 +1,205 @@
+"""Pictures of scenes with the positions of what is in them: data for grounding words in pictures.
+
+The arm babbles: it visits random points, blocks and targets, opening and closing its fingers, so
+the pictures cover what a policy may see. No goal is pursued and no action is kept: these are not
+demonstrations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from sim.render import CameraRenderer
+from sim.tasks.base import Episode, Task
+from sim.tasks.registry import make_task
+
+_STEPS = 40
+_FRAME_EVERY = 4
+_FRAMES_PER_EPISODE = _STEPS // _FRAME_EVERY
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """What to draw.
+
+    Attributes:
+        tasks: registry names.
+        frames_per_task: rounded up to whole episodes of 10 frames.
+        root: one folder a task is written below it.
+        image_size: pixels a side.
+        workers: processes.
+        seed: of the babbling; scenes use task seeds from `seed * 1_000_000 + 500_000`, apart from
+            those of demonstrations (below) and of evaluation (from 1_000_000 with seed 0).
+    """
+
+    tasks: tuple[str, ...]
+    frames_per_task: int
+    root: Path
+    image_size: int = 96
+    workers: int = os.cpu_count() or 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Frames of one task, memory-mapped.
+
+    Attributes:
+        task: registry name.
+        images: uint8 [n, cameras, h, w, 3].
+        proprio: float32 [n, proprio].
+        points: float32 [n, phrases, 3], world, metres; NaN where a phrase names nothing.
+        phrases: the names of `points`, "gripper" first.
+        instructions: one for each frame's episode.
+    """
+
+    task: str
+    images: np.ndarray
+    proprio: np.ndarray
+    points: np.ndarray
+    phrases: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Scenes:
+        """Open one task's folder.
+
+        Raises:
+            FileNotFoundError: nothing complete is there.
+        """
+        folder = Path(folder)
+        about = folder / "scenes.json"
+        if not about.is_file():
+            raise FileNotFoundError(f"no scenes in {folder}: make them with `vla ground`")
+        meta = json.loads(about.read_text(encoding="utf-8"))
+        return cls(
+            task=meta["task"],
+            images=np.load(folder / "images.npy", mmap_mode="r"),
+            proprio=np.load(folder / "proprio.npy"),
+            points=np.load(folder / "points.npy"),
+            phrases=tuple(meta["phrases"]),
+            instructions=tuple(meta["instructions"]),
+        )
+
+
+def make_scenes(config: ScenesConfig) -> list[Scenes]:
+    """Draw what is missing below `config.root` and open everything; an equal seed, equal frames."""
+    opened = []
+    for name in config.tasks:
+        folder = config.root / name
+        if not (folder / "scenes.json").is_file():
+            _draw_task(config, name, folder)
+        opened.append(Scenes.open(folder))
+    return opened
+
+
+def _draw_task(config: ScenesConfig, name: str, folder: Path) -> None:
+    task = make_task(name, config.image_size)
+    episodes = -(-config.frames_per_task // _FRAMES_PER_EPISODE)
+    count = episodes * _FRAMES_PER_EPISODE
+    phrases = _phrases(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = config.image_size
+    shapes = {
+        "images": ((count, len(task.spec.cameras), size, size, 3), np.uint8),
+        "proprio": ((count, task.spec.proprio.dim), np.float32),
+        "points": ((count, len(phrases), 3), np.float32),
+    }
+    for key, (shape, dtype) in shapes.items():
+        np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape).flush()
+    parts = [list(range(episodes))[worker :: config.workers] for worker in range(config.workers)]
+    jobs = [(config, name, folder, phrases, part) for part in parts if part]
+    with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
+        drawn = dict(pair for part in pool.starmap(_draw_episodes, jobs) for pair in part)
+    instructions = [drawn[index // _FRAMES_PER_EPISODE] for index in range(count)]
+    meta = {"task": name, "phrases": phrases, "instructions": instructions}
+    # Written last: a folder without it is incomplete and is drawn again.
+    temporary = folder / "scenes.json.part"
+    temporary.write_text(json.dumps(meta), encoding="utf-8")
+    temporary.replace(folder / "scenes.json")
+
+
+def _phrases(task: Task) -> list[str]:
+    data = task.make_data()
+    names = task.points(data, task.reset(data, 0))
+    return ["gripper", "target", "object", *sorted(set(names) - {"gripper", "target", "object"})]
+
+
+def _draw_episodes(
+    config: ScenesConfig, name: str, folder: Path, phrases: list[str], episodes: list[int]
+) -> list[tuple[int, str]]:
+    """Draw these episodes into the task's files; index and instruction of each."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    task = make_task(name, config.image_size)
+    cameras = tuple(camera.name for camera in task.spec.cameras)
+    renderer = CameraRenderer(task.model, cameras, config.image_size)
+    arrays = {key: np.load(folder / f"{key}.npy", "r+") for key in ("images", "proprio", "points")}
+    data, said = task.make_data(), []
+    for index in episodes:
+        seed = config.seed * 1_000_000 + 500_000 + index
+        episode = task.reset(data, seed)
+        said.append((index, episode.instruction))
+        babbler = _Babbler(np.random.default_rng([config.seed, index]))
+        for step in range(_STEPS):
+            task.step(data, episode, babbler.action(task, data, episode))
+            if step % _FRAME_EVERY == _FRAME_EVERY - 1:
+                row = index * _FRAMES_PER_EPISODE + step // _FRAME_EVERY
+                task.place_markers(data, episode)
+                out = {c: arrays["images"][row, i] for i, c in enumerate(cameras)}
+                renderer.render(data, out)
+                arrays["proprio"][row] = task.proprio(data)
+                named = task.points(data, episode)
+                nothing = np.full(3, np.nan)
+                arrays["points"][row] = [named.get(phrase, nothing) for phrase in phrases]
+    for array in arrays.values():
+        array.flush()
+    renderer.close()
+    return said
+
+
+class _Babbler:
+    """Moves towards one random waypoint after another."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng = rng
+        self._left = 0
+        self._waypoint = np.zeros(3)
+        self._grip = 1.0
+
+    def action(self, task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Float32 [4]: dx, dy, dz, gripper."""
+        rng = self._rng
+        points = task.points(data, episode)
+        if self._left == 0:
+            self._left = int(rng.integers(4, 10))
+            self._choose(points)
+        self._left -= 1
+        pull = np.clip(10.0 * (self._waypoint - points["gripper"]), -1.0, 1.0)
+        noisy = np.clip(pull + rng.normal(0.0, 0.2, 3), -1.0, 1.0)
+        return np.append(noisy, self._grip).astype(np.float32)
+
+    def _choose(self, points: dict[str, np.ndarray]) -> None:
+        rng = self._rng
+        at_object = "object" in points and math.dist(points["gripper"], points["object"]) < 0.02
+        if at_object and self._grip > 0 and rng.random() < 0.7:
+            self._grip, self._left = -1.0, 3  # close where it is; the waypoint stays meanwhile
+            return
+        if rng.random() < 0.5:
+            self._grip = rng.choice([-1.0, 1.0])
+        name = rng.choice([name for name in points if name != "gripper"])
+        if rng.random() < 0.65:
+            spread_m = rng.choice([0.005, 0.05])
+            self._waypoint = points[name] + rng.normal(0.0, spread_m, 3)
+            if rng.random() < 0.3:
+                self._waypoint[2] += rng.uniform(0.03, 0.12)
+        else:
+            self._waypoint = points["target"] + rng.uniform(-0.25, 0.25, 3)
+        self._waypoint[2] = np.clip(self._waypoint[2], 0.42, 0.9)
