@@ -15,6 +15,9 @@ from policies.statistics import wilson_interval
 from sim.dynamics import ExactDynamics
 from sim.vector import CpuVecEnv
 
+# The arm stays where it is; the fingers go on doing what they did, or they would let go.
+STAY = {"dx": 0.0, "dy": 0.0, "dz": 0.0}
+
 
 @dataclass(frozen=True)
 class PlanConfig:
@@ -48,7 +51,7 @@ def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:
     planner = Cem(config.cem) if config.planner == "cem" else Mppi(config.mppi)
     dynamics = ExactDynamics(config.task, config.threads)
     return PlannerPolicy(
-        dynamics, planner, env.export_state, env.spec, config.execute_steps, config.seed
+        dynamics, planner, env.export_state, env.spec, config.execute_steps, config.seed, rest=STAY
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +35,7 @@ class PlannerPolicy:
         spec: RobotSpec,
         execute_steps: int,
         seed: int = 0,
+        rest: Mapping[str, float] | None = None,
     ) -> None:
         """Join a planner to an environment.
 
@@ -47,10 +48,13 @@ class PlannerPolicy:
             execute_steps: control steps executed of each plan.
             seed: each episode draws its own stream from this and the count of resets before it, so
                 that results do not depend on how many environments run at once.
+            rest: action dimension → the command that keeps still there. A shifted plan ends with
+                these, and with its own last command in the other dimensions.
 
         Raises:
             ContractMismatchError: `dynamics` models another robot.
-            ValueError: `execute_steps` does not fit into the horizon.
+            ValueError: `execute_steps` does not fit into the horizon, or `rest` names a dimension
+                that the contract does not have.
         """
         unseen = replace(dynamics.spec, cameras=spec.cameras)  # a planner looks at no picture
         spec.require_match(unseen, "the environment", "the dynamics")
@@ -58,6 +62,9 @@ class PlannerPolicy:
             raise ValueError(
                 f"execute_steps is {execute_steps}, valid is 1 to the horizon, {planner.horizon}"
             )
+        rest = rest or {}
+        if unknown := sorted(set(rest) - set(spec.action.names)):
+            raise ValueError(f"rest names {unknown}, valid names are {list(spec.action.names)}")
         self.spec = spec
         self.decisions = 0
         self.seconds = 0.0
@@ -67,6 +74,7 @@ class PlannerPolicy:
         self._get_states = get_states
         self._execute_steps = execute_steps
         self._seed = seed
+        self._rest = np.array([rest.get(name, np.nan) for name in spec.action.names])
         self._resets = 0
         self._generators: dict[int, np.random.Generator] = {}
         self._warm_starts: dict[int, np.ndarray] = {}
@@ -113,14 +121,18 @@ class PlannerPolicy:
             self._warm_starts.get(index),
             self._generators[index],
         )
-        self._warm_starts[index] = shift(plan.actions, self._execute_steps)
+        self._warm_starts[index] = shift(plan.actions, self._execute_steps, self._rest)
         self.seconds += time.perf_counter() - start_s
         self.decisions += 1
         self.simulator_steps += plan.simulator_steps
         return plan.actions[: self._execute_steps]
 
 
-def shift(actions: np.ndarray, steps: int) -> np.ndarray:
-    """Drop the first `steps` rows and repeat the last one at the end: [horizon, action.dim]."""
-    tail = np.repeat(actions[-1:], steps, axis=0)
-    return np.concatenate([actions[steps:], tail])
+def shift(actions: np.ndarray, steps: int, rest: np.ndarray) -> np.ndarray:
+    """Drop the first `steps` rows and append as many: [horizon, action.dim].
+
+    What is appended is `rest` [action.dim], or the last row's value where `rest` is NaN. Repeating
+    a last motion instead of resting made the arm leave its goal again (docs/planning.md).
+    """
+    tail = np.where(np.isnan(rest), actions[-1], rest)
+    return np.concatenate([actions[steps:], np.tile(tail, (steps, 1))])

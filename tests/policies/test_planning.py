@@ -234,11 +234,13 @@ def make_policy(planner, environments: int, execute_steps: int = 2) -> PlannerPo
     return PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, execute_steps)
 
 
-def test_shift_drops_what_was_executed_and_repeats_the_last_action() -> None:
-    """Four steps by hand."""
-    actions = np.arange(8.0).reshape(4, 2)
-    np.testing.assert_array_equal(shift(actions, 3), actions[[3, 3, 3, 3]])
-    np.testing.assert_array_equal(shift(actions, 1), actions[[1, 2, 3, 3]])
+def test_shift_drops_what_was_executed_and_rests_or_repeats_the_last_action() -> None:
+    """Four steps by hand: repeated in both dimensions, then at rest in the first."""
+    actions, repeat = np.arange(8.0).reshape(4, 2), np.full(2, np.nan)
+    np.testing.assert_array_equal(shift(actions, 3, repeat), actions[[3, 3, 3, 3]])
+    np.testing.assert_array_equal(shift(actions, 1, repeat), actions[[1, 2, 3, 3]])
+    resting = shift(actions, 2, np.array([0.0, np.nan]))
+    np.testing.assert_array_equal(resting, [[4, 5], [6, 7], [0, 7], [0, 7]])
 
 
 def test_policy_warm_starts_each_environment_until_it_is_reset() -> None:
@@ -336,6 +338,18 @@ def test_policy_refuses_misuse() -> None:
             replace(SPEC, control_rate_hz=5.0),
             execute_steps=1,
         )
+
+
+def test_rest_is_named_by_dimension() -> None:
+    """The policy's warm start rests where it was told to; an unknown name is refused."""
+    planner, states = Recorder(), np.zeros((1, 1))
+    policy = PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest={"y": 0.5})
+    policy.reset([0])
+    for _ in range(2):
+        policy.act(observations(1))
+    np.testing.assert_array_equal(planner.warm_starts[1], [[6, 7], [6, 0.5], [6, 0.5], [6, 0.5]])
+    with pytest.raises(ValueError, match=r"rest names \['z'\], valid names are \['x', 'y'\]"):
+        PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest={"z": 0.0})
 
 
 def test_policy_needs_no_agreement_on_cameras() -> None:
