@@ -18,6 +18,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from policies.imitation import frame_cache
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.imitation.frame_cache import open_frames
+from scripts import bench_data
+from scripts.bench_data import BenchDataConfig
 from sim.tasks.base import Task
 from vla.contract import ContractMismatchError
 
@@ -166,6 +168,15 @@ def test_folders_of_other_contracts_are_refused(
     write_folder(tmp_path / "large", [3], image_size=24)
     with pytest.raises(ContractMismatchError, match=r"(?s)FetchReach.*large.*cameras"):
         DemoDataset([recorded[0], tmp_path / "large"], chunk=2)
+
+
+def test_bench_prints_a_table(recorded: tuple[Path, Task], capsys: pytest.CaptureFixture) -> None:
+    """The benchmark against LeRobot's loader, in miniature."""
+    config = BenchDataConfig(recorded[0], 8, 3, rounds=2, round_s=0.1, worker_counts=(0,))
+    bench_data.main(config)
+    lines = capsys.readouterr().out.splitlines()
+    ratio = next(line for line in lines if line.startswith("| ratio"))
+    assert float(ratio.split("|")[2]) > 1
 
 
 # --- the cache
