@@ -56,7 +56,6 @@ class FetchTask(Task):
         self.arm = FetchArm(self.model, self.block_gripper)
         self._target_site = self.model.site("target0").id
         self._target_body_pos = self.model.body("floor0").pos.copy()
-        self._jacobian = np.zeros((4, 3, self.model.nv))
         if self.has_object:
             self._object_site = self.model.site("object0").id
             self._object_qpos = int(self.model.joint("object0:joint").qposadr[0])
@@ -148,22 +147,29 @@ class FetchTask(Task):
 
     def observation(self, data: mujoco.MjData) -> np.ndarray:
         """gymnasium-robotics' observation vector, float64 [10] or [25]; velocities times 0.04 s."""
-        grip, fingers = self.arm.grip_position(data), self.arm.fingers(data)
+        reading = np.empty(25 if self.has_object else 10)
+        reading[:3] = grip = self.arm.grip_position(data)
+        reading[-2:] = data.qvel[self.arm.finger_dofs]
+        reading[-2:] *= _DT_S
         linear, _ = self._site_velocity(data, self.arm.grip_site)
-        finger_speed = data.qvel[self.arm.finger_dofs] * _DT_S
-        if not self.has_object:
-            return np.concatenate([grip, fingers, linear, finger_speed])
-        block = data.site_xpos[self._object_site]
-        euler = rotation_to_euler(data.site_xmat[self._object_site])
-        block_linear, block_angular = self._site_velocity(data, self._object_site)
-        relative = (block - grip, fingers, euler, block_linear - linear, block_angular)
-        return np.concatenate([grip, block, *relative, linear, finger_speed])
+        reading[-5:-2] = linear
+        fingers = slice(9, 11) if self.has_object else slice(3, 5)
+        reading[fingers] = self.arm.fingers(data)
+        if self.has_object:
+            block_linear, block_angular = self._site_velocity(data, self._object_site)
+            reading[3:6] = block = data.site_xpos[self._object_site]
+            reading[6:9] = block - grip
+            reading[11:14] = rotation_to_euler(data.site_xmat[self._object_site])
+            reading[14:17] = block_linear - linear
+            reading[17:20] = block_angular
+        return reading
 
     def _site_velocity(self, data: mujoco.MjData, site: int) -> tuple[np.ndarray, np.ndarray]:
         """Linear and angular velocity in the world frame, times the control period."""
-        linear, angular = self._jacobian[:2]
-        mujoco.mj_jacSite(self.model, data, linear, angular, site)
-        return linear @ data.qvel * _DT_S, angular @ data.qvel * _DT_S
+        jacobian = np.zeros((2, 3, self.model.nv))
+        mujoco.mj_jacSite(self.model, data, jacobian[0], jacobian[1], site)
+        linear, angular = jacobian @ data.qvel * _DT_S
+        return linear, angular
 
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """gymnasium-robotics' observation (positions, rotation, velocities), then the goal."""

@@ -66,8 +66,8 @@ class FetchArm:
         self.block_gripper = block_gripper
         self.grip_site = model.site("robot0:grip").id
         self.gripper_body = model.body("robot0:gripper_link").id
-        self.finger_qpos = [int(model.joint(name).qposadr[0]) for name in _FINGERS]
-        self.finger_dofs = [int(model.joint(name).dofadr[0]) for name in _FINGERS]
+        self.finger_qpos = np.array([model.joint(name).qposadr[0] for name in _FINGERS])
+        self.finger_dofs = np.array([model.joint(name).dofadr[0] for name in _FINGERS])
         self.actuated_qpos = model.jnt_qposadr[model.actuator_trnid[:, 0]]
 
     def settle(self, data: mujoco.MjData, extra_height_m: float) -> None:
