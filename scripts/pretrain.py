@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import vla
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.dataset import DemoDataset
 from policies.run_folder import RunFolder
@@ -16,7 +17,7 @@ from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import load_policy
 from vla.processor import Processor
 
-GROUNDED = Path("runs/ground/grounded")
+GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
 
 @dataclass(frozen=True)

@@ -259,11 +259,12 @@ class _SeedPlan:
 
 
 def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> None:
-    missing = config.episodes * len(config.task) - len(store.episodes)
+    missing = max(config.episodes * len(config.task) - len(store.episodes), 0)
     raw = sum(3 * camera.height * camera.width for camera in task.spec.cameras) * task.horizon
-    needed = int(max(missing, 0) * raw * _PNG_RATIO) + _GROUP * raw
+    unplayed = max(missing - (len(store.succeeded) - len(store.episodes)), 0)
+    needed = int(missing * raw * _PNG_RATIO) + min(unplayed, _GROUP) * raw
     free = shutil.disk_usage(config.folder).free
-    if missing > 0 and free < needed:
+    if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"{missing} episodes need about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free",

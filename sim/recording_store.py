@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 EpisodeKey = tuple[str, int]
 """Task name and seed."""
+
+# Two threads that import one package at once may each see it half made.
+_IMPORTING = threading.Lock()
 
 
 class RecordingStore:
@@ -84,11 +88,24 @@ class RecordingStore:
             return
         staging, ready = self._work / "staging", self._work / "ready"
         shutil.rmtree(staging, ignore_errors=True)
-        writer = self._writer(staging)
-        for key in keys:
-            with np.load(self._spooled(key), allow_pickle=False) as arrays:
-                _add_episode(writer, dict(arrays))
-        writer.finalize()
+        try:
+            writer = self._writer(staging)
+            _silence_progress_bars()
+            for key in keys:
+                with np.load(self._spooled(key), allow_pickle=False) as arrays:
+                    _add_episode(writer, dict(arrays))
+            writer.finalize()
+            self._describe(staging, keys)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # on a full disk, its room is needed
+            raise
+        staging.rename(ready)  # from here on the group counts, whatever happens
+        self._publish(ready)
+        self._read_journal()
+        self._clean_spool()  # also the failures' marks: the journal has all that were noted
+
+    def _describe(self, staging: Path, keys: Sequence[EpisodeKey]) -> None:
+        """Put our own metadata, with `keys` added, beside LeRobot's."""
         journal = {
             "settings": self._settings,
             "privileged_names": self._privileged_names,
@@ -98,26 +115,22 @@ class RecordingStore:
         (staging / "meta" / "recording.json").write_text(json.dumps(journal, indent=1))
         contract = json.dumps(self._spec.to_dict(), indent=1)
         (staging / "meta" / "contract.json").write_text(contract)
-        staging.rename(ready)  # from here on the group counts, whatever happens
-        self._publish(ready)
-        self._read_journal()
-        self._clean_spool()  # also the failures' marks: the journal has all that were noted
 
     def _recover(self) -> None:
         """Finish or undo what an earlier process left half done, then load the outcomes."""
         shutil.rmtree(self._work / "staging", ignore_errors=True)
         if (ready := self._work / "ready").is_dir():
             self._publish(ready)
-        settings = self._work / "settings.json"
-        if settings.exists():
-            self._require_equal_settings(json.loads(settings.read_text()))
-        else:
-            _write_atomically(settings, json.dumps(self._stamp(), indent=1))
         self._read_journal()
         self._clean_spool()
         for path in self.spool.iterdir():
             name, _, seed = path.stem.rpartition("-")
             self.note((name, int(seed)), succeeded=path.suffix == ".npz")
+        settings = self._work / "settings.json"
+        if self.succeeded or self.failed:
+            self._require_equal_settings(json.loads(settings.read_text()))
+        else:  # nothing was recorded yet, so there is nothing to differ from
+            _write_atomically(settings, json.dumps(self._stamp(), indent=1))
 
     def _stamp(self) -> dict[str, Any]:
         stamp = {
@@ -194,12 +207,17 @@ class RecordingStore:
 
 def import_lerobot() -> type[LeRobotDataset]:
     """LeRobot's data set class, quiet; imported late, since a refusal should not wait for it."""
-    import datasets
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
+    with _IMPORTING:
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
     logging.getLogger("lerobot").setLevel(logging.WARNING)
-    datasets.disable_progress_bars()
     return LeRobotDataset
+
+
+def _silence_progress_bars() -> None:
+    # Before each group, since LeRobot switches them on again when it has read its metadata.
+    import datasets
+
+    datasets.disable_progress_bars()
 
 
 def _require_one_contract(tasks: Sequence[Task]) -> None:

@@ -13,6 +13,7 @@ from policies.report.data import Curve, Spread
 from policies.report.wording import number
 from policies.statistics import Interval
 
+COLOURS = 8  # in page.css
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the raw one

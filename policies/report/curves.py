@@ -92,12 +92,12 @@ def _spread(points: dict[int, np.ndarray]) -> Spread:
 def charts(tags: Iterable[str]) -> list[list[str]]:
     """Which tags share a chart, in the order of reading.
 
-    Tags that differ only in the words "predicted" and "actual" belong together: what the critic
-    promised and what came.
+    What the critic promised and what came belong together: tags of one group whose names begin
+    with "predicted_" and "actual_".
     """
     groups: dict[str, list[str]] = {}
     for tag in sorted(tags, key=lambda tag: (_rank(tag), tag)):
-        groups.setdefault(re.sub("predicted|actual", "", tag), []).append(tag)
+        groups.setdefault(re.sub(r"(predicted|actual)_\w+$", "", tag), []).append(tag)
     return list(groups.values())
 
 

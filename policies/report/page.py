@@ -9,14 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from policies.report.charts import Line, line_chart, rate_bar, spread_chart
-from policies.report.curves import charts
+from policies.report.charts import COLOURS, rate_bar
 from policies.report.data import Film, PolicyResult, Report, Row, seeds_of, table, to_json
+from policies.report.training import training_section
 from policies.report.wording import bounds, duration, number, outcome, p_value, points, rate
 from policies.rollout import Episode
-
-COLOURS = 8  # in page.css
-FIRST_CHARTS = 12  # the rest wait folded
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -40,7 +37,7 @@ def render(report: Report) -> str:
         _results(report, rows),
         _states(report),
         _films(report, rows),
-        _curves(report.results),
+        training_section(report.results),
         _repeat(report),
     )
     return (
@@ -234,50 +231,6 @@ def _film(film: Film) -> str:
         f'<span class="block">seed {episode.seed}, {escape(outcome(episode))}</span>'
         "</figcaption></figure>"
     )
-
-
-def _curves(results: Sequence[PolicyResult]) -> str:
-    groups = charts({tag for result in results for tag in result.curves})
-    spreads = [
-        f"<figure><figcaption>{escape(f'{result.name}: {tag}')}</figcaption>"
-        f"{spread_chart(spread, colour % COLOURS)}</figure>"
-        for colour, result in enumerate(results)
-        for tag, spread in sorted(result.spreads.items())
-    ]
-    if not groups and not spreads:
-        return ""
-    key = "".join(
-        f'<span><span class="dot c{i % COLOURS}"></span>{escape(result.name)}</span>'
-        for i, result in enumerate(results)
-        if result.curves or result.spreads
-    )
-    figures = [_chart(results, tags) for tags in groups]
-    first, rest = [*figures[:FIRST_CHARTS], *spreads], figures[FIRST_CHARTS:]
-    folded = (
-        f"<details><summary>{len(rest)} more curves</summary>"
-        f'<div class="charts">{"".join(rest)}</div></details>'
-        if rest
-        else ""
-    )
-    return (
-        '<section><h2>Training</h2><p class="note">Every scalar that the runs logged, over their '
-        "own step counts; long curves are smoothed over a twentieth of their length, the raw "
-        "values lie behind. Bands hold 90% and 50% of a distribution around its median."
-        f'</p><p class="key">{key}</p>'
-        f'<div class="charts">{"".join(first)}</div>{folded}</section>'
-    )
-
-
-def _chart(results: Sequence[PolicyResult], tags: Sequence[str]) -> str:
-    """One chart with every run's lines; the second of two tags is dashed."""
-    lines = [
-        Line(f"{result.name} {tag}", result.curves[tag], colour % COLOURS, dashed=order > 0)
-        for order, tag in enumerate(tags)
-        for colour, result in enumerate(results)
-        if tag in result.curves
-    ]
-    caption = f"{tags[0]}, dashed {tags[1]}" if len(tags) > 1 else tags[0]
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{line_chart(lines)}</figure>"
 
 
 def _repeat(report: Report) -> str:

@@ -205,14 +205,33 @@ def test_logged_distributions_are_read_back_as_quantiles(tmp_path: Path):
 
 def test_charts_come_in_the_order_of_reading():
     """Success first, promise and outcome together, the rest by name."""
-    tags = ["z", "loss/value", "value/predicted_return", "value/actual_return", "a", "eval/success"]
+    tags = [
+        "z",
+        "loss/value",
+        "critic/predicted_value",
+        "critic/actual_return",
+        "a",
+        "eval/success",
+    ]
     assert charts(tags) == [
         ["eval/success"],
-        ["value/actual_return", "value/predicted_return"],
+        ["critic/actual_return", "critic/predicted_value"],
         ["loss/value"],
         ["a"],
         ["z"],
     ]
+
+
+def test_runs_of_unlike_length_have_charts_of_their_own():
+    """Forty iterations are not drawn into the corner of forty thousand updates."""
+    report = _report()
+    clone, refined = report.results
+    long = replace(clone, curves={"eval/success": Curve([0, 9000], [0, 1])})
+    page = render(replace(report, results=(long, refined)))
+    assert "<figcaption>clone: eval/success<" in page
+    assert "<figcaption>refined: eval/success<" in page
+    page = render(replace(report, results=(replace(long, curves=refined.curves), refined)))
+    assert "<figcaption>clone, refined: eval/success<" in page
 
 
 def test_charts_survive_what_runs_log():

@@ -234,6 +234,8 @@ def test_interrupted_write_is_undone_or_finished(
         with pytest.raises(InterruptedError):
             store.write(keys)
     monkeypatch.undo()
+    if moment == "while writing":  # an exception cleans up, a kill leaves this
+        (root / ".recording" / "staging" / "meta").mkdir(parents=True)
     if moment != "while moving":
         assert open_lerobot(root).meta.total_episodes in (2, 4)
     with RecordingStore.open(root, SETTINGS, [task]) as store:
@@ -284,6 +286,21 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     ):
         pass
     assert sorted(path.stat().st_mtime_ns for path in root.rglob("*.*")) == before
+
+
+def test_settings_may_change_while_nothing_is_recorded(tmp_path: Path) -> None:
+    """After a refusal for want of space, say; the last ones then hold."""
+    task = make_task("FetchReach", 16)
+    for noise in (0.2, 0.3):
+        with RecordingStore.open(tmp_path / "demos", {"noise": noise}, [task]) as store:
+            pass
+    with RecordingStore.open(tmp_path / "demos", {"noise": 0.3}, [task]) as store:
+        spool(store, task, seed=0, length=3)
+    with (
+        pytest.raises(ValueError, match=r"noise: 0\.3 recorded, 0\.2 asked for"),
+        RecordingStore.open(tmp_path / "demos", SETTINGS, [task]),
+    ):
+        pass
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:

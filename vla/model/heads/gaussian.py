@@ -69,7 +69,7 @@ class ActionDistribution:
         return (gaussian - squash).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Entropy of the Gaussian before squashing, [n, horizon]; the squashed has no closed form."""
+        """Entropy before squashing, [n, horizon]; the squashed one has no closed form."""
         per_dimension = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return per_dimension.expand_as(self.mean).sum(-1)
 
