@@ -234,8 +234,8 @@ def test_interrupted_write_is_undone_or_finished(
         with pytest.raises(InterruptedError):
             store.write(keys)
     monkeypatch.undo()
-    if moment == "while writing":  # an exception cleans up, a kill leaves this
-        (root / ".recording" / "staging" / "meta").mkdir(parents=True)
+    if moment == "while writing":  # an exception cleans up, a kill does not
+        (root / ".recording" / "staging" / "meta").mkdir(parents=True, exist_ok=True)
     if moment != "while moving":
         assert open_lerobot(root).meta.total_episodes in (2, 4)
     with RecordingStore.open(root, SETTINGS, [task]) as store:
