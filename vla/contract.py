@@ -171,7 +171,7 @@ def _require_vector(label: str, value: np.ndarray, spec: VectorSpec) -> None:
         raise ContractMismatchError(
             f"{label} has shape {value.shape}, contract says {spec.dim}: {list(spec.names)}"
         )
-    finite = np.isfinite(value).reshape(-1, spec.dim).all(axis=0)
+    finite = np.atleast_1d(np.isfinite(value).reshape(-1, spec.dim).all(axis=0))
     if not finite.all():
         bad = [name for name, good in zip(spec.names, finite, strict=True) if not good]
         raise ContractMismatchError(f"{label} is not finite in {bad}")

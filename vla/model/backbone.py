@@ -63,30 +63,32 @@ def embedded_backbone(
     """A freshly initialised SmolVLM of the given sizes for this tokenizer and picture size."""
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
     attention = {"num_attention_heads": config.heads, "hidden_size": config.width}
-    smolvlm = SmolVLMConfig(
-        image_token_id=image_token,
-        pad_token_id=tokenizer.pad_token_id,
-        scale_factor=config.shuffle,
-        tie_word_embeddings=True,
-        vision_config={
-            **attention,
-            "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.vision_layers,
-            "image_size": image_size,
-            "patch_size": config.patch_size,
-        },
-        text_config={
-            **attention,
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "intermediate_size": 3 * config.width,
-            "num_hidden_layers": config.text_layers,
-            "num_key_value_heads": config.heads,
-            "max_position_embeddings": 512,
+    smolvlm = SmolVLMConfig.from_dict(
+        {
+            "image_token_id": image_token,
             "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
+            "scale_factor": config.shuffle,
+            "tie_word_embeddings": True,
+            "vision_config": {
+                **attention,
+                "intermediate_size": 4 * config.width,
+                "num_hidden_layers": config.vision_layers,
+                "image_size": image_size,
+                "patch_size": config.patch_size,
+            },
+            "text_config": {
+                **attention,
+                "model_type": "llama",
+                "vocab_size": len(tokenizer),
+                "intermediate_size": 3 * config.width,
+                "num_hidden_layers": config.text_layers,
+                "num_key_value_heads": config.heads,
+                "max_position_embeddings": 512,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+            },
+        }
     )
     return AutoModelForImageTextToText.from_config(smolvlm)
 
@@ -127,8 +129,7 @@ class Backbone(nn.Module):
     def __init__(self, language_model: PreTrainedModel, readout_tokens: int):
         super().__init__()
         self.language_model = language_model
-        embedding = language_model.get_input_embeddings()
-        self.width = int(embedding.weight.shape[1])
+        self.width = int(language_model.config.get_text_config().hidden_size)
         self.readout = nn.Parameter(torch.randn(readout_tokens, self.width) * 0.02)
 
     def forward(self, inputs: ModelInputs) -> Tensor:

@@ -1,0 +1,120 @@
+"""Cloning and PPO on a small real model: exact resume, and the gates of a policy gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from policies.imitation.bc import Cloner, CloningConfig
+from policies.reinforcement.ppo import PPO, Batch, PPOConfig
+from policies.run_folder import RunFolder
+from scripts.pretrain import GROUNDED
+from sim.vector import CpuVecEnv
+from vla.policy import VLAPolicy, load_policy
+
+pytestmark = pytest.mark.render
+
+
+@pytest.fixture(scope="module")
+def env():
+    """Two rendered environments."""
+    with CpuVecEnv("FetchReach", 2, 1) as made:
+        yield made
+
+
+def make_ppo(env: CpuVecEnv, folder: Path, **changes: object) -> PPO:
+    """A run of two short iterations on the shipped model."""
+    config = replace(
+        PPOConfig(iterations=2, episodes=2, warmup_iterations=0, epochs=1, evaluate_every=1),
+        **changes,
+    )
+    return PPO(load_policy(GROUNDED), env, config, RunFolder(folder, config))
+
+
+def test_ratio_is_one_before_the_first_update(env: CpuVecEnv, tmp_path: Path) -> None:
+    """At ratio 1 nothing is clipped and the gradient is the policy gradient's."""
+    ppo = make_ppo(env, tmp_path)
+    batch, _ = ppo.collect()
+    model = ppo.policy.model
+    new = model.distribution(batch.context).log_prob(batch.unsquashed)
+    assert ((new - batch.log_prob).exp() - 1).abs().max() < 1e-3
+    loss, values = ppo.actor_loss(batch)
+    assert values["policy/clip_fraction"] == 0
+    weight = batch.valid.float() / batch.valid.sum()
+    plain = -(new * batch.advantage[:, None] * weight).sum()
+    parameters = list(model.head.parameters())
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_constant_reward_moves_nothing(env: CpuVecEnv, tmp_path: Path) -> None:
+    """Without advantage the actor's gradient is zero."""
+    ppo = make_ppo(env, tmp_path)
+    batch, _ = ppo.collect()
+    flat = Batch(**{**vars(batch), "advantage": torch.zeros_like(batch.advantage)})
+    before = [p.clone() for p in ppo.policy.model.head.parameters()]
+    ppo.learn(flat, train_actor=True)
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(before, ppo.policy.model.head.parameters(), strict=True)
+    ]
+    assert max(moved) == 0
+
+
+def test_ppo_resumes_to_the_same_weights(env: CpuVecEnv, tmp_path: Path) -> None:
+    """Cut after the first iteration, then continued, equals the run that was not cut."""
+    whole = make_ppo(env, tmp_path / "whole")
+    whole.run([900_000])
+    make_ppo(env, tmp_path / "cut", iterations=1).run([900_000])
+    resumed = make_ppo(env, tmp_path / "cut")
+    resumed.run([900_000])
+    assert resumed.iteration == whole.iteration == 2
+    theirs = resumed.policy.model.state_dict()
+    assert all(torch.equal(t, theirs[n]) for n, t in whole.policy.model.state_dict().items())
+
+
+class FakeData:
+    """Four frames with one chunk each, in memory."""
+
+    def __init__(self, policy: VLAPolicy):
+        self.spec = policy.spec
+
+    def rows(self, split: str) -> list[int]:
+        """Nothing is held out."""
+        return [0, 1, 2, 3] if split == "train" else []
+
+
+def make_cloner(env: CpuVecEnv, folder: Path, updates: int) -> Cloner:
+    """A cloner whose contexts are given, so that no data set is needed."""
+    policy = load_policy(GROUNDED)
+    torch.manual_seed(0)
+    policy.model.head.load_state_dict(
+        {name: torch.randn_like(t) * 0.1 for name, t in policy.model.head.state_dict().items()}
+    )
+    config = CloningConfig(updates=updates, batch=4, evaluate_every=2)
+    cloner = Cloner(
+        policy.model, policy.processor, FakeData(policy), config, RunFolder(folder, config)
+    )
+    generator = torch.Generator().manual_seed(1)
+    cloner._schedule.T_max = 4
+    cloner._contexts["train"] = (
+        torch.randn(4, policy.model.context_dim, generator=generator),
+        torch.rand(4, 5, 4, generator=generator),
+        torch.zeros(4, 5, dtype=torch.bool),
+    )
+    return cloner
+
+
+def test_cloning_resumes_to_the_same_weights(env: CpuVecEnv, tmp_path: Path) -> None:
+    """Four updates equal two, a new process's two from the checkpoint, bit for bit."""
+    whole = make_cloner(env, tmp_path / "whole", 4)
+    whole.run(env, [900_000, 900_001])
+    make_cloner(env, tmp_path / "cut", 2).run(env, [900_000, 900_001])
+    resumed = make_cloner(env, tmp_path / "cut", 4)
+    resumed.run(env, [900_000, 900_001])
+    theirs = resumed.model.state_dict()
+    assert all(torch.equal(t, theirs[n]) for n, t in whole.model.state_dict().items())
