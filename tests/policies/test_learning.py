@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.reinforcement.ppo import PPO, Batch, PPOConfig
 from policies.run_folder import RunFolder
@@ -59,8 +60,7 @@ def test_constant_reward_moves_nothing(env: CpuVecEnv, tmp_path: Path) -> None:
     before = [p.clone() for p in ppo.policy.model.head.parameters()]
     ppo.learn(flat, train_actor=True)
     moved = [
-        (a - b).abs().max()
-        for a, b in zip(before, ppo.policy.model.head.parameters(), strict=True)
+        (a - b).abs().max() for a, b in zip(before, ppo.policy.model.head.parameters(), strict=True)
     ]
     assert max(moved) == 0
 
