@@ -15,8 +15,14 @@ import numpy as np
 
 from sim import costs, experts
 from sim.tasks import fetch_words
-from sim.tasks.base import Episode, Phrasing, Task
-from sim.tasks.fetch_arm import CONTROL_RATE_HZ, FetchArm, fetch_asset, fetch_robot_spec
+from sim.tasks.base import Episode, Phrasing
+from sim.tasks.fetch_arm import (
+    CONTROL_RATE_HZ,
+    FetchArm,
+    FetchArmTask,
+    fetch_asset,
+    fetch_robot_spec,
+)
 from sim.tasks.fetch_cameras import (
     PICK_VIEW,
     REACH_VIEW,
@@ -32,7 +38,7 @@ OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
 _DT_S = 1.0 / CONTROL_RATE_HZ
 
 
-class FetchTask(Task):
+class FetchTask(FetchArmTask):
     """A Fetch task; subclasses state gymnasium-robotics' constants and their expert."""
 
     asset: ClassVar[str]
@@ -81,17 +87,6 @@ class FetchTask(Task):
             float(data.site_xpos[self._object_site][2]) if self.has_object else 0.0
         )
 
-    def make_data(self) -> mujoco.MjData:
-        """New data with the arm above the table and the block at its default place."""
-        data = mujoco.MjData(self.model)
-        self._restore(data)
-        mujoco.mj_forward(self.model, data)
-        return data
-
-    def _restore(self, data: mujoco.MjData) -> None:
-        mujoco.mj_resetData(self.model, data)
-        data.time, data.qpos[:], data.qvel[:] = self._initial
-
     def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
         """Block, goal, then words, drawn from one generator in gymnasium-robotics' order."""
         rng = np.random.default_rng(seed)
@@ -120,11 +115,6 @@ class FetchTask(Task):
                 goal[2] += rng.uniform(0, 0.45)
         return goal
 
-    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
-        """One control step of 0.04 s."""
-        self.arm.step(data, action)
-        episode.steps += 1
-
     def achieved(self, data: mujoco.MjData) -> np.ndarray:
         """What has to come to the goal: the object, or the gripper; float64 [3] (a view)."""
         return data.site_xpos[self._object_site if self.has_object else self.arm.grip_site]
@@ -140,10 +130,6 @@ class FetchTask(Task):
             return distance
         gap = math.dist(self.arm.grip_position(data), self.achieved(data))
         return distance + 0.2 * max(0.0, gap - 0.03)
-
-    def proprio(self, data: mujoco.MjData) -> np.ndarray:
-        """Gripper position and finger openings."""
-        return self.arm.proprio(data)
 
     def observation(self, data: mujoco.MjData) -> np.ndarray:
         """gymnasium-robotics' observation vector, float64 [10] or [25]; velocities times 0.04 s."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from sim.tasks.base import Episode, Task
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 CAMERAS = ("front", "side", "wrist")
@@ -107,3 +108,35 @@ class FetchArm:
     def proprio(self, data: mujoco.MjData) -> np.ndarray:
         """Float32 [5]: gripper position and finger openings, metres."""
         return np.concatenate([self.grip_position(data), self.fingers(data)]).astype(np.float32)
+
+
+class FetchArmTask(Task):
+    """A task with the Fetch arm, which begins where the arm had settled.
+
+    Attributes:
+        arm: of `model`.
+        _initial: time, positions and velocities once it had settled.
+    """
+
+    arm: FetchArm
+    _initial: tuple[float, np.ndarray, np.ndarray]
+
+    def make_data(self) -> mujoco.MjData:
+        """New data with the arm settled and the blocks at their default places."""
+        data = mujoco.MjData(self.model)
+        self._restore(data)
+        mujoco.mj_forward(self.model, data)
+        return data
+
+    def _restore(self, data: mujoco.MjData) -> None:
+        mujoco.mj_resetData(self.model, data)
+        data.time, data.qpos[:], data.qvel[:] = self._initial
+
+    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
+        """One control step of 0.04 s."""
+        self.arm.step(data, action)
+        episode.steps += 1
+
+    def proprio(self, data: mujoco.MjData) -> np.ndarray:
+        """Gripper position and finger openings."""
+        return self.arm.proprio(data)

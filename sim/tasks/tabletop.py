@@ -16,7 +16,7 @@ import numpy as np
 from sim import costs
 from sim.tasks import tabletop_expert
 from sim.tasks.base import Episode, Phrasing, Task
-from sim.tasks.fetch_arm import FetchArm, fetch_robot_spec
+from sim.tasks.fetch_arm import FetchArm, FetchArmTask, fetch_robot_spec
 from sim.tasks.tabletop_scene import (
     BLOCKS,
     REST_HEIGHT_M,
@@ -71,7 +71,7 @@ def _is_push(episode: Episode) -> bool:
     return VERBS[int(episode.goal[3])] == "push"
 
 
-class Tabletop(Task):
+class Tabletop(FetchArmTask):
     """Push the named block to the named zone, or lift the named block.
 
     `Episode.goal` is float64 [6]: the target's x, y, z (the zone's centre at a block's height, or
@@ -151,17 +151,6 @@ class Tabletop(Task):
             self.arm.step(data, np.append(10.0 * error, -1.0))
         return 0.0, data.qpos.copy(), np.zeros(self.model.nv)
 
-    def make_data(self) -> mujoco.MjData:
-        """New data with the arm at home and the blocks in a row."""
-        data = mujoco.MjData(self.model)
-        self._restore(data)
-        mujoco.mj_forward(self.model, data)
-        return data
-
-    def _restore(self, data: mujoco.MjData) -> None:
-        mujoco.mj_resetData(self.model, data)
-        data.time, data.qpos[:], data.qvel[:] = self._initial
-
     def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
         """The scene of the seed with the instruction of the seed, all twelve equally often."""
         index = np.random.default_rng([seed, 1]).integers(len(INSTRUCTIONS))
@@ -207,11 +196,6 @@ class Tabletop(Task):
             target = (x, y, REST_HEIGHT_M)
         return np.array([*target, VERBS.index(instruction.verb), block, zone])
 
-    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
-        """One control step of 0.04 s."""
-        self.arm.step(data, action)
-        episode.steps += 1
-
     def object_position(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Centre of the named block, float64 [3], world, metres (a view)."""
         return data.xpos[self._block_bodies[int(episode.goal[4])]]
@@ -231,10 +215,6 @@ class Tabletop(Task):
         if _is_push(episode):
             return costs.push(grip, block, episode.goal[:3])
         return costs.pick_and_place(grip, self.arm.fingers(data), block, episode.goal[:3])
-
-    def proprio(self, data: mujoco.MjData) -> np.ndarray:
-        """Gripper position and finger openings."""
-        return self.arm.proprio(data)
 
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Positions in metres, velocities in m/s, world frame; then the instruction's words."""
