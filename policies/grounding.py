@@ -1,8 +1,8 @@
 """Grounding: teach the vision-language model where the things are that an instruction names.
 
-The model sees a scene and reads an instruction or a phrase; its pointer must give the world
-position of the thing to move and of the goal. Only pictures, words and simulator positions are
-used, no actions. It is what gives the small embedded model, which has no internet-scale
+The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
+the hand, the thing to move and the goal, in every picture and in the world. Only pictures, words
+and simulator positions are used, no actions. It is what gives the small embedded model, which has no internet-scale
 pretraining, eyes for the robot's table before any demonstration is seen.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vla.contract import ObservationBatch
+from vla.model.pointer import POINTS
 from vla.model.vla import VLA
 from vla.processor import ModelInputs, Processor
 
@@ -41,7 +41,8 @@ class GroundingSet:
         images: uint8 [n, cameras, h, w, 3].
         proprio: float32 [n, proprio].
         points: float32 [n, phrases, 3], world, metres.
-        phrases: names of `points`.
+        pictures: float32 [n, phrases, cameras, 2], picture coordinates, NaN outside.
+        phrases: names of `points`, "gripper" among them.
         prompts: questions; any may be asked of any frame.
     """
 
@@ -49,6 +50,7 @@ class GroundingSet:
     images: np.ndarray
     proprio: np.ndarray
     points: np.ndarray
+    pictures: np.ndarray
     phrases: tuple[str, ...]
     prompts: tuple[Prompt, ...]
 
@@ -78,8 +80,23 @@ class GroundingConfig:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Model inputs and the answers.
+
+    Attributes:
+        inputs: of n frames with a prompt each.
+        world: float32 [n, POINTS, 3], in the model's units.
+        pictures: float32 [n, POINTS, cameras, 2], NaN outside.
+    """
+
+    inputs: ModelInputs
+    world: Tensor
+    pictures: Tensor
+
+
 class GroundingSampler:
-    """Draws frames with a prompt each and gives model inputs with the points they ask for."""
+    """Draws frames with a prompt each, and the points that they ask for."""
 
     def __init__(
         self, sets: Sequence[GroundingSet], model: VLA, processor: Processor, heldout: float
@@ -89,8 +106,8 @@ class GroundingSampler:
         self._processor = processor
         self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
 
-    def train(self, rng: np.random.Generator, size: int) -> tuple[ModelInputs, Tensor]:
-        """Inputs and scaled points float32 [size, 2, 3]."""
+    def train(self, rng: np.random.Generator, size: int) -> Asked:
+        """`size` frames, the tasks in proportion to their frames."""
         share = np.array(self._kept) / sum(self._kept)
         parts = [
             self._draw(s, rng.integers(kept, size=count), rng)
@@ -99,9 +116,13 @@ class GroundingSampler:
             )
             if count
         ]
-        return ModelInputs.concatenate([i for i, _ in parts]), torch.cat([p for _, p in parts])
+        return Asked(
+            ModelInputs.concatenate([part.inputs for part in parts]),
+            torch.cat([part.world for part in parts]),
+            torch.cat([part.pictures for part in parts]),
+        )
 
-    def heldout(self, index: int, seed: int = 0, most: int = 512) -> tuple[ModelInputs, Tensor]:
+    def heldout(self, index: int, seed: int = 0, most: int = 512) -> Asked:
         """Held-out frames of the set `index`, the same ones for the same seed."""
         rng = np.random.default_rng(seed)
         rows = np.arange(self._kept[index], len(self._sets[index].images))
@@ -110,7 +131,7 @@ class GroundingSampler:
 
     def _draw(
         self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator
-    ) -> tuple[ModelInputs, Tensor]:
+    ) -> Asked:
         prompts = [source.prompts[i] for i in rng.integers(len(source.prompts), size=len(rows))]
         images = torch.from_numpy(source.images[rows])
         observation = ObservationBatch(
@@ -120,11 +141,12 @@ class GroundingSampler:
             time_s=torch.zeros(len(rows)),
         )
         column = source.phrases.index
-        asked = np.array([[column(p.object), column(p.target)] for p in prompts])
+        asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
         points = torch.from_numpy(source.points[rows[:, None], asked])
         config = self._model_config
         scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
-        return self._processor.encode_observation(observation), scaled.float()
+        pictures = torch.from_numpy(source.pictures[rows[:, None], asked])
+        return Asked(self._processor.encode_observation(observation), scaled.float(), pictures)
 
 
 def ground(
@@ -157,11 +179,10 @@ def ground(
     model.train()
     started, losses = time.perf_counter(), []
     for update in range(1, config.updates + 1):
-        inputs, points = sampler.train(rng, config.batch)
+        asked = sampler.train(rng, config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            context = model.encode(inputs.to(device))
-        error = (model.scaled_points(context) - points.to(device)).float()
-        loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+            pointing, _ = model.point(asked.inputs.to(device))
+        loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -189,17 +210,17 @@ def pointing_errors(
     device = next(model.parameters()).device
     found: dict[str, dict[str, float]] = {}
     for index, source in enumerate(sets):
-        inputs, points = sampler.heldout(index)
+        asked = sampler.heldout(index)
         guess = torch.cat(
             [
-                model.scaled_points(model.encode(inputs.select(rows).to(device))).cpu()
-                for rows in torch.arange(len(points)).split(64)
+                model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                for rows in torch.arange(len(asked.world)).split(64)
             ]
         )
-        away_cm = (guess - points).norm(dim=-1) * model.config.point_scale_m * 100
+        away_cm = (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
         found[source.name] = {
             f"{what}_{label}_cm": float(away_cm[:, column].quantile(quantile))
-            for column, what in enumerate(("object", "target"))
+            for column, what in enumerate(POINTS)
             for label, quantile in (("median", 0.5), ("q90", 0.9))
         }
     return found

@@ -21,7 +21,7 @@ from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
 from vla.checkpoint import save_checkpoint
 from vla.model.backbone import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, VLAConfig
+from vla.model.vla import VLA, Interface, VLAConfig
 from vla.normalisation import Statistics
 from vla.processor import Processor, ProcessorConfig
 from vla.tokenizer import train_tokenizer
@@ -52,7 +52,7 @@ class GroundConfig:
         "FetchReach",
         "FetchSlide",
     )
-    frames: tuple[int, ...] = (6000, 7000, 9000, 2500, 2500)
+    frames: tuple[int, ...] = (8000, 9000, 12000, 2500, 3000)
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
     device: str = "cpu"
@@ -68,7 +68,9 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     if issubclass(TASKS[name], Tabletop):
         said = [
             Prompt(
-                template.format(object=i.block, zone=i.zone), i.block, i.zone if i.zone else i.block
+                template.format(object=i.block, zone=i.zone),
+                i.block,
+                i.zone or f"above the {i.block}",
             )
             for i in INSTRUCTIONS
             for template in templates
@@ -89,6 +91,7 @@ def _ask(scenes: Scenes) -> GroundingSet:
         images=scenes.images,
         proprio=scenes.proprio,
         points=scenes.points,
+        pictures=scenes.pictures,
         phrases=scenes.phrases,
         prompts=prompts_of(scenes.task, "train"),
     )
@@ -116,7 +119,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> tuple[VLA, Processo
         ),
     )
     backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
-    model = VLA(backbone, spec.proprio.dim, spec.action.dim, config.model)
+    model = VLA(backbone, Interface.of(processor), config.model)
     return model.to(config.device), processor
 
 

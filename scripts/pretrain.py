@@ -55,13 +55,14 @@ def main(config: PretrainConfig) -> int:
     start = load_policy(config.start, config.device)
     roots = config.data or (Path("data") / config.task,)
     data = DemoDataset(roots, start.model.config.horizon, seed=config.training.seed)
-    statistics = Statistics(
-        **{
-            name: VectorStatistics.from_dict({k: v.tolist() for k, v in measured.items()})
-            for name, measured in data.statistics().items()
-        }
-    )
     old = start.processor
+    measured = {
+        name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
+        for name, numbers in data.statistics().items()
+    }
+    # The pointer reads proprioception as it was normalised when it learned to point.
+    proprio = old.statistics.proprio if old.statistics else measured["proprio"]
+    statistics = Statistics(measured["action"], proprio)
     processor = Processor(data.spec, statistics, old.tokenizer, old.config)
     folder = RunFolder(out, config, command_line("pretrain", config))
     cloner = Cloner(start.model, processor, data, config.training, folder)

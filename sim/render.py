@@ -166,3 +166,17 @@ def _make_context(size: int) -> Any:
         raise NoRendererError(
             f"the {backend} renderer does not start: {error}. {_ADVICE}"
         ) from error
+
+
+def project(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, points: np.ndarray
+) -> np.ndarray:
+    """Where world points [n, 3] are in a camera's square picture, float64 [n, 2].
+
+    x to the right and y down, from -1 to 1 inside the picture; NaN behind the camera.
+    """
+    index = model.camera(camera).id
+    seen = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
+    ahead = np.where(seen[:, 2] < 0, -seen[:, 2], np.nan)
+    focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)
+    return focal * seen[:, :2] * (1.0, -1.0) / ahead[:, None]

@@ -1,8 +1,9 @@
 """Pictures of scenes with the positions of what is in them: data for grounding words in pictures.
 
-The arm babbles: it visits random points, blocks and targets, opening and closing its fingers, so
-the pictures cover what a policy may see. No goal is pursued and no action is kept: these are not
-demonstrations.
+In half of the episodes the arm babbles: it visits random points, blocks and targets, opening and
+closing its fingers. In the others it follows the scripted expert with much noise. So the pictures
+cover what a policy may see. No action is kept: these are not demonstrations. An episode whose
+things leave the fixed cameras' pictures begins anew.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from sim.render import CameraRenderer
+from sim.render import CameraRenderer, project
 from sim.tasks.base import Episode, Task
 from sim.tasks.registry import make_task
 
 _STEPS = 40
 _FRAME_EVERY = 4
 _FRAMES_PER_EPISODE = _STEPS // _FRAME_EVERY
+_FIXED_CAMERAS = 2
+_MOST_RESTARTS = 10
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,17 @@ class Scenes:
         images: uint8 [n, cameras, h, w, 3].
         proprio: float32 [n, proprio].
         points: float32 [n, phrases, 3], world, metres; NaN where a phrase names nothing.
+        pictures: float32 [n, phrases, cameras, 2], the points in the pictures: x to the right and
+            y down, from -1 to 1; NaN outside of the picture, hidden or not.
         phrases: the names of `points`, "gripper" first.
-        instructions: one for each frame's episode.
     """
 
     task: str
     images: np.ndarray
     proprio: np.ndarray
     points: np.ndarray
+    pictures: np.ndarray
     phrases: tuple[str, ...]
-    instructions: tuple[str, ...]
 
     @classmethod
     def open(cls, folder: Path | str) -> Scenes:
@@ -85,45 +90,75 @@ class Scenes:
             images=np.load(folder / "images.npy", mmap_mode="r"),
             proprio=np.load(folder / "proprio.npy"),
             points=np.load(folder / "points.npy"),
+            pictures=np.load(folder / "pictures.npy"),
             phrases=tuple(meta["phrases"]),
-            instructions=tuple(meta["instructions"]),
         )
 
 
 def make_scenes(config: ScenesConfig) -> list[Scenes]:
-    """Draw what is missing below `config.root` and open everything; an equal seed, equal frames."""
+    """Draw what is missing below `config.root` and open everything; an equal seed, equal frames.
+
+    Raises:
+        ValueError: a folder holds scenes that were drawn in another way.
+    """
     opened = []
     for name in config.tasks:
         folder = config.root / name
-        if not (folder / "scenes.json").is_file():
-            _draw_task(config, name, folder)
+        task = make_task(name, config.image_size)
+        about = _describe(config, task)
+        if (folder / "scenes.json").is_file():
+            drawn = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+            if differing := [key for key in about if drawn.get(key) != about[key]]:
+                raise ValueError(
+                    f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
+                    "remove that folder, or name another one"
+                )
+        else:
+            _draw_task(config, task, about, folder)
         opened.append(Scenes.open(folder))
     return opened
 
 
-def _draw_task(config: ScenesConfig, name: str, folder: Path) -> None:
-    task = make_task(name, config.image_size)
-    episodes = -(-config.frames_per_task // _FRAMES_PER_EPISODE)
-    count = episodes * _FRAMES_PER_EPISODE
-    phrases = _phrases(task)
+def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
+    """What decides the frames; kept beside them."""
+    model = task.model
+    cameras = {
+        camera.name: [
+            round(float(number), 6)
+            for number in (*model.camera(camera.name).pos, *model.camera(camera.name).quat)
+        ]
+        for camera in task.spec.cameras
+    }
+    return {
+        "task": task.name,
+        "frames": -(-config.frames_per_task // _FRAMES_PER_EPISODE) * _FRAMES_PER_EPISODE,
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "cameras": cameras,
+        "phrases": _phrases(task),
+    }
+
+
+def _draw_task(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:
+    count, phrases = about["frames"], about["phrases"]
     folder.mkdir(parents=True, exist_ok=True)
-    size = config.image_size
+    size, cameras = config.image_size, len(task.spec.cameras)
     shapes = {
-        "images": ((count, len(task.spec.cameras), size, size, 3), np.uint8),
+        "images": ((count, cameras, size, size, 3), np.uint8),
         "proprio": ((count, task.spec.proprio.dim), np.float32),
         "points": ((count, len(phrases), 3), np.float32),
+        "pictures": ((count, len(phrases), cameras, 2), np.float32),
     }
     for key, (shape, dtype) in shapes.items():
         np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape).flush()
-    parts = [list(range(episodes))[worker :: config.workers] for worker in range(config.workers)]
-    jobs = [(config, name, folder, phrases, part) for part in parts if part]
+    episodes = range(count // _FRAMES_PER_EPISODE)
+    parts = [list(episodes)[worker :: config.workers] for worker in range(config.workers)]
+    jobs = [(config, task.name, folder, phrases, part) for part in parts if part]
     with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
-        drawn = dict(pair for part in pool.starmap(_draw_episodes, jobs) for pair in part)
-    instructions = [drawn[index // _FRAMES_PER_EPISODE] for index in range(count)]
-    meta = {"task": name, "phrases": phrases, "instructions": instructions}
+        pool.starmap(_draw_episodes, jobs)
     # Written last: a folder without it is incomplete and is drawn again.
     temporary = folder / "scenes.json.part"
-    temporary.write_text(json.dumps(meta), encoding="utf-8")
+    temporary.write_text(json.dumps(about), encoding="utf-8")
     temporary.replace(folder / "scenes.json")
 
 
@@ -135,34 +170,57 @@ def _phrases(task: Task) -> list[str]:
 
 def _draw_episodes(
     config: ScenesConfig, name: str, folder: Path, phrases: list[str], episodes: list[int]
-) -> list[tuple[int, str]]:
-    """Draw these episodes into the task's files; index and instruction of each."""
+) -> None:
+    """Draw these episodes into the task's files."""
     os.environ.setdefault("LP_NUM_THREADS", "0")
     task = make_task(name, config.image_size)
     cameras = tuple(camera.name for camera in task.spec.cameras)
     renderer = CameraRenderer(task.model, cameras, config.image_size)
-    arrays = {key: np.load(folder / f"{key}.npy", "r+") for key in ("images", "proprio", "points")}
-    data, said = task.make_data(), []
+    keys = ("images", "proprio", "points", "pictures")
+    arrays = {key: np.load(folder / f"{key}.npy", "r+") for key in keys}
+    data = task.make_data()
     for index in episodes:
         seed = config.seed * 1_000_000 + 500_000 + index
-        episode = task.reset(data, seed)
-        said.append((index, episode.instruction))
-        babbler = _Babbler(np.random.default_rng([config.seed, index]))
-        for step in range(_STEPS):
+        rng = np.random.default_rng([config.seed, index])
+        babbler = _Babbler(rng) if rng.random() < 0.5 else _NoisyExpert(rng)
+        episode, step, restarts = task.reset(data, seed), 0, 0
+        while step < _STEPS:
             task.step(data, episode, babbler.action(task, data, episode))
-            if step % _FRAME_EVERY == _FRAME_EVERY - 1:
-                row = index * _FRAMES_PER_EPISODE + step // _FRAME_EVERY
-                task.place_markers(data, episode)
-                out = {c: arrays["images"][row, i] for i, c in enumerate(cameras)}
-                renderer.render(data, out)
-                arrays["proprio"][row] = task.proprio(data)
-                named = task.points(data, episode)
-                nothing = np.full(3, np.nan)
-                arrays["points"][row] = [named.get(phrase, nothing) for phrase in phrases]
+            named = task.points(data, episode)
+            nothing = np.full(3, np.nan)
+            points = np.array([named.get(phrase, nothing) for phrase in phrases])
+            pictures = np.stack([project(task.model, data, c, points) for c in cameras], axis=1)
+            fixed = pictures[:, :_FIXED_CAMERAS][np.isfinite(points).all(1)]
+            if (np.abs(fixed) > 1).any() and restarts < _MOST_RESTARTS:
+                episode, restarts = task.reset(data, seed), restarts + 1
+                continue
+            step += 1
+            if step % _FRAME_EVERY:
+                continue
+            row = index * _FRAMES_PER_EPISODE + step // _FRAME_EVERY - 1
+            task.place_markers(data, episode)
+            renderer.render(data, {c: arrays["images"][row, i] for i, c in enumerate(cameras)})
+            arrays["proprio"][row] = task.proprio(data)
+            arrays["points"][row] = points
+            outside = (np.abs(pictures) > 1).any(-1, keepdims=True)
+            arrays["pictures"][row] = np.where(outside, np.nan, pictures)
     for array in arrays.values():
         array.flush()
     renderer.close()
-    return said
+
+
+class _NoisyExpert:
+    """Follows the scripted expert, pushed about by noise that lasts for some steps."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._rng = rng
+        self._noise = np.zeros(4)
+
+    def action(self, task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Float32 [4]: dx, dy, dz, gripper."""
+        self._noise = 0.8 * self._noise + self._rng.normal(0.0, 0.25, 4)
+        wanted = task.expert_action(data, episode) + self._noise
+        return np.clip(wanted, -1.0, 1.0).astype(np.float32)
 
 
 class _Babbler:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vla.checkpoint import load_checkpoint
+from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import ObservationBatch
 from vla.model.vla import VLA
 from vla.processor import Processor
@@ -46,6 +47,33 @@ class VLAPolicy:
         """The most likely chunk, float32 [n, horizon, action.dim]."""
         chunk = self.model.distribution(self.encode(observation)).mode()
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
+
+    def save(self, folder: Path, training_state: dict[str, Any] | None = None) -> Path:
+        """Write a checkpoint; `training_state` is what a training needs to go on exactly."""
+        return save_checkpoint(
+            folder,
+            model_config=self.model.to_dict(),
+            weights=self.model.state_dict(),
+            processor=self.processor,
+            training_state=training_state,
+        )
+
+    def resume(self, run: Path) -> dict[str, Any] | None:
+        """Take the weights of a run's newest complete checkpoint and return its training state.
+
+        Returns:
+            None where the run has no checkpoint yet.
+
+        Raises:
+            ValueError: the checkpoint holds no training state.
+        """
+        if (found := latest_complete(run)) is None:
+            return None
+        checkpoint = load_checkpoint(found, with_training_state=True)
+        if checkpoint.training_state is None:
+            raise ValueError(f"{found} holds no training state: train into another folder")
+        self.model.load_state_dict(checkpoint.weights)
+        return checkpoint.training_state
 
 
 def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> VLAPolicy:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
-from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import VecEnv
 from vla.model.vla import VLA
 from vla.policy import VLAPolicy
@@ -85,8 +84,8 @@ class Cloner:
         self.config, self.folder = config, folder
         self.step, self.best_success = 0, -1.0
         self._rng = torch.Generator().manual_seed(config.seed)
-        head = [*model.head.parameters(), *model.summary.parameters()]
-        groups: list[dict[str, Any]] = [{"params": head, "lr": config.learning_rate}]
+        actor = [*model.actor.parameters()]
+        groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
         if config.backbone == "full":
             others = [*model.backbone.parameters(), *model.pointer.parameters()]
             groups.append({"params": others, "lr": config.backbone_learning_rate})
@@ -138,7 +137,7 @@ class Cloner:
     def _update(self) -> float:
         self.model.train()
         context, actions, is_pad = self._sample()
-        loss = self.model.cloning_loss(context, actions, is_pad)
+        loss = self.model.actor.loss(context, actions, is_pad)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._trained, self.config.max_grad_norm)
@@ -155,7 +154,7 @@ class Cloner:
         else:
             context, actions, is_pad = self._encode(self.data.sample(self._rng, size))
         noise = torch.randn(context.shape, generator=self._rng).to(context.device)
-        return self.model.perturb(context, self.config.context_noise * noise), actions, is_pad
+        return self.model.actor.perturb(context, self.config.context_noise * noise), actions, is_pad
 
     def _encode(self, batch: DemoBatch) -> tuple[Tensor, Tensor, Tensor]:
         inputs = self.processor.encode_observation(batch.observation(self.data.spec))
@@ -185,7 +184,7 @@ class Cloner:
         context, actions, is_pad = self._frozen("heldout")
         if self.config.backbone == "full":
             self._contexts.clear()
-        return float(self.model.cloning_loss(context, actions, is_pad))
+        return float(self.model.actor.loss(context, actions, is_pad))
 
     def _save(self, name: str, with_state: bool) -> None:
         state = {
@@ -196,24 +195,12 @@ class Cloner:
             "generator": self._rng.get_state(),
             "torch": torch.get_rng_state(),
         }
-        save_checkpoint(
-            self.folder.path / name,
-            model_config=self.model.to_dict(),
-            weights=self.model.state_dict(),
-            processor=self.processor,
-            training_state=state if with_state else None,
-        )
+        self.policy.save(self.folder.path / name, state if with_state else None)
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, to the same losses as without the break."""
-        found = latest_complete(self.folder.path)
-        if found is None:
+        if (state := self.policy.resume(self.folder.path)) is None:
             return
-        checkpoint = load_checkpoint(found, with_training_state=True)
-        state = checkpoint.training_state
-        if state is None:
-            raise ValueError(f"{found} holds no training state: continue in another folder")
-        self.model.load_state_dict(checkpoint.weights)
         self.step, self.best_success = state["step"], state["best_success"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

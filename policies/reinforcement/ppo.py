@@ -30,7 +30,6 @@ from policies.advantages import discount_within, generalised_advantages
 from policies.critic import Critic
 from policies.rollout import Transition, rollout
 from policies.run_folder import RunFolder
-from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
 from vla.policy import VLAPolicy
 
@@ -67,15 +66,15 @@ class PPOConfig:
     warmup_iterations: int = 2
     gamma: float = 0.98
     lam: float = 0.95
-    clip: float = 0.2
-    epochs: int = 4
-    minibatch: int = 256
+    clip: float = 0.3
+    epochs: int = 10
+    minibatch: int = 1000
     actor_learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
     critic: Literal["privileged", "context"] = "privileged"
     entropy: float = 0.0
     reference_kl: float = 0.0
-    target_kl: float = 0.02
+    target_kl: float = 0.05
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     evaluate_every: int = 5
@@ -174,13 +173,13 @@ class PPO:
         model = policy.model.eval()
         torch.manual_seed(config.seed)
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
-        self.reference = deepcopy(model)
+        self.reference = deepcopy(model.actor)
         with torch.no_grad():
-            model.head.raw_log_std.fill_(config.log_std_start)
+            model.actor.head.raw_log_std.fill_(config.log_std_start)
         size = len(env.privileged_names)
         self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
         self.critic.to(policy.device)
-        self._actor = [*model.head.parameters(), *model.summary.parameters()]
+        self._actor = [*model.actor.parameters()]
         self._actor_optimizer = torch.optim.Adam(self._actor, lr=config.actor_learning_rate)
         self._critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.critic_learning_rate
@@ -313,7 +312,7 @@ class PPO:
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         weight = part.valid.float() / part.valid.sum().clamp_min(1)
         with torch.no_grad():
-            reference = self.reference.distribution(part.context)
+            reference = self.reference(part.context)
         entropy = (distribution.entropy() * weight).sum()
         reference_kl = (distribution.kl(reference) * weight).sum()
         loss = -(surrogate * weight).sum() - config.entropy * entropy
@@ -364,24 +363,12 @@ class PPO:
         }
 
     def _save(self, name: str, with_state: bool) -> None:
-        save_checkpoint(
-            self.folder.path / name,
-            model_config=self.policy.model.to_dict(),
-            weights=self.policy.model.state_dict(),
-            processor=self.policy.processor,
-            training_state=self._state() if with_state else None,
-        )
+        self.policy.save(self.folder.path / name, self._state() if with_state else None)
 
     def _resume(self) -> bool:
         """Go on from the newest complete checkpoint; False where there is none."""
-        found = latest_complete(self.folder.path)
-        if found is None:
+        if (state := self.policy.resume(self.folder.path)) is None:
             return False
-        checkpoint = load_checkpoint(found, with_training_state=True)
-        state = checkpoint.training_state
-        if state is None:
-            raise ValueError(f"{found} holds no training state: refine into another folder")
-        self.policy.model.load_state_dict(checkpoint.weights)
         self.critic.load_state_dict(state["critic"])
         self._actor_optimizer.load_state_dict(state["actor_optimizer"])
         self._critic_optimizer.load_state_dict(state["critic_optimizer"])

@@ -24,10 +24,8 @@ from sim.tasks.fetch_arm import (
     fetch_robot_spec,
 )
 from sim.tasks.fetch_cameras import (
-    PICK_VIEW,
-    REACH_VIEW,
+    ARM_VIEW,
     SLIDE_VIEW,
-    TABLE_VIEW,
     CameraPlan,
     add_cameras,
 )
@@ -50,7 +48,7 @@ class FetchTask(FetchArmTask):
     target_offset_m: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)
     block_range_m: ClassVar[float] = 0.15
     target_range_m: ClassVar[float] = 0.15
-    camera_plan: ClassVar[CameraPlan] = TABLE_VIEW
+    camera_plan: ClassVar[CameraPlan] = ARM_VIEW
 
     def __init__(self, image_size: int = 96):
         self.spec = fetch_robot_spec(image_size)
@@ -213,7 +211,6 @@ class FetchReach(FetchTask):
     block_start_m = None
     extra_height_m = 0.2
     target_in_the_air = True
-    camera_plan = REACH_VIEW
 
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Straight to the target."""
@@ -267,7 +264,6 @@ class FetchPickAndPlace(FetchTask):
     block_gripper = False
     extra_height_m = 0.2
     target_in_the_air = True
-    camera_plan = PICK_VIEW
 
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Above the block, down, close, carry."""

@@ -65,10 +65,10 @@ def front_and_side(look_at: Point, half_extent_m: float, elevation_deg: float) -
     )
 
 
-REACH_VIEW = front_and_side((1.34, 0.75, 0.55), 0.22, 25.0)
-TABLE_VIEW = front_and_side((1.36, 0.75, 0.44), 0.21, 45.0)
+ARM_VIEW = front_and_side((1.34, 0.75, 0.60), 0.32, 33.0)
+"""What the arm can reach above the table: one place of the cameras for every task but Slide."""
 SLIDE_VIEW = front_and_side((1.30, 0.75, 0.42), 0.46, 50.0)
-PICK_VIEW = front_and_side((1.35, 0.75, 0.62), 0.30, 25.0)
+"""The whole table, over which the puck slides."""
 
 
 def add_cameras(spec: mujoco.MjSpec, plan: CameraPlan) -> None:

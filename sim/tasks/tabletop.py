@@ -235,12 +235,14 @@ class Tabletop(FetchArmTask):
         return np.concatenate(parts).astype(np.float32)
 
     def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
-        """Every block and zone by its phrase, besides gripper, object and target."""
+        """Every block, the point above it and every zone, besides gripper, object and target."""
         named = {name: data.body(name).xpos.copy() for name in BLOCKS}
         named |= {
             name: data.mocap_pos[mocap].copy()
             for name, mocap in zip(ZONES, self._zone_mocaps, strict=True)
         }
+        raised = np.array([0.0, 0.0, self.lift_m])
+        named |= {f"above the {name}": named[name] + raised for name in BLOCKS}
         named["gripper"] = self.arm.grip_position(data).copy()
         named["object"] = self.object_position(data, episode).copy()
         named["target"] = episode.goal[:3].copy()

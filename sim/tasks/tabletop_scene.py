@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 
 from sim.tasks.fetch_arm import fetch_asset
-from sim.tasks.fetch_cameras import add_cameras, front_and_side
+from sim.tasks.fetch_cameras import ARM_VIEW, add_cameras
 
 BLOCK_COLOURS = {
     "red": (0.9, 0.02, 0.02, 1.0),
@@ -29,7 +29,6 @@ ZONE_COLOURS = {
 BLOCKS = tuple(f"{colour} block" for colour in BLOCK_COLOURS)
 ZONES = tuple(f"{colour} zone" for colour in ZONE_COLOURS)
 
-TABLETOP_VIEW = front_and_side((1.30, 0.75, 0.45), half_extent_m=0.25, elevation_deg=45.0)
 
 TABLE_HEIGHT_M = 0.4
 BLOCK_HALF_M = 0.025
@@ -127,7 +126,7 @@ def build_spec() -> mujoco.MjSpec:
         _add_block(spec, name, rgba, y_m=0.63 + 0.12 * index)
     for index, (name, rgba) in enumerate(zip(ZONES, ZONE_COLOURS.values(), strict=True)):
         _add_zone(spec, name, rgba, y_m=0.63 + 0.12 * index)
-    add_cameras(spec, TABLETOP_VIEW)
+    add_cameras(spec, ARM_VIEW)
     return spec
 
 

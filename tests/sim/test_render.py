@@ -7,7 +7,7 @@ import pytest
 
 from sim import render
 from sim.film import replay, write_mp4
-from sim.render import CameraRenderer, NoRendererError, choose_backend
+from sim.render import CameraRenderer, NoRendererError, choose_backend, project
 from sim.tasks.registry import make_task
 
 pytestmark = pytest.mark.render
@@ -42,6 +42,24 @@ def test_same_state_same_pixels_whatever_was_drawn_before(push):
     assert any((first[name] != other[name]).any() for name in first)
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
+
+
+@pytest.mark.parametrize("camera", ["front", "side"])
+def test_projected_points_are_where_the_picture_shows_them(push, camera):
+    """The middle of the red pixels is the projected goal, to less than a pixel."""
+    task, renderer = push
+    away = []
+    for seed in range(12):
+        data = task.make_data()
+        episode = task.reset(data, seed)
+        task.place_markers(data, episode)
+        red = np.argwhere(_red(renderer.picture(data)[camera]))
+        if len(red) < 12:
+            continue  # hidden
+        (x, y), size = project(task.model, data, camera, episode.goal[None])[0], 96
+        away.append(red.mean(0) + 0.5 - ((y + 1) * size / 2, (x + 1) * size / 2))
+    assert len(away) >= 6
+    assert np.median(np.abs(away)) < 0.6
 
 
 def test_target_is_seen_where_the_goal_is(push):

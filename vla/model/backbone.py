@@ -119,7 +119,7 @@ def backbone_from_dict(config: dict[str, Any]) -> PreTrainedModel:
 
 
 class Backbone(nn.Module):
-    """Hidden states of a vision-language model at learned readout positions.
+    """Hidden states of a vision-language model at its pictures and at learned readout positions.
 
     Args:
         language_model: a transformers image-text model.
@@ -132,8 +132,12 @@ class Backbone(nn.Module):
         self.width = int(language_model.config.get_text_config().hidden_size)
         self.readout = nn.Parameter(torch.randn(readout_tokens, self.width) * 0.02)
 
-    def forward(self, inputs: ModelInputs) -> Tensor:
-        """Float32 [n, readout_tokens, width]."""
+    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+        """Last hidden states, float32.
+
+        Returns:
+            pictures [n, cameras, tokens a picture, width] and readout [n, readout_tokens, width].
+        """
         model = self.language_model.model
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         count = len(inputs)
@@ -150,5 +154,10 @@ class Backbone(nn.Module):
             inputs_embeds=torch.cat([embeddings, readout], dim=1),
             attention_mask=mask,
             use_cache=False,
-        ).last_hidden_state
-        return hidden[:, -len(self.readout) :].float()
+        ).last_hidden_state.float()
+        at_pictures = hidden[:, : is_image.shape[1]][is_image]
+        cameras = inputs.pixel_values.shape[1]
+        return (
+            at_pictures.unflatten(0, (count, cameras, -1)),
+            hidden[:, -len(self.readout) :],
+        )

@@ -1,9 +1,8 @@
-"""The vision-language-action model: backbone, pointer and action head.
+"""The vision-language-action model: backbone, pointer and actor.
 
-Between backbone and head stands the context, one vector a frame: the readout's hidden states, the
-points that the pointer reads from them (where the thing to move and where the goal is) and
-proprioception. With a frozen backbone the context of a frame never changes, so it can be computed
-once and trained on many times.
+Between them stands the context, one vector a frame: the readout's hidden state, the points that the
+pointer finds (hand, thing to move, goal) and proprioception. With a frozen backbone the context of
+a frame never changes, so it can be computed once and trained on many times.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vla.model.actor import Actor
 from vla.model.backbone import Backbone, backbone_from_dict
-from vla.model.heads.gaussian import ActionDistribution, GaussianHead, GaussianHeadConfig
-from vla.processor import ModelInputs
-
-POINTS = ("object", "target")
+from vla.model.heads.gaussian import ActionDistribution, GaussianHeadConfig
+from vla.model.pointer import POINTS, Pointer, Pointing
+from vla.processor import ModelInputs, Processor
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class VLAConfig:
 
     Attributes:
         horizon: control steps a chunk.
-        readout_tokens: positions of the language model that are read.
         summary: width to which the readout is projected for the head.
         point_center_m: world position that the pointer calls 0.
         point_scale_m: distance from it that the pointer calls 1.
@@ -36,11 +34,34 @@ class VLAConfig:
     """
 
     horizon: int = 5
-    readout_tokens: int = 4
-    summary: int = 32
+    summary: int = 16
     point_center_m: tuple[float, float, float] = (1.3, 0.75, 0.5)
     point_scale_m: float = 0.2
     head: GaussianHeadConfig = field(default_factory=GaussianHeadConfig)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Sizes of what goes in and comes out.
+
+    Attributes:
+        cameras: pictures an observation.
+        image_tokens: tokens a picture.
+        proprio: numbers of proprioception.
+        action: numbers a control step.
+    """
+
+    cameras: int
+    image_tokens: int
+    proprio: int
+    action: int
+
+    @classmethod
+    def of(cls, processor: Processor) -> Interface:
+        """What this processor gives and takes."""
+        spec = processor.spec
+        tokens = processor.config.image_tokens_per_camera
+        return cls(len(spec.cameras), tokens, spec.proprio.dim, spec.action.dim)
 
 
 class VLA(nn.Module):
@@ -48,64 +69,47 @@ class VLA(nn.Module):
 
     Args:
         language_model: a transformers image-text model.
-        proprio_dim: numbers of proprioception.
-        action_dim: numbers a control step.
-        config: sizes.
+        interface: sizes of inputs and outputs.
+        config: sizes of what is built on the language model.
     """
 
-    def __init__(
-        self, language_model: PreTrainedModel, proprio_dim: int, action_dim: int, config: VLAConfig
-    ):
+    def __init__(self, language_model: PreTrainedModel, interface: Interface, config: VLAConfig):
         super().__init__()
-        self.config = config
-        self.backbone = Backbone(language_model, config.readout_tokens)
-        read = config.readout_tokens * self.backbone.width
-        self.pointer = nn.Sequential(nn.LayerNorm(read), nn.Linear(read, 3 * len(POINTS)))
-        self.summary = nn.Sequential(nn.LayerNorm(read), nn.Linear(read, config.summary))
-        self._split = (read, 3 * len(POINTS), proprio_dim)
-        self.context_dim = sum(self._split)
-        features = config.summary + 3 * len(POINTS) + proprio_dim
-        self.head = GaussianHead(features, config.horizon, action_dim, config.head)
+        self.config, self.interface = config, interface
+        # One position of the language model asks for each point, one more is read by the actor.
+        self.backbone = Backbone(language_model, len(POINTS) + 1)
+        width = self.backbone.width
+        self.pointer = Pointer(width, interface.cameras, interface.image_tokens, interface.proprio)
+        self.actor = Actor(
+            width, interface.proprio, config.summary, config.horizon, interface.action, config.head
+        )
+        self.context_dim = sum(self.actor.split)
+
+    def point(self, inputs: ModelInputs) -> tuple[Pointing, Tensor]:
+        """Where things are, and the readout [n, width] for the actor."""
+        pictures, readout = self.backbone(inputs)
+        return self.pointer(readout[:, :-1], pictures, inputs.proprio), readout[:, -1]
 
     def encode(self, inputs: ModelInputs) -> Tensor:
         """Context float32 [n, context_dim]: readout, points, proprioception."""
-        hidden = self.backbone(inputs).flatten(1)
-        return torch.cat([hidden, self.pointer(hidden), inputs.proprio], dim=1)
-
-    def scaled_points(self, context: Tensor) -> Tensor:
-        """Where object and target are thought to be, in the pointer's units: [n, 2, 3]."""
-        return context.split(self._split, dim=1)[1].unflatten(1, (len(POINTS), 3))
+        pointing, readout = self.point(inputs)
+        return torch.cat([readout, pointing.world.flatten(1), inputs.proprio], dim=1)
 
     def points_m(self, context: Tensor) -> Tensor:
-        """Where object and target are thought to be: [n, 2, 3], world, metres."""
+        """Where the `POINTS` are thought to be: [n, POINTS, 3], world, metres."""
         center = torch.tensor(self.config.point_center_m, device=context.device)
-        return self.scaled_points(context) * self.config.point_scale_m + center
+        return self.actor.points(context) * self.config.point_scale_m + center
 
     def distribution(self, context: Tensor) -> ActionDistribution:
         """Distribution over normalised chunks."""
-        return self.head(self._features(context))
-
-    def cloning_loss(self, context: Tensor, actions: Tensor, is_pad: Tensor) -> Tensor:
-        """Negative log-likelihood of normalised actions [n, horizon, action]."""
-        return self.head.loss(self._features(context), actions, is_pad)
-
-    def perturb(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Add `noise` [n, context_dim] to the points and proprioception of a context."""
-        measured = torch.ones_like(context[:1])
-        measured[:, : self._split[0]] = 0.0
-        return context + noise * measured
-
-    def _features(self, context: Tensor) -> Tensor:
-        hidden, points, proprio = context.split(self._split, dim=1)
-        return torch.cat([self.summary(hidden), points, proprio], dim=1)
+        return self.actor(context)
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` needs to build the same architecture: plain data for JSON."""
         return {
             "vla": asdict(self.config),
+            "interface": asdict(self.interface),
             "backbone": self.backbone.language_model.config.to_dict(),
-            "proprio_dim": self._split[2],
-            "action_dim": self.head.shape[1],
         }
 
     @classmethod
@@ -114,9 +118,5 @@ class VLA(nn.Module):
         fields = dict(data["vla"])
         fields["head"] = GaussianHeadConfig(**fields["head"])
         fields["point_center_m"] = tuple(fields["point_center_m"])
-        return cls(
-            backbone_from_dict(data["backbone"]),
-            data["proprio_dim"],
-            data["action_dim"],
-            VLAConfig(**fields),
-        )
+        backbone = backbone_from_dict(data["backbone"])
+        return cls(backbone, Interface(**data["interface"]), VLAConfig(**fields))

@@ -1,0 +1,85 @@
+"""The pointer: what it expects, what its loss asks for, and that it can learn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vla.model.pointer import POINTS, Pointer, Pointing
+
+CAMERAS, TOKENS, WIDTH, PROPRIO = 2, 9, 16, 5
+
+
+def make_truth(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """World points and their picture coordinates, one of them outside."""
+    generator = torch.Generator().manual_seed(0)
+    world = torch.rand(count, len(POINTS), 3, generator=generator) * 2 - 1
+    pictures = torch.rand(count, len(POINTS), CAMERAS, 2, generator=generator) * 1.9 - 0.95
+    pictures[0, 1, 1] = math.nan
+    return world, pictures
+
+
+def perfect(world: torch.Tensor, pictures: torch.Tensor) -> Pointing:
+    """A pointing that is sure of the truth."""
+    column, row = ((pictures.nan_to_num() + 1) / 2 * 3).long().unbind(-1)
+    scores = torch.nn.functional.one_hot(row * 3 + column, TOKENS).float() * 100
+    places = pictures.nan_to_num()[..., None, :].expand(-1, -1, -1, TOKENS, -1).clone()
+    return Pointing(world.clone(), scores, places)
+
+
+def test_truth_costs_nothing_and_any_error_something() -> None:
+    """The loss is zero at the truth; points outside of the picture are not asked for."""
+    world, pictures = make_truth(4)
+    assert float(perfect(world, pictures).loss(world, pictures)) == pytest.approx(0, abs=1e-5)
+    for name in ("world", "scores", "places"):
+        wrong = perfect(world, pictures)
+        getattr(wrong, name)[2] = getattr(wrong, name)[3].clone()
+        assert float(wrong.loss(world, pictures)) > 1e-3, name
+
+
+def test_points_with_its_softmax() -> None:
+    """Only the token that matches the query counts, and the grid runs row by row."""
+    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
+    torch.nn.init.zeros_(pointer.offset.weight)
+    torch.nn.init.zeros_(pointer.offset.bias)
+    pointing = pointer(
+        torch.randn(1, len(POINTS), WIDTH),
+        torch.randn(1, CAMERAS, TOKENS, WIDTH),
+        torch.zeros(1, PROPRIO),
+    )
+    places = pointing.places[0, 0, 0]
+    assert places[0].tolist() == pytest.approx([-2 / 3, -2 / 3])
+    assert places[1].tolist() == pytest.approx([0, -2 / 3], abs=1e-6)  # x runs first
+    assert places[8].tolist() == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_learns_where_the_marked_token_is() -> None:
+    """A marked token a picture is found, and with it the point in the world."""
+    torch.manual_seed(0)
+    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
+    queries = torch.randn(1, len(POINTS), WIDTH).expand(64, -1, -1)
+    optimizer = torch.optim.Adam(pointer.parameters(), lr=3e-3)
+    marks = torch.randn(len(POINTS), WIDTH)
+    losses = []
+    for _ in range(200):
+        where = torch.randint(TOKENS, (64, len(POINTS), CAMERAS))
+        hidden = 0.1 * torch.randn(64, CAMERAS, TOKENS, WIDTH)
+        for point, mark in enumerate(marks):
+            for camera in range(CAMERAS):
+                hidden[torch.arange(64), camera, where[:, point, camera]] += mark
+        pictures = pointer.grid[where]
+        world = torch.cat([pictures[:, :, 0], pictures[:, :, 1, :1]], dim=-1)
+        loss = pointer(queries, hidden, torch.zeros(64, PROPRIO)).loss(world, pictures)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_refuses_tokens_that_are_no_square() -> None:
+    """The grid must be known."""
+    with pytest.raises(ValueError, match="8 tokens a picture are no square grid"):
+        Pointer(WIDTH, CAMERAS, 8, PROPRIO)
