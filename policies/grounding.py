@@ -2,8 +2,8 @@
 
 The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
 the hand, the thing to move and the goal, in every picture and in the world. Only pictures, words
-and simulator positions are used, no actions. It is what gives the small embedded model, which has no internet-scale
-pretraining, eyes for the robot's table before any demonstration is seen.
+and simulator positions are used, no actions. It is what gives the small embedded model, which has
+no internet-scale pretraining, eyes for the robot's table before any demonstration is seen.
 """
 
 from __future__ import annotations
@@ -129,9 +129,7 @@ class GroundingSampler:
         rows = rng.choice(rows, size=min(most, len(rows)), replace=False)
         return self._draw(self._sets[index], np.sort(rows), rng)
 
-    def _draw(
-        self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator
-    ) -> Asked:
+    def _draw(self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator) -> Asked:
         prompts = [source.prompts[i] for i in rng.integers(len(source.prompts), size=len(rows))]
         images = torch.from_numpy(source.images[rows])
         observation = ObservationBatch(

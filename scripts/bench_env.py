@@ -77,7 +77,7 @@ def gymnasium_state(config: BenchEnvConfig) -> Contender:
     """Gymnasium's AsyncVectorEnv, one process an environment."""
     import gymnasium
 
-    make = partial(_make_gymnasium, config.task, None, config.size)
+    make = partial(make_gymnasium, config.task, None, config.size)
     env = gymnasium.vector.AsyncVectorEnv([make] * config.async_envs)
     env.reset(seed=0)
     return _vector_run(env, config.async_envs)
@@ -106,7 +106,7 @@ def _vector_run(env, num_envs: int) -> Contender:
 
 def gymnasium_pictures(config: BenchEnvConfig) -> Contender:
     """gymnasium-robotics' own rendering (4 samples a pixel) after every step, one process."""
-    env = _make_gymnasium(config.task, "rgb_array", config.size)
+    env = make_gymnasium(config.task, "rgb_array", config.size)
     rng = np.random.default_rng(0)
 
     def run(frames: int) -> float:
@@ -151,7 +151,8 @@ def _actions(rng: np.random.Generator, num_envs: int) -> np.ndarray:
     return rng.uniform(-1.0, 1.0, (num_envs, 4)).astype(np.float32)
 
 
-def _make_gymnasium(task: str, render_mode: str | None, size: int):
+def make_gymnasium(task: str, render_mode: str | None, size: int):
+    """The peer's own environment; version 4."""
     warnings.simplefilter("ignore")
     import gymnasium
     import gymnasium_robotics

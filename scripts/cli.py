@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import os
@@ -25,6 +26,9 @@ COMMANDS = {
 # this project defines itself, since those messages are written to be read.
 USER_ERRORS = (ValueError, OSError)
 OWN_PACKAGES = {"vla", "sim", "policies", "scripts"}
+
+# Commands that take `--preset NAME`: a task's settings as in docs/results.md.
+WITH_PRESETS = {"collect", "pretrain", "refine"}
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
@@ -69,11 +73,21 @@ def _run(name: str, flags: Sequence[str]) -> int:
     import tyro
 
     module = importlib.import_module(f"scripts.{name}")
+    description, default = COMMANDS[name], {}
+    if name in WITH_PRESETS:
+        description += " (--preset TASK starts from that task's settings in scripts/presets.py)"
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--preset")
+        known, flags = parser.parse_known_args(flags)
+        if known.preset is not None:
+            presets = importlib.import_module("scripts.presets")
+            default = {"default": getattr(presets.preset(known.preset), name)}
     config = tyro.cli(
         getattr(module, f"{name.capitalize()}Config"),
         prog=f"vla {name}",
-        description=COMMANDS[name],
+        description=description,
         args=flags,
+        **default,
     )
     return module.main(config) or 0
 

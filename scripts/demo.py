@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policies.imitation.bc import CloningConfig
-from policies.reinforcement.ppo import PPOConfig
 from scripts import collect, evaluate, pretrain, refine
+from scripts.presets import preset
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class DemoConfig:
     """From demonstrations to a report.
 
     Attributes:
-        task: registry name.
+        task: a preset's name.
         demonstrations: episodes to record.
         cloning_updates: optimizer steps of behaviour cloning.
         iterations: of PPO.
@@ -27,7 +26,7 @@ class DemoConfig:
 
     task: str = "FetchPush"
     demonstrations: int = 50
-    cloning_updates: int = 3000
+    cloning_updates: int = 2000
     iterations: int = 20
     episodes: int = 100
     out: Path = Path("runs/demo")
@@ -43,13 +42,14 @@ def main(config: DemoConfig) -> int:
         print(f"\n[{time.perf_counter() - started:5.0f} s] {stage}", flush=True)
 
     announce(f"recording {config.demonstrations} demonstrations of {config.task}")
-    collect.main(collect.CollectConfig((config.task,), config.demonstrations, data))
+    settings = preset(config.task)
+    collect.main(replace(settings.collect, episodes=config.demonstrations, root=data))
     announce("cloning them")
-    cloning = CloningConfig(config.cloning_updates, evaluate_every=1000, seed=config.seed)
-    pretrain.main(pretrain.PretrainConfig(config.task, (data,), out=clone, training=cloning))
+    cloning = replace(settings.pretrain.training, updates=config.cloning_updates, seed=config.seed)
+    pretrain.main(replace(settings.pretrain, data=(data,), out=clone, training=cloning))
     announce("refining the clone with PPO")
-    learning = PPOConfig(iterations=config.iterations, seed=config.seed)
-    refine.main(refine.RefineConfig(config.task, clone / "best", refined, training=learning))
+    learning = replace(settings.refine.training, iterations=config.iterations, seed=config.seed)
+    refine.main(replace(settings.refine, clone=clone / "best", out=refined, training=learning))
     announce("comparing on held-out initial states")
     policies = (f"clone={clone}", f"refined={refined}", "planner:cem", "expert", "random")
     evaluate.main(

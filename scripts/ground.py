@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tyro.conf import OmitArgPrefixes
 
 from policies.grounding import GroundingConfig, GroundingSet, Prompt, ground
 from policies.run_folder import RunFolder
@@ -59,7 +60,7 @@ class GroundConfig:
     image_size: int = 96
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     model: VLAConfig = field(default_factory=VLAConfig)
-    training: GroundingConfig = field(default_factory=GroundingConfig)
+    training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
 
 
 def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:

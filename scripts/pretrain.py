@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import OmitArgPrefixes
+
 import vla
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.dataset import DemoDataset
@@ -42,7 +44,7 @@ class PretrainConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 50
-    training: CloningConfig = field(default_factory=CloningConfig)
+    training: OmitArgPrefixes[CloningConfig] = field(default_factory=CloningConfig)
 
 
 # Between the seeds of demonstrations and scenes, which lie below, and those of evaluation.

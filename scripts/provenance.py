@@ -36,13 +36,16 @@ def command_line(command: str, config: Any) -> str:
 
 
 def _flags(config: Any, prefix: str) -> list[str]:
-    """Flags of a dataclass's fields that are off their defaults, nested ones with dots."""
+    """Flags of a dataclass's fields that are off their defaults, nested ones with dots.
+
+    Those of `training` have no prefix: `--seed`, not `--training.seed`.
+    """
     words: list[str] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            words += _flags(value, f"{flag}.")
+            words += _flags(value, "" if field.name == "training" else f"{flag}.")
         elif value == field.default:
             continue
         elif isinstance(value, bool):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import OmitArgPrefixes
+
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
 from scripts.pretrain import SELECTION_SEED
@@ -37,7 +39,7 @@ class RefineConfig:
     num_envs: int = 50
     selection_episodes: int = 100
     stop_at: float = 1.1
-    training: PPOConfig = field(default_factory=PPOConfig)
+    training: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
 
 
 def main(config: RefineConfig) -> int:

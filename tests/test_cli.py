@@ -195,3 +195,31 @@ def test_a_wrong_flag_is_refused(
         cli.main(["collect", "--noise-mm", "1"])
     assert ended.value.code == 2
     assert "noise-mm" in capsys.readouterr().err
+
+
+def test_a_preset_gives_a_task_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags after it still win; an unknown one lists the valid ones."""
+    from scripts.presets import PRESETS, preset
+
+    assert all(preset(name).refine.task == name for name in PRESETS)
+    with pytest.raises(SystemExit):
+        cli.main(["collect", "--preset", "FetchPush", "--help"])
+    assert "(default: 0.5)" in capsys.readouterr().out
+    assert cli.main(["refine", "--preset=FetchPull"]) == cli.USAGE_EXIT
+    error = capsys.readouterr().err
+    assert "no preset 'FetchPull'" in error
+    assert all(name in error for name in PRESETS)
+
+
+def test_the_printed_command_line_repeats_the_run() -> None:
+    """Flags of the training have no prefix, in both directions."""
+    import tyro
+
+    from policies.imitation.bc import CloningConfig
+    from scripts.pretrain import PretrainConfig
+    from scripts.provenance import command_line
+
+    config = PretrainConfig("FetchReach", training=CloningConfig(updates=7, seed=3))
+    words = command_line("pretrain", config).split()
+    assert words[:2] == ["vla", "pretrain"]
+    assert tyro.cli(PretrainConfig, args=words[2:]) == config

@@ -48,6 +48,7 @@ class PPOConfig:
         epochs: passes over what was collected.
         minibatch: macro-steps a gradient step.
         actor_learning_rate: of Adam.
+        std_learning_rate: of Adam for the exploration's log standard deviation.
         critic_learning_rate: of Adam.
         critic: what the critic sees: "privileged" simulator state, or the actor's "context".
         entropy: weight of the entropy bonus.
@@ -70,6 +71,7 @@ class PPOConfig:
     epochs: int = 10
     minibatch: int = 1000
     actor_learning_rate: float = 3e-4
+    std_learning_rate: float = 3e-3
     critic_learning_rate: float = 1e-3
     critic: Literal["privileged", "context"] = "privileged"
     entropy: float = 0.0
@@ -180,7 +182,14 @@ class PPO:
         self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
         self.critic.to(policy.device)
         self._actor = [*model.actor.parameters()]
-        self._actor_optimizer = torch.optim.Adam(self._actor, lr=config.actor_learning_rate)
+        log_std = model.actor.head.raw_log_std
+        means = [p for p in self._actor if p is not log_std]
+        self._actor_optimizer = torch.optim.Adam(
+            [
+                {"params": means, "lr": config.actor_learning_rate},
+                {"params": [log_std], "lr": config.std_learning_rate},
+            ]
+        )
         self._critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=config.critic_learning_rate
         )

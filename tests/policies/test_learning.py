@@ -45,7 +45,7 @@ def test_ratio_is_one_before_the_first_update(env: CpuVecEnv, tmp_path: Path) ->
     assert values["policy/clip_fraction"] == 0
     weight = batch.valid.float() / batch.valid.sum()
     plain = -(new * batch.advantage[:, None] * weight).sum()
-    parameters = list(model.head.parameters())
+    parameters = list(model.actor.parameters())
     for a, b in zip(
         torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True
     ):
@@ -57,10 +57,11 @@ def test_constant_reward_moves_nothing(env: CpuVecEnv, tmp_path: Path) -> None:
     ppo = make_ppo(env, tmp_path)
     batch, _ = ppo.collect()
     flat = Batch(**{**vars(batch), "advantage": torch.zeros_like(batch.advantage)})
-    before = [p.clone() for p in ppo.policy.model.head.parameters()]
+    before = [p.clone() for p in ppo.policy.model.actor.parameters()]
     ppo.learn(flat, train_actor=True)
     moved = [
-        (a - b).abs().max() for a, b in zip(before, ppo.policy.model.head.parameters(), strict=True)
+        (a - b).abs().max()
+        for a, b in zip(before, ppo.policy.model.actor.parameters(), strict=True)
     ]
     assert max(moved) == 0
 
@@ -92,8 +93,11 @@ def make_cloner(env: CpuVecEnv, folder: Path, updates: int) -> Cloner:
     """A cloner whose contexts are given, so that no data set is needed."""
     policy = load_policy(GROUNDED)
     torch.manual_seed(0)
-    policy.model.head.load_state_dict(
-        {name: torch.randn_like(t) * 0.1 for name, t in policy.model.head.state_dict().items()}
+    policy.model.actor.head.load_state_dict(
+        {
+            name: torch.randn_like(t) * 0.1
+            for name, t in policy.model.actor.head.state_dict().items()
+        }
     )
     config = CloningConfig(updates=updates, batch=4, evaluate_every=2)
     cloner = Cloner(
