@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sim.record import RecordConfig, record
+from sim.demonstrate import RecordConfig
+from sim.record import record
 
 CollectConfig = RecordConfig
 

@@ -13,7 +13,7 @@ from policies.imitation.bc import CloningConfig
 from policies.reinforcement.ppo import PPOConfig
 from scripts.pretrain import PretrainConfig
 from scripts.refine import RefineConfig
-from sim.record import RecordConfig
+from sim.demonstrate import RecordConfig
 
 
 @dataclass(frozen=True)

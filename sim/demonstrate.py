@@ -1,4 +1,4 @@
-"""One scripted demonstration, and the worker processes that play many."""
+"""Scripted demonstrations: what to record, one episode, and the worker processes that play many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +17,76 @@ from sim.render import CameraRenderer
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
 
-if TYPE_CHECKING:
-    from sim.record import RecordConfig
+# Evaluation draws its episodes from here on, so that no policy has seen them in training.
+FIRST_EVALUATION_SEED = 1_000_000
+
+# Failures for each success (and one more) at which the expert is declared unfit.
+FAILURES_PER_EPISODE = 20
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What to record, and where.
+
+    Attributes:
+        task: registry names, one or several; they share one data set.
+        episodes: successful episodes to keep of each task.
+        root: folder of the data set; by default data/<task>.
+        first_seed: seeds count up from here; training seeds stay below 1,000,000.
+        noise: standard deviation of the Gaussian noise on executed actions, in action units; the
+            recorded action is the expert's own at the state that the noise led to.
+        noisy_fraction: share of the episodes that are played with noise.
+        hold_steps: control steps that an episode goes on once success holds, so that staying is
+            shown too.
+        image_size: pictures are square, in pixels.
+        workers: processes that simulate and draw.
+    """
+
+    task: tuple[str, ...]
+    episodes: int = 50
+    root: Path | None = None
+    first_seed: int = 0
+    noise: float = 0.2
+    noisy_fraction: float = 0.5
+    hold_steps: int = 10
+    image_size: int = 96
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.task or len(set(self.task)) != len(self.task):
+            raise ValueError(f"task needs one or several different names, got {self.task}")
+        if self.episodes < 1 or self.workers < 1 or self.hold_steps < 0 or self.image_size < 1:
+            raise ValueError(f"episodes, workers, hold_steps and image_size must count: {self}")
+        if not (0.0 <= self.noisy_fraction <= 1.0 and 0.0 <= self.noise < np.inf):
+            raise ValueError(f"noise must be >= 0 and noisy_fraction in [0, 1]: {self}")
+        if not 0 <= self.first_seed <= FIRST_EVALUATION_SEED - self.attempts:
+            raise ValueError(
+                f"seeds {self.first_seed}..{self.first_seed + self.attempts - 1} leave the "
+                f"training range 0..{FIRST_EVALUATION_SEED - 1} (evaluation uses what follows); "
+                "choose a smaller first_seed or fewer episodes"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where the data set lies."""
+        return self.root or Path("data") / "+".join(self.task)
+
+    @property
+    def attempts(self) -> int:
+        """Most seeds tried for one task."""
+        return (self.episodes + 1) * (FAILURES_PER_EPISODE + 1)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What must be equal to continue a recording; more episodes may always be added."""
+        return {
+            "task": list(self.task),
+            "first_seed": self.first_seed,
+            "noise": self.noise,
+            "noisy_fraction": self.noisy_fraction,
+            "hold_steps": self.hold_steps,
+            "image_size": self.image_size,
+        }
 
 
 def play(

@@ -20,8 +20,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from scripts import collect
 from sim import record as record_module
-from sim.demonstrate import play
-from sim.record import FIRST_EVALUATION_SEED, RecordConfig, _SeedPlan, record
+from sim.demonstrate import FIRST_EVALUATION_SEED, RecordConfig, play
+from sim.record import _SeedPlan, record
 from sim.recording_store import RecordingStore
 from sim.tasks.registry import make_task
 from vla.contract import RobotSpec
