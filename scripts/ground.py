@@ -53,7 +53,7 @@ class GroundConfig:
         "FetchReach",
         "FetchSlide",
     )
-    frames: tuple[int, ...] = (8000, 9000, 12000, 2500, 3000)
+    frames: tuple[int, ...] = (8000, 12000, 14000, 2500, 3000)
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
     device: str = "cpu"

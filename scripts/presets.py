@@ -35,10 +35,10 @@ def reach() -> Preset:
 
 
 def push() -> Preset:
-    """Much noise, so that ways around the block are shown from everywhere."""
+    """Cloned well from above the block; PPO mends the rest."""
     return Preset(
-        RecordConfig(("FetchPush",), noise=0.5, noisy_fraction=0.9),
-        PretrainConfig("FetchPush", training=CloningConfig(updates=2000)),
+        RecordConfig(("FetchPush",)),
+        PretrainConfig("FetchPush", training=CloningConfig(updates=1000, evaluate_every=500)),
         RefineConfig("FetchPush", training=PPOConfig()),
     )
 
@@ -47,7 +47,7 @@ def pick_and_place() -> Preset:
     """Little noise: the fingers must not open in the air."""
     return Preset(
         RecordConfig(("FetchPickAndPlace",)),
-        PretrainConfig("FetchPickAndPlace", training=CloningConfig(updates=2000)),
+        PretrainConfig("FetchPickAndPlace", training=CloningConfig(updates=1000, evaluate_every=500)),
         RefineConfig("FetchPickAndPlace", training=PPOConfig()),
     )
 

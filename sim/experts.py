@@ -13,8 +13,10 @@ TABLE_GRIP_HEIGHT_M = 0.425
 """Height of the grip point at which closed fingers push a block on the table."""
 _CONTACT_M = 0.042
 """From the block's centre to the gripper's when the fingers touch it."""
-_CLEARANCE_M = 0.075
-"""Radius at which the gripper circles the block."""
+_START_M = 0.062
+"""From the block's centre to where the gripper comes down behind it."""
+_HOVER_M = 0.075
+"""Height above a push at which the gripper passes over the block."""
 _PERIOD_S = 0.04
 _FULL_SPEED_MPS = 0.877
 """Of the gripper under a full command."""
@@ -30,19 +32,26 @@ def reach(grip: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def push(grip: np.ndarray, block: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Around the block to the side away from the target, then through it."""
+    """From above down behind the block, on the side away from the target, then through it."""
     to_target = (target - block)[:2]
     distance = float(np.linalg.norm(to_target))
     along = to_target / max(distance, 1e-6)
     radial = (grip - block)[:2]
-    angle = _signed_angle(radial, -along)
-    behind = 1.0 - _smoothstep(abs(angle), 0.2, 0.6)
+    height = float(grip[2]) - TABLE_GRIP_HEIGHT_M
+    low = 1.0 - _smoothstep(height, 0.015, 0.04)
+    behind = low * (1.0 - _smoothstep(abs(_signed_angle(radial, -along)), 0.25, 0.7))
+
+    to_start = -_START_M * along - radial
+    near = 1.0 - _smoothstep(float(np.linalg.norm(to_start)), 0.012, 0.035)
+    clear = _smoothstep(height, 0.03, 0.06)  # high enough to pass over the block
+    approach = np.append(_limit(to_start) * max(clear, near), _HOVER_M * (1.0 - near) - height)
+
     backlog = -float(radial @ along) - _CONTACT_M
     lateral = radial - (radial @ along) * along
-    through = _limit(0.7 * along * (distance + backlog)) - lateral
-    planar = behind * through + (1.0 - behind) * _around(radial, angle, _CLEARANCE_M)
-    planar *= _smoothstep(distance, 0.015, 0.04)
-    return _action(np.append(planar, TABLE_GRIP_HEIGHT_M - grip[2]), 0.0)
+    through = np.append(_limit(0.7 * along * (distance + backlog)) - lateral, -height)
+
+    move = behind * through + (1.0 - behind) * approach
+    return _action(move * _smoothstep(distance, 0.015, 0.04), 0.0)
 
 
 def _around(radial: np.ndarray, angle: float, clearance: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pictures of scenes with the positions of what is in them: data for grounding words in pictures.
 
-In half of the episodes the arm babbles: it visits random points, blocks and targets, opening and
-closing its fingers. In the others it follows the scripted expert with much noise. So the pictures
+In two episodes of five the arm babbles: it visits random points, blocks and targets, opening and
+closing its fingers. In the others it follows the scripted expert, with noise. So the pictures
 cover what a policy may see. No action is kept: these are not demonstrations. An episode whose
 things leave the fixed cameras' pictures begins anew.
 """
@@ -182,7 +182,7 @@ def _draw_episodes(
     for index in episodes:
         seed = config.seed * 1_000_000 + 500_000 + index
         rng = np.random.default_rng([config.seed, index])
-        babbler = _Babbler(rng) if rng.random() < 0.5 else _NoisyExpert(rng)
+        babbler = _Babbler(rng) if rng.random() < 0.4 else _NoisyExpert(rng)
         episode, step, restarts = task.reset(data, seed), 0, 0
         while step < _STEPS:
             task.step(data, episode, babbler.action(task, data, episode))
@@ -210,15 +210,17 @@ def _draw_episodes(
 
 
 class _NoisyExpert:
-    """Follows the scripted expert, pushed about by noise that lasts for some steps."""
+    """Follows the scripted expert, pushed about by noise that lasts for some steps, much or little of it."""
 
     def __init__(self, rng: np.random.Generator):
         self._rng = rng
+        self._scale = rng.uniform(0.0, 0.3)
         self._noise = np.zeros(4)
 
     def action(self, task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Float32 [4]: dx, dy, dz, gripper."""
-        self._noise = 0.8 * self._noise + self._rng.normal(0.0, 0.25, 4)
+        # Not on the gripper: blocks must be carried, too.
+        self._noise[:3] = 0.8 * self._noise[:3] + self._rng.normal(0.0, self._scale, 3)
         wanted = task.expert_action(data, episode) + self._noise
         return np.clip(wanted, -1.0, 1.0).astype(np.float32)
 

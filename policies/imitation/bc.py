@@ -46,7 +46,7 @@ class CloningConfig:
         seed: of everything random.
     """
 
-    updates: int = 6000
+    updates: int = 1000
     batch: int = 256
     backbone: Literal["frozen", "full"] = "frozen"
     learning_rate: float = 1e-3
@@ -54,7 +54,7 @@ class CloningConfig:
     weight_decay: float = 0.01
     context_noise: float = 0.02
     max_grad_norm: float = 1.0
-    evaluate_every: int = 1000
+    evaluate_every: int = 500
     bf16: bool = False
     seed: int = 0
 

@@ -57,6 +57,7 @@ class PPOConfig:
             a control step.
         max_grad_norm: gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
+        log_std_end: it is learned, and kept below a line from `log_std_start` to this.
         evaluate_every: iterations between greedy evaluations and checkpoints.
         seed: of everything random.
         first_seed: episodes collected begin here, away from those of evaluation.
@@ -79,6 +80,7 @@ class PPOConfig:
     target_kl: float = 0.05
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
+    log_std_end: float = -2.2
     evaluate_every: int = 5
     seed: int = 0
     first_seed: int = 2_000_000
@@ -234,6 +236,9 @@ class PPO:
     def collect(self) -> tuple[Batch, dict[str, float]]:
         """Play an iteration's episodes and compute their advantages."""
         config = self.config
+        done = self.iteration / config.iterations
+        ceiling = config.log_std_start + done * (config.log_std_end - config.log_std_start)
+        self.policy.model.actor.head.raw_log_std.clamp_(max=ceiling)
         first = config.first_seed + (config.seed * 100_000 + self.iteration) * config.episodes
         collector = Collector(self.policy, config.critic, self._generator)
         seeds = range(first, first + config.episodes)
