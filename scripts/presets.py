@@ -47,7 +47,9 @@ def pick_and_place() -> Preset:
     """Little noise: the fingers must not open in the air."""
     return Preset(
         RecordConfig(("FetchPickAndPlace",)),
-        PretrainConfig("FetchPickAndPlace", training=CloningConfig(updates=1000, evaluate_every=500)),
+        PretrainConfig(
+            "FetchPickAndPlace", training=CloningConfig(updates=1000, evaluate_every=500)
+        ),
         RefineConfig("FetchPickAndPlace", training=PPOConfig()),
     )
 

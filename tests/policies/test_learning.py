@@ -122,3 +122,25 @@ def test_cloning_resumes_to_the_same_weights(env: CpuVecEnv, tmp_path: Path) -> 
     resumed.run(env, [900_000, 900_001])
     theirs = resumed.model.state_dict()
     assert all(torch.equal(t, theirs[n]) for n, t in whole.model.state_dict().items())
+
+
+def test_a_frozen_batch_is_learned(env: CpuVecEnv, tmp_path: Path) -> None:
+    """Learning again and again on one batch makes the actions with more advantage likelier."""
+    ppo = make_ppo(env, tmp_path, target_kl=float("inf"), epochs=30, actor_learning_rate=1e-3)
+    batch, _ = ppo.collect()
+    batch.advantage = batch.unsquashed[:, 0, 0] - batch.unsquashed[:, 0, 0].mean()
+    ppo.learn(batch, train_actor=True)
+    with torch.no_grad():
+        after = ppo.policy.model.distribution(batch.context).log_prob(batch.unsquashed)
+    gain = (after - batch.log_prob).sum(1)
+    better = batch.advantage > 0
+    assert float(gain[better].mean()) > float(gain[~better].mean()) + 0.01
+
+
+def test_training_samples_and_evaluation_does_not(env: CpuVecEnv, tmp_path: Path) -> None:
+    """Two collections of the same episodes differ; two evaluations do not."""
+    ppo = make_ppo(env, tmp_path)
+    first, second = (ppo.collect()[0].unsquashed for _ in range(2))
+    assert not torch.equal(first, second)
+    observation, _ = env.observe()
+    assert torch.equal(ppo.policy.act(observation), ppo.policy.act(observation))
