@@ -210,7 +210,7 @@ def _draw_episodes(
 
 
 class _NoisyExpert:
-    """Follows the scripted expert, pushed about by noise that lasts for some steps, much or little of it."""
+    """Follows the scripted expert; much or little noise, which lasts for some steps, is added."""
 
     def __init__(self, rng: np.random.Generator):
         self._rng = rng
