@@ -12,14 +12,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
+from vla.policy import VLAPolicy
 from vla.processor import ModelInputs, Processor
 
 
@@ -67,16 +71,20 @@ class GroundingConfig:
         weight_decay: of AdamW.
         heldout: share of each task's last frames kept for measuring.
         bf16: compute in bfloat16 where PyTorch's autocast sees fit.
+        log_every: updates between entries of the log.
+        evaluate_every: updates between checkpoints and errors on held-out frames.
         seed: of everything random.
     """
 
-    updates: int = 8000
+    updates: int = 7500
     batch: int = 32
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.01
     heldout: float = 0.05
     bf16: bool = True
+    log_every: int = 100
+    evaluate_every: int = 1000
     seed: int = 0
 
 
@@ -147,81 +155,120 @@ class GroundingSampler:
         return Asked(self._processor.encode_observation(observation), scaled.float(), pictures)
 
 
-def ground(
-    model: VLA,
-    processor: Processor,
-    sets: Sequence[GroundingSet],
-    config: GroundingConfig,
-    log: Callable[[int, dict[str, float]], None],
-    save: Callable[[], object],
-) -> dict[str, dict[str, float]]:
-    """Train backbone and pointer in place; returns `pointing_errors` on the held-out frames.
+class Grounder:
+    """One grounding run: `run` trains to the end, from the last checkpoint if there is one.
 
     Args:
-        model: its head is left as it is.
-        processor: its conversions.
+        policy: its backbone and pointer are trained in place, its actor is left as it is.
         sets: scenes and questions.
         config: how to train.
-        log: called with the update and what was measured.
-        save: called after every measurement on held-out frames, so that little is lost by a cut.
+        folder: where checkpoints `step_<n>`, `grounded` and metrics go.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    sampler = GroundingSampler(sets, model, processor, config.heldout)
-    device = next(model.parameters()).device
-    trained = [*model.backbone.parameters(), *model.pointer.parameters()]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config))
-    model.train()
-    started, losses = time.perf_counter(), []
-    for update in range(1, config.updates + 1):
-        asked = sampler.train(rng, config.batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        sets: Sequence[GroundingSet],
+        config: GroundingConfig,
+        folder: RunFolder,
+    ):
+        self.policy, self.config, self.folder = policy, config, folder
+        self.update = 0
+        self._sets = sets
+        self._sampler = GroundingSampler(sets, policy.model, policy.processor, config.heldout)
+        self._rng = np.random.default_rng(config.seed)
+        model = policy.model
+        self._trained = [*model.backbone.parameters(), *model.pointer.parameters()]
+        self._optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _warm_cosine(step, config)
+        )
+
+    def run(
+        self, progress: Callable[[int, dict[str, float]], None] = lambda update, values: None
+    ) -> Path:
+        """Train, and return the folder of the grounded checkpoint.
+
+        Args:
+            progress: called with what was logged.
+        """
+        self._resume()
+        started, begun, losses = time.perf_counter(), self.update, []
+        while self.update < self.config.updates:
+            losses.append(self._learn())
+            self.update += 1
+            last = self.update == self.config.updates
+            if not last and self.update % self.config.log_every:
+                continue
+            frames = (self.update - begun) * self.config.batch
+            values = {
+                "loss/train": float(np.mean(losses)),
+                "frames_per_s": frames / (time.perf_counter() - started),
+            }
+            losses.clear()
+            if last or self.update % self.config.evaluate_every == 0:
+                values |= self.pointing_errors()
+                self.policy.save(self.folder.path / f"step_{self.update:06d}", self._state())
+            self.folder.log(self.update, values)
+            progress(self.update, values)
+        return self.policy.save(self.folder.path / "grounded")
+
+    def _learn(self) -> float:
+        model, device = self.policy.model.train(), self.policy.device
+        asked = self._sampler.train(self._rng, self.config.batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             pointing, _ = model.point(asked.inputs.to(device))
         loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
-        optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if update % 100 == 0:
-            rate = update * config.batch / (time.perf_counter() - started)
-            log(update, {"loss": float(np.mean(losses)), "frames_per_s": rate})
-            losses.clear()
-        if update % 1000 == 0:
-            for name, errors in pointing_errors(model, sampler, sets).items():
-                log(update, {f"{name}/{key}": value for key, value in errors.items()})
-            save()
-            model.train()
-    return pointing_errors(model, sampler, sets)
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        return float(loss.detach())
 
+    @torch.no_grad()
+    def pointing_errors(self) -> dict[str, float]:
+        """Median and 90% quantile of the error in the world on held-out frames, centimetres.
 
-@torch.no_grad()
-def pointing_errors(
-    model: VLA, sampler: GroundingSampler, sets: Sequence[GroundingSet]
-) -> dict[str, dict[str, float]]:
-    """Median and 90% quantile of the pointing error on held-out frames, in centimetres."""
-    model.eval()
-    device = next(model.parameters()).device
-    found: dict[str, dict[str, float]] = {}
-    for index, source in enumerate(sets):
-        asked = sampler.heldout(index)
-        guess = torch.cat(
-            [
-                model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
-                for rows in torch.arange(len(asked.world)).split(64)
-            ]
-        )
-        away_cm = (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
-        found[source.name] = {
-            f"{what}_{label}_cm": float(away_cm[:, column].quantile(quantile))
-            for column, what in enumerate(POINTS)
-            for label, quantile in (("median", 0.5), ("q90", 0.9))
+        Keys are `<task>/<point>_median_cm` and `<task>/<point>_q90_cm`.
+        """
+        model, device = self.policy.model.eval(), self.policy.device
+        found: dict[str, float] = {}
+        for index, source in enumerate(self._sets):
+            asked = self._sampler.heldout(index)
+            guess = torch.cat(
+                [
+                    model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                    for rows in torch.arange(len(asked.world)).split(64)
+                ]
+            )
+            away_cm = (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
+            for column, what in enumerate(POINTS):
+                for label, quantile in (("median", 0.5), ("q90", 0.9)):
+                    error = float(away_cm[:, column].quantile(quantile))
+                    found[f"{source.name}/{what}_{label}_cm"] = error
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "update": self.update,
+            "optimizer": self._optimizer.state_dict(),
+            "step": self._schedule.last_epoch,
+            "generator": self._rng.bit_generator.state,
         }
-    return found
+
+    def _resume(self) -> None:
+        if (state := self.policy.resume(self.folder.path)) is None:
+            return
+        self.update = state["update"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = state["step"]
+        self._rng.bit_generator.state = state["generator"]
 
 
 def _warm_cosine(step: int, config: GroundingConfig) -> float:

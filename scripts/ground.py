@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from policies.grounding import GroundingConfig, GroundingSet, Prompt, ground
+from policies.grounding import Grounder, GroundingConfig, GroundingSet, Prompt
 from policies.run_folder import RunFolder
+from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
-from vla.checkpoint import save_checkpoint
 from vla.model.backbone import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.normalisation import Statistics
+from vla.policy import VLAPolicy
 from vla.processor import Processor, ProcessorConfig
 from vla.tokenizer import train_tokenizer
 
@@ -134,24 +135,13 @@ def main(config: GroundConfig) -> int:
         print(f"scenes of {task}: {frames}", flush=True)
         scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
         sets.append(_ask(make_scenes(scenes)[0]))
-    model, processor = build(config, sets)
+    policy = VLAPolicy(*build(config, sets))
     folder = RunFolder(config.out, config, command_line("ground", config))
-
-    def log(update: int, values: dict[str, float]) -> None:
-        folder.log(update, values)
-        print(update, " ".join(f"{k} {v:.3g}" for k, v in values.items()), flush=True)
-
-    def save() -> Path:
-        return save_checkpoint(
-            config.out / "grounded",
-            model_config=model.to_dict(),
-            weights=model.state_dict(),
-            processor=processor,
-        )
-
-    for name, errors in ground(model, processor, sets, config.training, log, save).items():
-        print(name, errors)
-    saved = save()
+    grounder = Grounder(policy, sets, config.training, folder)
+    with Bar("ground", config.training.updates) as bar:
+        saved = grounder.run(bar.update)
     folder.close()
-    print(f"wrote {saved}")
+    for name, error in grounder.pointing_errors().items():
+        print(f"{name} {error:.2f}")
+    print(f"grounded: {saved}")
     return 0

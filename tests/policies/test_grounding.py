@@ -1,0 +1,87 @@
+"""Grounding: the questions that are asked, and a run that was cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policies.grounding import Grounder, GroundingConfig, GroundingSampler, GroundingSet, Prompt
+from policies.run_folder import RunFolder
+from scripts.ground import prompts_of
+from scripts.pretrain import GROUNDED
+from vla.model.pointer import POINTS
+from vla.policy import VLAPolicy, load_policy
+
+PHRASES = ("gripper", "target", "red block", "blue zone")
+
+
+@pytest.fixture
+def policy() -> VLAPolicy:
+    """The shipped model."""
+    return load_policy(GROUNDED)
+
+
+def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
+    """Random pictures of a scene whose point `i` is at (1 + i / 10, 0.7, 0.5)."""
+    rng = np.random.default_rng(0)
+    spec = policy.spec
+    camera = spec.cameras[0]
+    points = np.tile([1.0, 0.7, 0.5], (count, len(PHRASES), 1))
+    points[:, :, 0] += np.arange(len(PHRASES)) / 10
+    pictures = rng.uniform(-0.9, 0.9, (count, len(PHRASES), len(spec.cameras), 2))
+    shape = (count, len(spec.cameras), camera.height, camera.width, 3)
+    return GroundingSet(
+        name="Made",
+        images=rng.integers(0, 256, shape, np.uint8),
+        proprio=rng.normal(size=(count, spec.proprio.dim)).astype(np.float32),
+        points=points.astype(np.float32),
+        pictures=pictures.astype(np.float32),
+        phrases=PHRASES,
+        prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
+    )
+
+
+def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
+    """Hand, then what is to be moved, then where to; in the model's units."""
+    made = make_set(policy)
+    sampler = GroundingSampler([made], policy.model, policy.processor, 0.1)
+    asked = sampler.train(np.random.default_rng(0), 3)
+    config = policy.model.config
+    away = torch.tensor([[1.0, 0.7, 0.5], [1.2, 0.7, 0.5], [1.3, 0.7, 0.5]])
+    expected = (away - torch.tensor(config.point_center_m)) / config.point_scale_m
+    assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
+    assert asked.pictures.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
+
+
+def test_tabletop_asks_for_the_named_block_and_zone() -> None:
+    """A push points at its zone, a lift above its block, in words that name both."""
+    for prompt in prompts_of("Tabletop", "heldout"):
+        assert prompt.object in prompt.text
+        assert prompt.target in (prompt.object, f"above the {prompt.object}") or (
+            prompt.target in prompt.text
+        )
+
+
+def test_a_cut_run_ends_with_the_same_weights(policy: VLAPolicy, tmp_path: Path) -> None:
+    """Two updates and two more after a cut equal four."""
+
+    def run(folder: str, updates: int) -> VLAPolicy:
+        fresh = load_policy(GROUNDED)
+        config = GroundingConfig(updates, batch=2, heldout=0.5, log_every=2, evaluate_every=2)
+        grounder = Grounder(
+            fresh, [make_set(fresh, 8)], config, RunFolder(tmp_path / folder, config)
+        )
+        # the same cosine, wherever the run is cut
+        grounder._schedule.lr_lambdas[0] = lambda step: 1.0
+        grounder.run()
+        return load_policy(tmp_path / folder / "grounded")
+
+    whole = run("whole", 4).model.state_dict()
+    run("cut", 2)
+    again = run("cut", 4).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    before = policy.model.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in whole.items())
