@@ -117,6 +117,7 @@ def main(config: EvaluateConfig) -> int:
             command_line("evaluate", config),
         ],
         machine=machine_facts(config.device),
+        goals=goals_of(config.task, seeds),
     )
     write_report(config.out, report)
     _print(table(report), reference)
@@ -160,6 +161,13 @@ def play(
         curves=log.curves,
         spreads=log.spreads,
     )
+
+
+def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
+    """What each episode is about: the words that fill its instruction; "" where there are none."""
+    task = make_task(name)
+    data = task.make_data()
+    return tuple(", ".join(task.reset(data, seed).labels.values()) for seed in seeds)
 
 
 def _training_steps(entrant: Entrant, curves: dict[str, Curve]) -> int | None:

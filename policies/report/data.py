@@ -88,9 +88,11 @@ class Report:
         configuration: what was asked for, as plain data.
         commands: shell lines that repeat it, in order.
         machine: label → value: commit, versions, hardware.
+        goals: what each episode asks for, in words that are equal for an equal goal; or nothing.
 
     Raises:
-        ValueError: no results, a name repeats, the reference is not among them, or seeds differ.
+        ValueError: no results, a name repeats, the reference is not among them, seeds differ, or
+            there is not one goal an episode.
     """
 
     title: str
@@ -101,6 +103,7 @@ class Report:
     configuration: Mapping[str, Any]
     commands: Sequence[str]
     machine: Mapping[str, str]
+    goals: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [result.name for result in self.results]
@@ -111,6 +114,8 @@ class Report:
         for result in self.results:
             if seeds_of(result) != seeds_of(self.results[0]):
                 raise ValueError(f"{result.name!r} was played on other seeds than {names[0]!r}")
+        if self.goals and len(self.goals) != len(seeds_of(self.results[0])):
+            raise ValueError(f"{len(self.goals)} goals for {len(seeds_of(self.results[0]))} seeds")
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,7 @@ def to_json(report: Report) -> str:
         "policies": policies,
         "configuration": report.configuration,
         "commands": list(report.commands),
+        "goals": list(report.goals),
         "machine": report.machine,
     }
     return json.dumps(_plain(data), indent=1, allow_nan=False)

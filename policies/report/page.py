@@ -11,6 +11,7 @@ from typing import Any
 
 from policies.report.charts import COLOURS, rate_bar
 from policies.report.data import Film, PolicyResult, Report, Row, seeds_of, table, to_json
+from policies.report.goals import goals_section
 from policies.report.training import training_section
 from policies.report.wording import bounds, duration, number, outcome, p_value, points, rate
 from policies.rollout import Episode
@@ -35,6 +36,7 @@ def render(report: Report) -> str:
     sections = (
         _header(report, rows),
         _results(report, rows),
+        goals_section(report),
         _states(report),
         _films(report, rows),
         training_section(report.results),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import pytest
 from policies.report.charts import Line, line_chart, spread_chart
 from policies.report.curves import charts, read_log
 from policies.report.data import Curve, Film, PolicyResult, Report, Spread, table
+from policies.report.goals import goals_section
 from policies.report.page import render, write_report
 from policies.report.selection import choose_episodes
 from policies.report.wording import duration, number
@@ -115,6 +117,19 @@ def test_the_page_shows_the_numbers_and_stands_alone(tmp_path):
     sources = re.findall(r'src="([^"]{0,30})', page)
     assert len(sources) == 3
     assert all(source.startswith("data:video/mp4;base64,") for source in sources)
+
+
+def test_success_is_counted_goal_by_goal():
+    """A line a goal with its episodes; no section where all ask for the same."""
+    report = _report()
+    goals = tuple("lift <red>" if seed % 10 < 4 else "push" for seed in range(50))
+    section = goals_section(dataclasses.replace(report, goals=goals))
+    line = '<tr><td>{}</td><td class="n">{}</td><td class="n">{}</td><td class="n">{}</td></tr>'
+    assert line.format("lift &lt;red&gt;", 20, 20, 20) in section
+    assert line.format("push", 30, 0, 20) in section
+    assert goals_section(report) == goals_section(dataclasses.replace(report, goals=("",) * 50))
+    with pytest.raises(ValueError, match="2 goals for 50 seeds"):
+        dataclasses.replace(report, goals=("lift", "push"))
 
 
 def test_films_in_the_page_are_h264_that_decodes():

@@ -1,0 +1,82 @@
+"""Draw policies on equal initial states into one looping GIF: a row a policy, a column a state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tyro
+from PIL import Image
+
+from policies.rollout import Episode, rollout
+from scripts.entrants import make_built_in, make_env, read_entrant, require_comparable
+from sim.film import replay
+from sim.tasks.registry import make_task
+
+_INK = (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class DrawFilmConfig:
+    """What to draw.
+
+    Attributes:
+        task: registry name.
+        policies: as for `vla evaluate`: `name=checkpoint folder`, or built-in names.
+        out: the GIF.
+        seeds: initial states, one column each.
+        camera: which view.
+        size: pixels a side of one view.
+        every: control steps a frame.
+    """
+
+    task: str = "FetchPush"
+    policies: tuple[str, ...] = ("expert",)
+    out: Path = Path("docs/films/push.gif")
+    seeds: tuple[int, ...] = (1_000_000, 1_000_001, 1_000_002, 1_000_003)
+    camera: str = "front"
+    size: int = 144
+    every: int = 2
+
+
+def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -> np.ndarray:
+    """One policy's episodes next to each other, uint8 [t, h, w, 3]; green once it succeeds."""
+    columns = []
+    for episode in episodes:
+        frames = replay(config.task, episode.seed, episode.actions, config.size, (config.camera,))
+        success = np.concatenate([[False], episode.success])
+        for frame, good in zip(frames, success, strict=True):
+            if good:
+                cv2.rectangle(frame, (0, 0), (config.size - 1, config.size - 1), (0, 160, 0), 3)
+        columns.append(frames)
+    row = np.concatenate(columns, axis=2)
+    strip = np.full((18, row.shape[2], 3), 255, np.uint8)
+    cv2.putText(strip, name, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
+    return np.concatenate([np.broadcast_to(strip, (len(row), *strip.shape)), row], axis=1)
+
+
+def main(config: DrawFilmConfig) -> None:
+    """Play, draw, write, and print where it is."""
+    entrants = [read_entrant(text, "cpu") for text in config.policies]
+    require_comparable(entrants, config.task, entrants[0].name)
+    rows = []
+    for entrant in entrants:
+        with make_env(entrant, config.task, len(config.seeds), None, "train") as env:
+            policy = entrant.policy or make_built_in(entrant.kind, env, seed=0)
+            played = rollout(env, policy, config.seeds).episodes
+        rows.append(draw_row(entrant.name, played, config))
+    frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[:: config.every]]
+    shown_ms = round(1000 * config.every / make_task(config.task).spec.control_rate_hz)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    durations = [shown_ms] * (len(frames) - 1) + [1000]
+    palette = [frame.quantize(64) for frame in frames]
+    palette[0].save(
+        config.out, save_all=True, append_images=palette[1:], duration=durations, loop=0
+    )
+    print(config.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(DrawFilmConfig))
