@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vla", "sim", "policies", "scripts")
@@ -120,14 +121,14 @@ def test_every_import_is_declared(package: str) -> None:
     listed = list(project["project"]["dependencies"])
     if package in {"scripts", "tests"}:  # measuring against peers needs the peers
         listed += project["dependency-groups"]["dev"]
-    declared = {Requirement(line).name for line in listed}
+    declared = {canonicalize_name(Requirement(line).name) for line in listed}
     neighbours = {path.stem for path in python_files("tests")}
     known = sys.stdlib_module_names | set(PACKAGES) | {"tests", ""} | neighbours
     providers = import_providers()
     offenders = {}
     for path in python_files(package):
         for name in imported_roots(path.read_text()) - known:
-            if not declared & {owner.lower() for owner in providers.get(name, ())}:
+            if not declared & {canonicalize_name(owner) for owner in providers.get(name, ())}:
                 offenders[f"{path.relative_to(ROOT)} imports {name}"] = "not in pyproject.toml"
     assert not offenders, broken(offenders)
 

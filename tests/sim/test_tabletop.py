@@ -174,7 +174,10 @@ def test_points(task: Tabletop, data: mujoco.MjData) -> None:
     """Every phrase points at its body."""
     episode = task.reset_with(data, 1, PUSH)
     named = task.points(data, episode)
-    assert set(named) == {*BLOCKS, *ZONES, "gripper", "object", "target"}
+    above = {f"above the {block}": block for block in BLOCKS}
+    assert set(named) == {*BLOCKS, *above, *ZONES, "gripper", "object", "target"}
+    for phrase, block in above.items():
+        np.testing.assert_allclose(named[phrase] - named[block], (0, 0, task.lift_m), atol=1e-12)
     for phrase in (*BLOCKS, *ZONES):
         np.testing.assert_allclose(named[phrase], data.body(phrase).xpos, atol=1e-12)
     np.testing.assert_array_equal(named["object"], named["red block"])
