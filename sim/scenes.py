@@ -121,14 +121,7 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
 
 def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
     """What decides the frames; kept beside them."""
-    model = task.model
-    cameras = {
-        camera.name: [
-            round(float(number), 6)
-            for number in (*model.camera(camera.name).pos, *model.camera(camera.name).quat)
-        ]
-        for camera in task.spec.cameras
-    }
+    cameras = {camera.name: _stands(task.model.camera(camera.name)) for camera in task.spec.cameras}
     return {
         "task": task.name,
         "frames": -(-config.frames_per_task // _FRAMES_PER_EPISODE) * _FRAMES_PER_EPISODE,
@@ -137,6 +130,12 @@ def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
         "cameras": cameras,
         "phrases": _phrases(task),
     }
+
+
+def _stands(camera: Any) -> list[float]:
+    """Position, orientation and angle of one of MuJoCo's cameras, to the micrometre."""
+    numbers = (*camera.pos, *camera.quat, *camera.fovy)
+    return [round(float(number), 6) for number in numbers]
 
 
 def _draw_task(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sim import scenes as scenes_module
 from sim.scenes import Scenes, ScenesConfig, make_scenes
+from sim.tasks.registry import make_task
 
 pytestmark = pytest.mark.render
 
@@ -60,6 +62,18 @@ def test_refuses_scenes_that_were_drawn_in_another_way(
     config, _ = drawn
     with pytest.raises(ValueError, match=f"another {named}: remove that folder"):
         make_scenes(replace(config, **change))
+
+
+def test_refuses_scenes_that_another_camera_drew(
+    drawn: tuple[ScenesConfig, Scenes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wider angle from the same place is another camera."""
+    config, _ = drawn
+    task = make_task("FetchPush", config.image_size)
+    task.model.cam_fovy += 1.0
+    monkeypatch.setattr(scenes_module, "make_task", lambda name, size: task)
+    with pytest.raises(ValueError, match="another cameras: remove that folder"):
+        make_scenes(config)
 
 
 def test_without_scenes_says_how_to_make_them(tmp_path: Path) -> None:
