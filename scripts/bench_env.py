@@ -25,7 +25,7 @@ class Contender(NamedTuple):
     close: Callable[[], object]
 
 
-Build = Callable[["BenchEnvConfig"], Contender]
+Build = Callable[[], Contender]
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def make_gymnasium(task: str, render_mode: str | None, size: int):
 _prepared: Contender | None = None
 
 
-def _prepare(build: Build, config: BenchEnvConfig, env: dict) -> None:
+def _prepare(build: Build, env: dict) -> None:
     global _prepared
     os.environ.update(env)
-    _prepared = build(config)
+    _prepared = build()
     _prepared.run(64)  # warm caches, page in libraries
 
 
@@ -189,19 +189,19 @@ def _close() -> None:
 def interleave(
     contenders: dict[str, tuple[Build, dict[str, str]]],
     steps: int,
-    config: BenchEnvConfig,
+    rounds: int,
 ) -> dict[str, list[float]]:
     """Name → steps a second in each round; every contender lives in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pools = {
-        name: ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(build, config, env))
+        name: ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(build, env))
         for name, (build, env) in contenders.items()
     }
     try:
         for pool in pools.values():
             pool.submit(_measure, 64).result()  # all are ready before the first is measured
         rates: dict[str, list[float]] = {name: [] for name in pools}
-        for _ in range(config.rounds):
+        for _ in range(rounds):
             for name, pool in pools.items():
                 rates[name].append(pool.submit(_measure, steps).result())
     finally:
@@ -213,25 +213,32 @@ def interleave(
 
 def bench_state(config: BenchEnvConfig) -> dict[str, list[float]]:
     """State only; ours first."""
-    contenders: dict = {f"ours, {config.num_envs} environments": (ours_state, {})}
+    contenders: dict = {f"ours, {config.num_envs} environments": (partial(ours_state, config), {})}
     if "gymnasium" in config.peers:
-        contenders[f"gymnasium AsyncVectorEnv({config.async_envs})"] = (gymnasium_state, {})
+        contenders[f"gymnasium AsyncVectorEnv({config.async_envs})"] = (
+            partial(gymnasium_state, config),
+            {},
+        )
     if "envpool" in config.peers:
-        contenders[f"EnvPool, {config.num_envs} environments"] = (envpool_state, {})
-    return interleave(contenders, config.steps, config)
+        contenders[f"EnvPool, {config.num_envs} environments"] = (
+            partial(envpool_state, config),
+            {},
+        )
+    return interleave(contenders, config.steps, config.rounds)
 
 
 def bench_pictures(config: BenchEnvConfig) -> dict[str, list[float]]:
     """Step and one picture, one process; ours first, without and with antialiasing."""
     one_thread = {"LP_NUM_THREADS": "0"}
     contenders: dict = {
-        "ours": (partial(ours_pictures, antialias=False), one_thread),
-        "ours, antialiased": (partial(ours_pictures, antialias=True), one_thread),
+        "ours": (partial(ours_pictures, config, antialias=False), one_thread),
+        "ours, antialiased": (partial(ours_pictures, config, antialias=True), one_thread),
     }
     if "gymnasium" in config.peers:
-        contenders["gymnasium (antialiased), one raster thread"] = (gymnasium_pictures, one_thread)
-        contenders["gymnasium (antialiased), default raster threads"] = (gymnasium_pictures, {})
-    return interleave(contenders, config.frames, config)
+        gymnasium = partial(gymnasium_pictures, config)
+        contenders["gymnasium (antialiased), one raster thread"] = (gymnasium, one_thread)
+        contenders["gymnasium (antialiased), default raster threads"] = (gymnasium, {})
+    return interleave(contenders, config.frames, config.rounds)
 
 
 def table(title: str, rates: dict[str, list[float]], ours: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import cast
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
-from scripts.bench_env import BenchEnvConfig, Contender, interleave, make_gymnasium, table
+from scripts.bench_env import Contender, interleave, make_gymnasium, table
 from sim.vector import CpuVecEnv
 from vla.contract import ObservationBatch
 from vla.model.heads.gaussian import ActionDistribution, GaussianHead, GaussianHeadConfig
@@ -98,7 +98,7 @@ class StatePolicy:
         return self._env.observe()[1]
 
 
-def ours(config: BenchPpoConfig, horizon: int, _: BenchEnvConfig) -> Contender:
+def ours(config: BenchPpoConfig, horizon: int) -> Contender:
     """Our PPO, `horizon` control steps a decision."""
     env = CpuVecEnv(config.task, config.num_envs, render=False)
     learning = PPOConfig(
@@ -122,7 +122,7 @@ def ours(config: BenchPpoConfig, horizon: int, _: BenchEnvConfig) -> Contender:
     return Contender(run, env.close)
 
 
-def stable_baselines(config: BenchPpoConfig, threads: int, _: BenchEnvConfig) -> Contender:
+def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
     """stable-baselines3's PPO over processes."""
     import gymnasium
     from stable_baselines3 import PPO as PEER
@@ -163,8 +163,7 @@ def main(config: BenchPpoConfig) -> None:
         "stable-baselines3, 1 thread": (partial(stable_baselines, config, 1), one),
         "stable-baselines3, 2 threads": (partial(stable_baselines, config, 2), {}),
     }
-    timing = replace(BenchEnvConfig(), task=config.task, rounds=config.rounds)
-    rates = interleave(contenders, config.steps, timing)
+    rates = interleave(contenders, config.steps, config.rounds)
     print(table(f"PPO on {config.task}, state", rates, tuple(rates)[:2]), end="\n\n")
     print(
         f"{config.rounds} interleaved rounds, medians; rollouts of {config.rollout} steps, "
