@@ -139,9 +139,13 @@ def main(config: GroundConfig) -> int:
     folder = RunFolder(config.out, config, command_line("ground", config))
     grounder = Grounder(policy, sets, config.training, folder)
     with Bar("ground", config.training.updates) as bar:
-        saved = grounder.run(bar.update)
+
+        def show(update: int, values: dict[str, float]) -> None:
+            bar.update(update, values)
+            for name in [name for name in values if name.endswith("_cm")]:
+                print(f"{name} {values[name]:.2f}")
+
+        saved = grounder.run(show)
     folder.close()
-    for name, error in grounder.pointing_errors().items():
-        print(f"{name} {error:.2f}")
     print(f"grounded: {saved}")
     return 0
