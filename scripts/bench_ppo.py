@@ -24,7 +24,8 @@ from policies.run_folder import RunFolder
 from scripts.bench_env import Contender, interleave, make_gymnasium, table
 from sim.vector import CpuVecEnv
 from vla.contract import ObservationBatch
-from vla.model.heads.gaussian import ActionDistribution, GaussianHead, GaussianHeadConfig
+from vla.model.heads.base import Features, Likelihood, Sizes
+from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
 from vla.policy import VLAPolicy
 
 _HIDDEN = 256
@@ -61,11 +62,16 @@ class StateActor(nn.Module):
 
     def __init__(self, size: int, horizon: int, action_dim: int):
         super().__init__()
-        self.head = GaussianHead(size, horizon, action_dim, GaussianHeadConfig(_HIDDEN))
+        self.head = GaussianHead(Sizes(size, 0, horizon, action_dim), GaussianHeadConfig(_HIDDEN))
 
-    def forward(self, context: Tensor) -> ActionDistribution:
-        """Distribution over chunks."""
-        return self.head(context)
+    def features(self, context: Tensor) -> Features:
+        """The state is all that is seen."""
+        nothing = context[:, :0]
+        return Features(context, nothing[:, :, None], nothing > 0)
+
+    def likelihood(self, context: Tensor, decisions: Tensor) -> Likelihood:
+        """How likely decisions were."""
+        return self.head.likelihood(self.features(context), decisions)
 
 
 class StateModel(nn.Module):
@@ -74,10 +80,6 @@ class StateModel(nn.Module):
     def __init__(self, size: int, horizon: int, action_dim: int):
         super().__init__()
         self.actor = StateActor(size, horizon, action_dim)
-
-    def distribution(self, context: Tensor) -> ActionDistribution:
-        """Distribution over chunks."""
-        return self.actor(context)
 
 
 class StatePolicy:

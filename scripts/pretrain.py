@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tyro.conf import OmitArgPrefixes
 
 import vla
@@ -15,10 +16,12 @@ from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.vector import CpuVecEnv
+from vla.model.heads.registry import HEADS
 from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import load_policy
 from vla.processor import Processor
 
+HeadName = Literal["gaussian", "token", "fast", "l1", "flow"]
 GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
 
@@ -30,6 +33,8 @@ class PretrainConfig:
         task: registry name of the task in which checkpoints are tried.
         data: recorded folders; by default `data/<task>`.
         start: checkpoint that brings the vision-language model.
+        head: action head; a start with another one gets an untrained one of this kind.
+        horizon: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`. Its best checkpoint is `<out>/best`.
         device: where to train.
         num_envs: environments stepped together when a checkpoint is tried.
@@ -40,6 +45,8 @@ class PretrainConfig:
     task: str = "FetchPush"
     data: tuple[Path, ...] = ()
     start: Path = GROUNDED
+    head: HeadName = "gaussian"
+    horizon: int = 5
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
@@ -56,7 +63,7 @@ def main(config: PretrainConfig) -> int:
     out = config.out or Path("runs") / config.task / "clone"
     start = load_policy(config.start, config.device)
     roots = config.data or (Path("data") / config.task,)
-    data = DemoDataset(roots, start.model.config.horizon, seed=config.training.seed)
+    data = DemoDataset(roots, config.horizon, seed=config.training.seed)
     old = start.processor
     measured = {
         name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
@@ -66,6 +73,9 @@ def main(config: PretrainConfig) -> int:
     proprio = old.statistics.proprio if old.statistics else measured["proprio"]
     statistics = Statistics(measured["action"], proprio)
     processor = Processor(data.spec, statistics, old.tokenizer, old.config)
+    torch.manual_seed(config.training.seed)
+    chunks = processor.encode_actions(data.batch(data.rows("train")).actions)
+    start.model.replace_actor(config.horizon, HEADS[config.head].config().fitted(chunks))
     folder = RunFolder(out, config, command_line("pretrain", config))
     cloner = Cloner(start.model, processor, data, config.training, folder)
     envs = min(config.num_envs, config.selection_episodes)

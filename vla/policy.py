@@ -44,8 +44,8 @@ class VLAPolicy:
 
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
-        """The most likely chunk, float32 [n, horizon, action.dim]."""
-        chunk = self.model.distribution(self.encode(observation)).mode()
+        """The greedy chunk, float32 [n, horizon, action.dim]."""
+        chunk = self.model.actor.act(self.encode(observation))
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
 
     def save(self, folder: Path, training_state: dict[str, Any] | None = None) -> Path:

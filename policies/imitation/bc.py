@@ -153,8 +153,9 @@ class Cloner:
             context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
         else:
             context, actions, is_pad = self._encode(self.data.sample(self._rng, size))
-        noise = torch.randn(context.shape, generator=self._rng).to(context.device)
-        return self.model.actor.perturb(context, self.config.context_noise * noise), actions, is_pad
+        actor = self.model.actor
+        noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
+        return actor.perturb(context, self.config.context_noise * noise), actions, is_pad
 
     def _encode(self, batch: DemoBatch) -> tuple[Tensor, Tensor, Tensor]:
         inputs = self.processor.encode_observation(batch.observation(self.data.spec))

@@ -31,6 +31,7 @@ from policies.critic import Critic
 from policies.rollout import Transition, rollout
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
+from vla.model.heads.registry import require_likelihood
 from vla.policy import VLAPolicy
 
 
@@ -93,7 +94,7 @@ class Batch:
     Attributes:
         context: what the actor saw.
         view: what the critic saw.
-        unsquashed: the sampled chunk before tanh.
+        decision: what the head sampled, as its `likelihood` takes it.
         log_prob: of every control step when it was sampled.
         valid: control steps that were executed.
         advantage: unnormalised.
@@ -103,7 +104,7 @@ class Batch:
 
     context: Tensor
     view: Tensor
-    unsquashed: Tensor
+    decision: Tensor
     log_prob: Tensor
     valid: Tensor
     advantage: Tensor
@@ -121,6 +122,7 @@ class Collector:
     def __init__(self, policy: VLAPolicy, critic: str, generator: torch.Generator):
         self.spec: RobotSpec = policy.spec
         self._policy = policy
+        self._head = require_likelihood(policy.model.actor.head, "PPO")
         self._sees_context = critic == "context"
         self._generator = generator
         self._decided: tuple[Tensor, Tensor, Tensor] | None = None
@@ -132,15 +134,15 @@ class Collector:
     def act(self, observation: ObservationBatch) -> Tensor:
         """A sampled chunk, float32 [n, horizon, action.dim]."""
         context = self._policy.encode(observation)
-        distribution = self._policy.model.distribution(context)
-        unsquashed = distribution.sample(self._generator)
-        self._decided = context, unsquashed, distribution.log_prob(unsquashed)
-        return self._policy.processor.decode_actions(unsquashed.tanh())
+        features = self._policy.model.actor.features(context)
+        decision = self._head.sample(features, self._generator)
+        self._decided = context, decision, self._head.likelihood(features, decision).log_prob()
+        return self._policy.processor.decode_actions(self._head.actions(decision))
 
     def record(self, transition: Transition) -> None:
         """Keep one macro-step; the rollout calls it."""
         assert self._decided is not None
-        context, unsquashed, log_prob = self._decided
+        context, decision, log_prob = self._decided
         step = transition.step
         ended = step.terminated | step.truncated
         view, next_view = transition.privileged, step.privileged
@@ -149,7 +151,7 @@ class Collector:
         self.rows.append(
             {
                 "context": context,
-                "unsquashed": unsquashed,
+                "decision": decision,
                 "log_prob": log_prob,
                 "view": view.clone(),
                 "next_view": next_view.clone(),
@@ -178,18 +180,19 @@ class PPO:
         torch.manual_seed(config.seed)
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
         self.reference = deepcopy(model.actor)
+        self._noise = require_likelihood(model.actor.head, "PPO").noise_parameters()
         with torch.no_grad():
-            model.actor.head.raw_log_std.fill_(config.log_std_start)
+            for log_std in self._noise:
+                log_std.fill_(config.log_std_start)
         size = len(env.privileged_names)
         self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
         self.critic.to(policy.device)
         self._actor = [*model.actor.parameters()]
-        log_std = model.actor.head.raw_log_std
-        means = [p for p in self._actor if p is not log_std]
+        means = [p for p in self._actor if all(p is not log_std for log_std in self._noise)]
         self._actor_optimizer = torch.optim.Adam(
             [
                 {"params": means, "lr": config.actor_learning_rate},
-                {"params": [log_std], "lr": config.std_learning_rate},
+                {"params": self._noise, "lr": config.std_learning_rate},
             ]
         )
         self._critic_optimizer = torch.optim.Adam(
@@ -238,7 +241,8 @@ class PPO:
         config = self.config
         done = self.iteration / config.iterations
         ceiling = config.log_std_start + done * (config.log_std_end - config.log_std_start)
-        self.policy.model.actor.head.raw_log_std.clamp_(max=ceiling)
+        for log_std in self._noise:
+            log_std.clamp_(max=ceiling)
         first = config.first_seed + (config.seed * 100_000 + self.iteration) * config.episodes
         collector = Collector(self.policy, config.critic, self._generator)
         seeds = range(first, first + config.episodes)
@@ -261,7 +265,7 @@ class PPO:
             rows["ended"],
             config.lam,
         )
-        kept = {name: rows[name] for name in ("context", "view", "unsquashed", "log_prob", "valid")}
+        kept = {name: rows[name] for name in ("context", "view", "decision", "log_prob", "valid")}
         batch = Batch(**kept, advantage=advantage, returns=advantage + values, value=values)
         batch = batch.select(rows["playing"])
         spread = batch.returns.var().clamp_min(1e-8)
@@ -298,10 +302,8 @@ class PPO:
             name: float(np.mean([values[name] for values in measured if name in values]))
             for name in {name for values in measured for name in values}
         }
-        with torch.no_grad():
-            means["policy/std"] = float(
-                self.policy.model.distribution(batch.context[:1]).log_std.exp().mean()
-            )
+        if self._noise:
+            means["policy/std"] = float(torch.cat([p.flatten() for p in self._noise]).exp().mean())
         means["policy/gradient_steps"] = float(sum("policy/kl" in v for v in measured))
         return means
 
@@ -318,17 +320,17 @@ class PPO:
     def actor_loss(self, part: Batch) -> tuple[Tensor, dict[str, float]]:
         """Clipped surrogate, entropy and reference penalty; means over executed control steps."""
         config, model = self.config, self.policy.model
-        distribution = model.distribution(part.context)
-        log_ratio = distribution.log_prob(part.unsquashed) - part.log_prob  # [b, k]
+        likelihood = model.actor.likelihood(part.context, part.decision)
+        log_ratio = likelihood.log_prob() - part.log_prob  # [b, k]
         ratio = log_ratio.exp()
         advantage = part.advantage[:, None]
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         weight = part.valid.float() / part.valid.sum().clamp_min(1)
         with torch.no_grad():
-            reference = self.reference(part.context)
-        entropy = (distribution.entropy() * weight).sum()
-        reference_kl = (distribution.kl(reference) * weight).sum()
+            reference = self.reference.likelihood(part.context, part.decision)
+        entropy = (likelihood.entropy() * weight).sum()
+        reference_kl = (likelihood.kl(reference) * weight).sum()
         loss = -(surrogate * weight).sum() - config.entropy * entropy
         loss = loss + config.reference_kl * reference_kl
         with torch.no_grad():

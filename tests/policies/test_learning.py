@@ -39,7 +39,7 @@ def test_ratio_is_one_before_the_first_update(env: CpuVecEnv, tmp_path: Path) ->
     ppo = make_ppo(env, tmp_path)
     batch, _ = ppo.collect()
     model = ppo.policy.model
-    new = model.distribution(batch.context).log_prob(batch.unsquashed)
+    new = model.actor.likelihood(batch.context, batch.decision).log_prob()
     assert ((new - batch.log_prob).exp() - 1).abs().max() < 1e-3
     loss, values = ppo.actor_loss(batch)
     assert values["policy/clip_fraction"] == 0
@@ -128,10 +128,10 @@ def test_a_frozen_batch_is_learned(env: CpuVecEnv, tmp_path: Path) -> None:
     """Learning again and again on one batch makes the actions with more advantage likelier."""
     ppo = make_ppo(env, tmp_path, target_kl=float("inf"), epochs=30, actor_learning_rate=1e-3)
     batch, _ = ppo.collect()
-    batch.advantage = batch.unsquashed[:, 0, 0] - batch.unsquashed[:, 0, 0].mean()
+    batch.advantage = batch.decision[:, 0, 0] - batch.decision[:, 0, 0].mean()
     ppo.learn(batch, train_actor=True)
     with torch.no_grad():
-        after = ppo.policy.model.distribution(batch.context).log_prob(batch.unsquashed)
+        after = ppo.policy.model.actor.likelihood(batch.context, batch.decision).log_prob()
     gain = (after - batch.log_prob).sum(1)
     better = batch.advantage > 0
     assert float(gain[better].mean()) > float(gain[~better].mean()) + 0.01
@@ -140,7 +140,7 @@ def test_a_frozen_batch_is_learned(env: CpuVecEnv, tmp_path: Path) -> None:
 def test_training_samples_and_evaluation_does_not(env: CpuVecEnv, tmp_path: Path) -> None:
     """Two collections of the same episodes differ; two evaluations do not."""
     ppo = make_ppo(env, tmp_path)
-    first, second = (ppo.collect()[0].unsquashed for _ in range(2))
+    first, second = (ppo.collect()[0].decision for _ in range(2))
     assert not torch.equal(first, second)
     observation, _ = env.observe()
     assert torch.equal(ppo.policy.act(observation), ppo.policy.act(observation))

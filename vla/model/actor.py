@@ -1,11 +1,12 @@
-"""What decides: a context (readout, points, proprioception) to a distribution over chunks."""
+"""What decides: a context (readout, points, proprioception, prompt) to a chunk of actions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.gaussian import ActionDistribution, GaussianHead, GaussianHeadConfig
+from vla.model.heads.base import ActionHead, Features, HeadConfig, Likelihood, Sizes
+from vla.model.heads.registry import make_head, require_likelihood
 from vla.model.pointer import POINTS
 
 _POINTS = 3 * len(POINTS)
@@ -16,50 +17,83 @@ _MAGNIFY = 16.0
 class Actor(nn.Module):
     """The trainable end of the model; with a frozen backbone it is all that learns.
 
+    A context is one vector a frame, so that frames can be stored, shuffled and trained on many
+    times; the prompt's hidden states are part of it only for a head that attends to them.
+
     Args:
-        readout: width of the readout in the context.
+        width: of the readout and of the prompt's hidden states.
+        prompt: tokens of the prompt.
         proprio_dim: numbers of proprioception in the context.
         summary: width to which the readout is projected for the head.
         horizon: control steps a chunk.
         action_dim: numbers a control step.
-        head: sizes of the head.
+        head: which head, and its settings.
     """
 
     def __init__(
         self,
-        readout: int,
+        width: int,
+        prompt: int,
         proprio_dim: int,
         summary: int,
         horizon: int,
         action_dim: int,
-        head: GaussianHeadConfig,
+        head: HeadConfig,
     ):
         super().__init__()
-        self.split = (readout, _POINTS, proprio_dim)
-        self.summary = nn.Sequential(nn.LayerNorm(readout), nn.Linear(readout, summary))
+        self.summary = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, summary))
         features = summary + _POINTS + 6 + proprio_dim
-        self.head = GaussianHead(features, horizon, action_dim, head)
+        self.head: ActionHead = make_head(Sizes(features, width, horizon, action_dim), head)
+        self.width, self.prompt = width, prompt if self.head.attends else 0
+        self.split = (width, _POINTS, proprio_dim, self.prompt * width, self.prompt)
 
-    def forward(self, context: Tensor) -> ActionDistribution:
-        """Distribution over normalised chunks, for contexts [n, sum of `split`]."""
-        return self.head(self._features(context))
+    def pack(self, readout: Tensor, points: Tensor, proprio: Tensor, prompt: Tensor, mask: Tensor):
+        """Context float32 [n, sum of `split`].
+
+        Args:
+            readout: [n, width].
+            points: [n, POINTS, 3].
+            proprio: [n, proprio].
+            prompt: hidden states [n, tokens, width].
+            mask: bool [n, tokens], False at padding.
+        """
+        parts = [readout, points.flatten(1), proprio]
+        if self.head.attends:
+            parts += [prompt.flatten(1), mask.float()]
+        return torch.cat(parts, dim=1)
+
+    def features(self, context: Tensor) -> Features:
+        """What the head sees."""
+        readout, points, proprio, prompt, mask = context.split(self.split, dim=1)
+        hand, thing, goal = points.split(3, dim=1)
+        ways = _MAGNIFY * torch.cat([thing - hand, goal - thing], dim=1)
+        vector = torch.cat([self.summary(readout), points, ways, proprio], dim=1)
+        return Features(vector, prompt.unflatten(1, (self.prompt, self.width)), mask > 0)
 
     def loss(self, context: Tensor, actions: Tensor, is_pad: Tensor) -> Tensor:
-        """Negative log-likelihood of normalised actions [n, horizon, action]."""
-        return self.head.loss(self._features(context), actions, is_pad)
+        """Cloning loss for normalised actions [n, horizon, action]."""
+        return self.head.loss(self.features(context), actions, is_pad)
+
+    def act(self, context: Tensor) -> Tensor:
+        """The chunk to execute, normalised [n, horizon, action]."""
+        return self.head.act(self.features(context))
+
+    def likelihood(self, context: Tensor, decisions: Tensor) -> Likelihood:
+        """How likely the head's decisions were in these contexts."""
+        head = require_likelihood(self.head, "reinforcement")
+        return head.likelihood(self.features(context), decisions)
 
     def points(self, context: Tensor) -> Tensor:
         """Where the things are thought to be, in the model's units: [n, POINTS, 3]."""
         return context.split(self.split, dim=1)[1].unflatten(1, (len(POINTS), 3))
 
     def perturb(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Add `noise`, as wide as a context, to its points and proprioception."""
-        measured = torch.ones_like(context[:1])
-        measured[:, : self.split[0]] = 0.0
-        return context + noise * measured
+        """Add `noise` [n, points and proprioception] to a context's points and proprioception."""
+        readout, points, proprio, *rest = context.split(self.split, dim=1)
+        measured = torch.cat([points, proprio], dim=1) + noise
+        return torch.cat([readout, measured, *rest], dim=1)
 
-    def _features(self, context: Tensor) -> Tensor:
-        readout, points, proprio = context.split(self.split, dim=1)
-        hand, thing, goal = points.split(3, dim=1)
-        ways = _MAGNIFY * torch.cat([thing - hand, goal - thing], dim=1)
-        return torch.cat([self.summary(readout), points, ways, proprio], dim=1)
+    @property
+    def measured(self) -> int:
+        """Numbers of points and proprioception."""
+        return self.split[1] + self.split[2]

@@ -118,6 +118,23 @@ def backbone_from_dict(config: dict[str, Any]) -> PreTrainedModel:
     )
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states of n prompts, float32.
+
+    Attributes:
+        pictures: [n, cameras, tokens a picture, width], at the picture tokens.
+        readout: [n, readout_tokens, width], at the readout positions.
+        prompt: [n, tokens, width], at pictures and words.
+        mask: bool [n, tokens], False at padding.
+    """
+
+    pictures: Tensor
+    readout: Tensor
+    prompt: Tensor
+    mask: Tensor
+
+
 class Backbone(nn.Module):
     """Hidden states of a vision-language model at its pictures and at learned readout positions.
 
@@ -132,12 +149,8 @@ class Backbone(nn.Module):
         self.width = int(language_model.config.get_text_config().hidden_size)
         self.readout = nn.Parameter(torch.randn(readout_tokens, self.width) * 0.02)
 
-    def forward(self, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Last hidden states, float32.
-
-        Returns:
-            pictures [n, cameras, tokens a picture, width] and readout [n, readout_tokens, width].
-        """
+    def forward(self, inputs: ModelInputs) -> Hidden:
+        """Last hidden states."""
         model = self.language_model.model
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         count = len(inputs)
@@ -155,9 +168,11 @@ class Backbone(nn.Module):
             attention_mask=mask,
             use_cache=False,
         ).last_hidden_state.float()
-        at_pictures = hidden[:, : is_image.shape[1]][is_image]
+        prompt = hidden[:, : is_image.shape[1]]
         cameras = inputs.pixel_values.shape[1]
-        return (
-            at_pictures.unflatten(0, (count, cameras, -1)),
-            hidden[:, -len(self.readout) :],
+        return Hidden(
+            pictures=prompt[is_image].unflatten(0, (count, cameras, -1)),
+            readout=hidden[:, -len(self.readout) :],
+            prompt=prompt,
+            mask=inputs.attention_mask,
         )

@@ -1,13 +1,14 @@
 """The vision-language-action model: backbone, pointer and actor.
 
 Between them stands the context, one vector a frame: the readout's hidden state, the points that the
-pointer finds (hand, thing to move, goal) and proprioception. With a frozen backbone the context of
-a frame never changes, so it can be computed once and trained on many times.
+pointer finds (hand, thing to move, goal), proprioception and, for a head that attends to them, the
+prompt's hidden states. With a frozen backbone the context of a frame never changes, so it can be
+computed once and trained on many times.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vla.model.actor import Actor
-from vla.model.backbone import Backbone, backbone_from_dict
-from vla.model.heads.gaussian import ActionDistribution, GaussianHeadConfig
+from vla.model.backbone import Backbone, Hidden, backbone_from_dict
+from vla.model.heads.base import HeadConfig
+from vla.model.heads.gaussian import GaussianHeadConfig
+from vla.model.heads.registry import head_from_dict, head_to_dict
 from vla.model.pointer import POINTS, Pointer, Pointing
 from vla.processor import ModelInputs, Processor
 
@@ -30,14 +33,14 @@ class VLAConfig:
         summary: width to which the readout is projected for the head.
         point_center_m: world position that the pointer calls 0.
         point_scale_m: distance from it that the pointer calls 1.
-        head: the action head.
+        head: which action head, and its settings.
     """
 
     horizon: int = 5
     summary: int = 16
     point_center_m: tuple[float, float, float] = (1.3, 0.75, 0.5)
     point_scale_m: float = 0.2
-    head: GaussianHeadConfig = field(default_factory=GaussianHeadConfig)
+    head: HeadConfig = field(default_factory=GaussianHeadConfig)
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,27 @@ class Interface:
         image_tokens: tokens a picture.
         proprio: numbers of proprioception.
         action: numbers a control step.
+        prompt: tokens of pictures and words.
     """
 
     cameras: int
     image_tokens: int
     proprio: int
     action: int
+    prompt: int
 
     @classmethod
     def of(cls, processor: Processor) -> Interface:
         """What this processor gives and takes."""
         spec = processor.spec
         tokens = processor.config.image_tokens_per_camera
-        return cls(len(spec.cameras), tokens, spec.proprio.dim, spec.action.dim)
+        return cls(
+            len(spec.cameras), tokens, spec.proprio.dim, spec.action.dim, processor.prompt_length
+        )
 
 
 class VLA(nn.Module):
-    """A policy network from pictures, words and proprioception to a distribution over chunks.
+    """A policy network from pictures, words and proprioception to chunks of actions.
 
     Args:
         language_model: a transformers image-text model.
@@ -80,34 +87,53 @@ class VLA(nn.Module):
         self.backbone = Backbone(language_model, len(POINTS) + 1)
         width = self.backbone.width
         self.pointer = Pointer(width, interface.cameras, interface.image_tokens, interface.proprio)
-        self.actor = Actor(
-            width, interface.proprio, config.summary, config.horizon, interface.action, config.head
-        )
-        self.context_dim = sum(self.actor.split)
+        self.actor = self._make_actor()
 
-    def point(self, inputs: ModelInputs) -> tuple[Pointing, Tensor]:
-        """Where things are, and the readout [n, width] for the actor."""
-        pictures, readout = self.backbone(inputs)
-        return self.pointer(readout[:, :-1], pictures, inputs.proprio), readout[:, -1]
+    def _make_actor(self) -> Actor:
+        config, sizes = self.config, self.interface
+        return Actor(
+            self.backbone.width,
+            sizes.prompt,
+            sizes.proprio,
+            config.summary,
+            config.horizon,
+            sizes.action,
+            config.head,
+        )
+
+    def replace_actor(self, horizon: int, head: HeadConfig) -> None:
+        """Put an untrained actor in the place of the present one, unless it is of this kind."""
+        config = replace(self.config, horizon=horizon, head=head)
+        if config != self.config:
+            self.config = config
+            self.actor = self._make_actor().to(self.backbone.readout.device)
+
+    @property
+    def context_dim(self) -> int:
+        """Numbers of a context."""
+        return sum(self.actor.split)
+
+    def point(self, inputs: ModelInputs) -> tuple[Pointing, Hidden]:
+        """Where things are, and all hidden states."""
+        hidden = self.backbone(inputs)
+        return self.pointer(hidden.readout[:, :-1], hidden.pictures, inputs.proprio), hidden
 
     def encode(self, inputs: ModelInputs) -> Tensor:
-        """Context float32 [n, context_dim]: readout, points, proprioception."""
-        pointing, readout = self.point(inputs)
-        return torch.cat([readout, pointing.world.flatten(1), inputs.proprio], dim=1)
+        """Contexts float32 [n, context_dim], see `Actor.pack`."""
+        pointing, hidden = self.point(inputs)
+        return self.actor.pack(
+            hidden.readout[:, -1], pointing.world, inputs.proprio, hidden.prompt, hidden.mask
+        )
 
     def points_m(self, context: Tensor) -> Tensor:
         """Where the `POINTS` are thought to be: [n, POINTS, 3], world, metres."""
         center = torch.tensor(self.config.point_center_m, device=context.device)
         return self.actor.points(context) * self.config.point_scale_m + center
 
-    def distribution(self, context: Tensor) -> ActionDistribution:
-        """Distribution over normalised chunks."""
-        return self.actor(context)
-
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` needs to build the same architecture: plain data for JSON."""
         return {
-            "vla": asdict(self.config),
+            "vla": {**asdict(self.config), "head": head_to_dict(self.config.head)},
             "interface": asdict(self.interface),
             "backbone": self.backbone.language_model.config.to_dict(),
         }
@@ -116,7 +142,7 @@ class VLA(nn.Module):
     def from_dict(cls, data: dict[str, Any]) -> VLA:
         """An untrained model of the architecture that `to_dict` described."""
         fields = dict(data["vla"])
-        fields["head"] = GaussianHeadConfig(**fields["head"])
+        fields["head"] = head_from_dict(fields["head"])
         fields["point_center_m"] = tuple(fields["point_center_m"])
         backbone = backbone_from_dict(data["backbone"])
         return cls(backbone, Interface(**data["interface"]), VLAConfig(**fields))

@@ -1,0 +1,254 @@
+"""Every action head through one interface: learning, likelihoods, gradients, files."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vla.model.heads.base import ActionHead, Features, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.expert import ExpertConfig
+from vla.model.heads.fast import FastHead, FastHeadConfig
+from vla.model.heads.flow import FlowHead, FlowHeadConfig
+from vla.model.heads.gaussian import GaussianHeadConfig
+from vla.model.heads.l1 import L1HeadConfig
+from vla.model.heads.registry import (
+    HEADS,
+    NoLikelihoodError,
+    head_from_dict,
+    head_to_dict,
+    make_head,
+    require_likelihood,
+)
+from vla.model.heads.token import TokenHead, TokenHeadConfig
+
+SIZES = Sizes(vector=6, memory=8, horizon=4, action=3)
+_EXPERT = ExpertConfig(width=32, layers=1, heads=2)
+
+
+def chunks(count: int = 64) -> torch.Tensor:
+    """Smooth chunks within [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(count, 1, SIZES.action, generator=generator) - 0.5
+    slope = torch.rand(count, 1, SIZES.action, generator=generator) - 0.5
+    return start + slope * torch.arange(SIZES.horizon)[None, :, None] / SIZES.horizon
+
+
+CONFIGS: dict[str, HeadConfig] = {
+    "gaussian": GaussianHeadConfig(hidden=32),
+    "token": TokenHeadConfig(_EXPERT, bins=32),
+    "fast": FastHeadConfig(_EXPERT, scale=8.0, vocabulary=128).fitted(chunks(500)),
+    "l1": L1HeadConfig(_EXPERT),
+    "flow": FlowHeadConfig(_EXPERT, steps=4),
+    "flow noise": FlowHeadConfig(_EXPERT, steps=4, sampler="noise"),
+}
+LIKELY = [name for name in CONFIGS if name != "l1"]
+
+
+def features(count: int = 5, seed: int = 0) -> Features:
+    """Observations with three prompt tokens, the last of them padding in every other one."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(count, 3, dtype=torch.bool)
+    mask[::2, 2] = False
+    return Features(
+        torch.randn(count, SIZES.vector, generator=generator),
+        torch.randn(count, 3, SIZES.memory, generator=generator),
+        mask,
+    )
+
+
+def build(name: str) -> ActionHead:
+    """A fresh head."""
+    torch.manual_seed(0)
+    return make_head(SIZES, CONFIGS[name]).eval()
+
+
+def likely(name: str) -> LikelihoodHead:
+    """A fresh head with a likelihood."""
+    return require_likelihood(build(name), "the test")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_head_learns_what_it_is_shown(name: str) -> None:
+    """A chunk that is a function of vector and prompt is imitated after some hundred updates."""
+    head, seen = build(name), features(16)
+    wanted = chunks(16)
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    is_pad = torch.zeros(16, SIZES.horizon, dtype=torch.bool)
+    for _ in range(300):
+        loss = head.loss(seen, wanted, is_pad)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        error = (head.act(seen) - wanted).abs().mean()
+    assert float(error) < 0.08
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_acting_is_bounded_and_repeats(name: str) -> None:
+    """The greedy chunk has its shape and range, and is the same again."""
+    head, seen = build(name), features()
+    with torch.no_grad():
+        first, second = head.act(seen), head.act(seen)
+    assert first.shape == (5, SIZES.horizon, SIZES.action)
+    assert first.abs().max() <= 1
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "token", "l1"])
+def test_padded_steps_teach_nothing(name: str) -> None:
+    """Actions under `is_pad` do not change the loss."""
+    head, actions = build(name), chunks(5)
+    is_pad = torch.zeros(5, SIZES.horizon, dtype=torch.bool)
+    is_pad[:, 3] = True
+    other = actions.clone()
+    other[:, 3] = -1.0
+    losses = [head.loss(features(), shown, is_pad) for shown in (actions, other)]
+    assert torch.allclose(losses[0], losses[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "gaussian"])
+def test_attending_heads_read_the_prompt_but_not_its_padding(name: str) -> None:
+    """Another token changes the chunk, another padding token does not."""
+    head, seen = build(name), features(2)
+    memory = seen.memory.clone()
+    memory[0, 2] += 5.0  # padding
+    with torch.no_grad():
+        assert torch.equal(head.act(seen), head.act(Features(seen.vector, memory, seen.mask)))
+        decided = head.act(seen)
+        memory[:, 0] += 5.0
+        moved = head.act(Features(seen.vector, memory, seen.mask))
+    if name not in ("token", "fast"):  # bins may round a small difference away
+        assert not torch.equal(decided, moved)
+
+
+@pytest.mark.parametrize("name", LIKELY)
+def test_samples_have_their_likelihood(name: str) -> None:
+    """Shapes, no distance from itself, positive distance from another, seeded samples."""
+    head, seen = likely(name), features()
+    with torch.no_grad():
+        decisions = head.sample(seen, torch.Generator().manual_seed(3))
+        again = head.sample(seen, torch.Generator().manual_seed(3))
+        here = head.likelihood(seen, decisions)
+        other = head.likelihood(features(seed=9), decisions)
+    assert torch.equal(decisions, again)
+    assert head.actions(decisions).shape == (5, SIZES.horizon, SIZES.action)
+    assert head.actions(decisions).abs().max() <= 1
+    for values in (here.log_prob(), here.entropy(), here.kl(other)):
+        assert values.shape == (5, SIZES.horizon)
+        assert values.isfinite().all()
+    assert here.kl(here).abs().max() < 1e-6
+    assert here.kl(other).min() >= -1e-6
+    assert here.kl(other).max() > 0
+
+
+@pytest.mark.parametrize("name", LIKELY)
+def test_expected_score_is_zero(name: str) -> None:
+    """The mean gradient of the log-probability over the head's own samples vanishes."""
+    head, one = likely(name), features(1)
+    count = 4000
+    many = Features(*(t.expand(count, *t.shape[1:]) for t in (one.vector, one.memory, one.mask)))
+    decisions = head.sample(many, torch.Generator().manual_seed(0)).detach()
+    parameter = next(p for n, p in head.named_parameters() if n.endswith(("out.bias", "6.bias")))
+    scores = []
+    for rows in torch.arange(count).split(500):
+        part = Features(many.vector[rows], many.memory[rows], many.mask[rows])
+        log_prob = head.likelihood(part, decisions[rows]).log_prob().sum()
+        scores.append(torch.autograd.grad(log_prob, parameter)[0])
+    mean = torch.stack(scores).sum(0) / count
+    spread = torch.stack([s / 500 for s in scores]).std(0) / math.sqrt(len(scores))
+    assert (mean.abs() < 5 * spread + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["token", "fast"])
+def test_tokens_are_probabilities(name: str) -> None:
+    """What can come sums to one at each place; log-probabilities are those of torch."""
+    head, seen = likely(name), features()
+    decisions = head.sample(seen, torch.Generator().manual_seed(0))
+    likelihood = head.likelihood(seen, decisions)
+    comes = decisions >= 0
+    peer = torch.distributions.Categorical(logits=likelihood.logits)
+    expected = (peer.log_prob(decisions.clamp_min(0)) * comes).sum(1)
+    assert torch.allclose(likelihood.log_prob().sum(1), expected, atol=1e-4)
+
+
+def test_bins_decode_to_within_half_a_bin() -> None:
+    """decode(encode(actions)) is off by at most half a bin."""
+    head = make_head(SIZES, TokenHeadConfig(_EXPERT, bins=256))
+    assert isinstance(head, TokenHead)
+    actions = chunks(100)
+    assert (head.actions(head.tokens(actions)) - actions).abs().max() <= 1 / 256 + 1e-6
+
+
+def test_fast_decodes_what_it_encodes() -> None:
+    """Off by rounding only: half a step in each of `horizon` orthonormal coefficients."""
+    head = build("fast")
+    assert isinstance(head, FastHead)
+    actions = chunks(200)
+    tokens = head.tokens(actions)
+    bound = 0.5 * math.sqrt(SIZES.horizon) / head.config.scale
+    assert (head.actions(tokens) - actions).abs().max() <= bound + 1e-6
+    assert tokens.shape[1] < SIZES.horizon * SIZES.action  # compressed
+    coefficients = head.lengths[tokens.clamp_min(0)] * (tokens >= 0)
+    assert (coefficients.sum(1) == SIZES.horizon * SIZES.action).all()
+
+
+def test_every_sampled_fast_sequence_is_a_whole_chunk() -> None:
+    """An untrained head's sequences fill the chunk exactly, too."""
+    head = build("fast")
+    assert isinstance(head, FastHead)
+    decisions = head.sample(features(64), torch.Generator().manual_seed(0))
+    lengths = head.lengths[decisions.clamp_min(0)] * (decisions >= 0)
+    assert (lengths.sum(1) == SIZES.horizon * SIZES.action).all()
+
+
+def test_flow_sde_keeps_the_marginals() -> None:
+    """With the exact velocity of a Gaussian, SDE samples have the ODE's mean and spread.
+
+    For data N(m, s^2) the velocity is known in closed form, so the sampler is tested without any
+    training (Flow-GRPO, arXiv:2505.05470, appendix A).
+    """
+    torch.manual_seed(0)
+    head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, steps=200, log_std_start=-0.5))
+    mean, std = 0.3, 0.2
+
+    def exact(_: Features, at: torch.Tensor, time: torch.Tensor):
+        t = time[:, :, None, None]
+        spread = t.square() * std**2 + (1 - t).square()
+        gain = (t * std**2 - (1 - t)) / spread
+        return mean + gain * (at - t * mean), head.raw_log_std
+
+    head._velocity = exact  # type: ignore[method-assign]
+    one = features(1)
+    many = Features(*(t.expand(4000, *t.shape[1:]) for t in (one.vector, one.memory, one.mask)))
+    with torch.no_grad():
+        ends = head.sample(many, torch.Generator().manual_seed(1))[:, -1]
+    assert abs(float(ends.mean()) - mean) < 0.01
+    assert abs(float(ends.std()) - std) < 0.02
+
+
+def test_a_head_without_likelihood_says_so() -> None:
+    """The error names the heads that have one."""
+    with pytest.raises(NoLikelihoodError, match=r"PPO.*L1Head.*gaussian, token, fast, flow"):
+        require_likelihood(build("l1"), "PPO")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_settings_survive_json(name: str) -> None:
+    """The same settings, and a head that takes the same weights."""
+    back = head_from_dict(head_to_dict(CONFIGS[name]))
+    assert back == CONFIGS[name]
+    make_head(SIZES, back).load_state_dict(build(name).state_dict())
+
+
+def test_unknown_heads_and_unfitted_tokenizers_are_named() -> None:
+    """Errors say what is valid."""
+    with pytest.raises(ValueError, match=r"no action head 'dice'; valid: gaussian, token"):
+        head_from_dict({"type": "dice"})
+    with pytest.raises(ValueError, match="not fitted"):
+        make_head(SIZES, FastHeadConfig())
+    with pytest.raises(ValueError, match="lower the scale or raise the vocabulary"):
+        FastHeadConfig(scale=1000.0).fitted(chunks())
+    assert set(HEADS) == {"gaussian", "token", "fast", "l1", "flow"}

@@ -1,0 +1,117 @@
+"""What every action head does, and what only a head with a likelihood does.
+
+Likelihood is a capability with a type: an algorithm that needs one takes a `LikelihoodHead`, and a
+head without one is refused when the algorithm is built, not when it has run for an hour.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a head sees of n observations.
+
+    Attributes:
+        vector: float32 [n, vector]: summary, points, ways between them, proprioception.
+        memory: float32 [n, tokens, width], the prompt's hidden states; no tokens for a head that
+            does not attend to them.
+        mask: bool [n, tokens], False at padding.
+    """
+
+    vector: Tensor
+    memory: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a head is built for.
+
+    Attributes:
+        vector: width of `Features.vector`.
+        memory: width of `Features.memory`.
+        horizon: control steps a chunk.
+        action: numbers a control step.
+    """
+
+    vector: int
+    memory: int
+    horizon: int
+    action: int
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Settings of a head; each head has its own kind."""
+
+    def fitted(self, actions: Tensor) -> Self:
+        """These settings, with what must be learned from normalised chunks [n, horizon, action]."""
+        return self
+
+
+class ActionHead(nn.Module, ABC):
+    """From features to a chunk of normalised actions, [n, horizon, action] in [-1, 1]."""
+
+    attends: ClassVar[bool] = False
+    """Whether it reads `Features.memory`; the context then carries the prompt's hidden states."""
+
+    @abstractmethod
+    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+        """Behaviour cloning loss, a scalar; steps under `is_pad` bool [n, horizon] do not count."""
+
+    @abstractmethod
+    def act(self, features: Features) -> Tensor:
+        """The chunk to execute, the same one for the same features."""
+
+
+class Likelihood(ABC):
+    """How likely decisions were, a control step at a time: every method gives float32 [n, horizon].
+
+    A caller may so count only the steps that were executed.
+    """
+
+    @abstractmethod
+    def log_prob(self) -> Tensor:
+        """Log-probability (or its density) of the decisions."""
+
+    @abstractmethod
+    def entropy(self) -> Tensor:
+        """Entropy of what the decisions were drawn from."""
+
+    @abstractmethod
+    def kl(self, reference: Self) -> Tensor:
+        """KL(self || reference), for a likelihood of the same decisions."""
+
+
+class LikelihoodHead(ActionHead):
+    """A head whose stochastic decisions have a likelihood.
+
+    A decision is the tensor [n, ...] from which the likelihood is computed: the sample before
+    squashing, the tokens, or the chain of denoising steps.
+    """
+
+    @abstractmethod
+    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """Decisions, drawn at random."""
+
+    @abstractmethod
+    def actions(self, decisions: Tensor) -> Tensor:
+        """The chunks that they stand for."""
+
+    @abstractmethod
+    def likelihood(self, features: Features, decisions: Tensor) -> Likelihood:
+        """How likely these decisions are, given features."""
+
+    def noise_parameters(self) -> list[nn.Parameter]:
+        """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
+        return []

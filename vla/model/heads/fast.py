@@ -1,0 +1,205 @@
+"""FAST: the chunk's cosine transform, rounded and compressed into few tokens by byte-pair encoding.
+
+Source: Pertsch et al. 2025 (FAST, arXiv:2501.09747), section V and algorithm 1: discrete cosine
+transform along the chunk, scale and round, low frequencies of all dimensions first, byte-pair
+encoding fitted on the data, tokens predicted autoregressively. Departures: the tokens are those of
+an action expert; only tokens that fit into what is left of the chunk may come, so every sequence
+decodes to a chunk and needs no end token; and since a token belongs to no one control step, the
+sequence's log-probability is divided among the steps in equal parts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from tokenizers import Tokenizer, models, trainers
+from torch import Tensor
+
+from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
+from vla.model.heads.base import Features, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.expert import ExpertConfig
+
+_FIRST = 0x4E00  # letters from here on stand for whole numbers: one block without gaps
+
+
+@dataclass(frozen=True)
+class FastHeadConfig(HeadConfig):
+    """Sizes and the fitted tokenizer.
+
+    Attributes:
+        expert: the transformer.
+        scale: rounding steps a unit of a coefficient; larger is finer and longer.
+        vocabulary: most tokens.
+        limit: largest coefficient in rounding steps, fitted; larger ones are cut.
+        bpe: the fitted tokenizer as its own JSON.
+    """
+
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    scale: float = 20.0
+    vocabulary: int = 512
+    limit: int = 0
+    bpe: str = ""
+
+    def fitted(self, actions: Tensor) -> FastHeadConfig:
+        """With byte-pair encoding learned from chunks [n, horizon, action].
+
+        Raises:
+            ValueError: the vocabulary cannot hold one token for every coefficient.
+        """
+        coefficients = _coefficients(actions, self.scale)
+        limit = int(coefficients.abs().max())
+        if 2 * limit + 1 > self.vocabulary:
+            raise ValueError(
+                f"coefficients reach {limit} at scale {self.scale:g}: a vocabulary of "
+                f"{self.vocabulary} cannot hold {2 * limit + 1} of them; lower the scale or raise "
+                "the vocabulary"
+            )
+        tokenizer = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            initial_alphabet=[chr(_FIRST + i) for i in range(2 * limit + 1)],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_spell(coefficients, limit), trainer)
+        return replace(self, limit=limit, bpe=tokenizer.to_str())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The fitted tokenizer.
+
+        Raises:
+            ValueError: it has not been fitted.
+        """
+        if not self.bpe:
+            raise ValueError("the FAST tokenizer is not fitted: call `fitted` with chunks first")
+        return Tokenizer.from_str(self.bpe)
+
+
+class FastHead(LikelihoodHead):
+    """Compressed tokens; a decision is the tokens int64 [n, t], -1 after the end.
+
+    Args:
+        sizes: of features and chunks.
+        config: sizes of the transformer, and the fitted tokenizer.
+    """
+
+    attends = True
+    lengths: Tensor
+    values: Tensor
+
+    def __init__(self, sizes: Sizes, config: FastHeadConfig):
+        super().__init__()
+        self.config = config
+        self.shape = (sizes.horizon, sizes.action)
+        self.count = sizes.horizon * sizes.action
+        vocabulary = config.tokenizer.get_vocab()
+        words = sorted(vocabulary, key=vocabulary.__getitem__)
+        self.decoder = Autoregressive(sizes, config.expert, len(words), self.count)
+        self.register_buffer("lengths", torch.tensor([len(w) for w in words]), persistent=False)
+        # [vocabulary, count]: the coefficients that a token stands for, then zeros.
+        values = torch.zeros(len(words), self.count)
+        for row, word in enumerate(words):
+            letters = [ord(letter) - _FIRST - config.limit for letter in word[: self.count]]
+            values[row, : len(letters)] = torch.tensor(letters, dtype=torch.float32)
+        self.register_buffer("values", values, persistent=False)
+
+    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+        """Mean negative log-probability of a token, nats; the chunk counts whole, as it is coded.
+
+        Padded steps repeat the last action, which the transform turns into small coefficients.
+        """
+        tokens = self.tokens(actions)
+        log_prob = self.likelihood(features, tokens).log_prob()
+        return -log_prob.sum() / (tokens >= 0).sum()
+
+    @torch.no_grad()
+    def act(self, features: Features) -> Tensor:
+        """The likeliest token that fits each time."""
+        return self.actions(self._generate(features, None, greedy=True))
+
+    @torch.no_grad()
+    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """Tokens drawn one after another among those that fit."""
+        return self._generate(features, generator, greedy=False)
+
+    def actions(self, decisions: Tensor) -> Tensor:
+        """The inverse transform of the coefficients that the tokens stand for."""
+        flat = decisions.new_zeros(len(decisions), self.count, dtype=torch.float32)
+        place = torch.zeros(len(decisions), dtype=torch.long, device=decisions.device)
+        columns = torch.arange(self.count, device=decisions.device)
+        for token in decisions.unbind(1):
+            known = token.clamp_min(0)
+            ahead = columns - place[:, None]
+            inside = (ahead >= 0) & (ahead < self.lengths[known][:, None]) & (token >= 0)[:, None]
+            value = self.values[known].gather(1, ahead.clamp(0, self.count - 1))
+            flat = torch.where(inside, value, flat)
+            place = place + torch.where(token >= 0, self.lengths[known], 0)
+        waves = flat.unflatten(1, self.shape) / self.config.scale
+        back = torch.einsum("fh,nfa->nha", _cosines(self.shape[0]).to(waves), waves)
+        return back.clamp(-1, 1)
+
+    def tokens(self, actions: Tensor) -> Tensor:
+        """Chunks [n, horizon, action] as tokens int64 [n, t], -1 after the end."""
+        texts = _spell(_coefficients(actions, self.config.scale), self.config.limit)
+        coded = [e.ids for e in self.config.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        rows = torch.full((len(coded), self.count), -1)
+        for row, ids in enumerate(coded):
+            rows[row, : len(ids)] = torch.tensor(ids)
+        return rows[:, : max(map(len, coded))].to(actions.device)
+
+    def likelihood(self, features: Features, decisions: Tensor) -> TokenLikelihood:
+        """Of tokens, all in one pass; every control step has an equal part."""
+        comes = decisions >= 0
+        tokens = decisions.clamp_min(0)
+        taken = (self.lengths[tokens] * comes).cumsum(1)
+        left = self.count - torch.nn.functional.pad(taken, (1, 0))[:, :-1]
+        logits = self._fitting(self.decoder(features, tokens), left)
+        share = comes[..., None].float().expand(-1, -1, self.shape[0]) / self.shape[0]
+        return TokenLikelihood(logits, tokens, share)
+
+    def _fitting(self, logits: Tensor, left: Tensor) -> Tensor:
+        """Logits of tokens that are longer than what is left of the chunk become -inf."""
+        # Nothing fits after the end; those places are not counted, and must not become NaN.
+        return logits.masked_fill(self.lengths > left.clamp_min(1)[..., None], -math.inf)
+
+    def _generate(
+        self, features: Features, generator: torch.Generator | None, greedy: bool
+    ) -> Tensor:
+        left = torch.full((len(features),), self.count, device=features.vector.device)
+
+        def choose(logits: Tensor) -> Tensor:
+            nonlocal left
+            logits = self._fitting(logits, left)
+            if greedy:
+                token = logits.argmax(-1)
+            else:
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            ended = left == 0
+            left = (left - self.lengths[token]).clamp_min(0)
+            return token.masked_fill(ended, -1)
+
+        return self.decoder.generate(features, choose)
+
+
+def _cosines(horizon: int) -> Tensor:
+    """The orthonormal discrete cosine transform (type II), [frequency, step]."""
+    step = torch.arange(horizon, dtype=torch.float64)
+    waves = torch.cos(math.pi / horizon * (step + 0.5) * step[:, None])
+    waves *= math.sqrt(2 / horizon)
+    waves[0] /= math.sqrt(2)
+    return waves.float()
+
+
+def _coefficients(actions: Tensor, scale: float) -> Tensor:
+    """Rounded coefficients int64 [n, horizon * action], low frequencies first."""
+    waves = torch.einsum("fh,nha->nfa", _cosines(actions.shape[1]).to(actions), actions)
+    return (waves * scale).round().long().flatten(1)
+
+
+def _spell(coefficients: Tensor, limit: int) -> list[str]:
+    """One letter a coefficient."""
+    letters = (coefficients.clamp(-limit, limit) + limit + _FIRST).tolist()
+    return ["".join(map(chr, row)) for row in letters]

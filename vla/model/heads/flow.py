@@ -1,0 +1,190 @@
+"""Flow matching with an action expert; a likelihood comes with its stochastic samplers.
+
+Source: Black et al. 2024 (pi0, arXiv:2410.24164), equation 1 and appendix B: a straight path from
+noise at time 0 to the chunk at time 1, times drawn towards noise, Euler steps. Samplers with a
+likelihood, after Chen et al. 2025 (pi_RL, arXiv:2510.25889): Flow-SDE (Liu et al. 2025, Flow-GRPO,
+arXiv:2505.05470) turns the ordinary differential equation into a stochastic one with the same
+marginals, Flow-Noise (Zhang et al. 2025, ReinFlow, arXiv:2505.22094) adds noise of a learned,
+bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood.
+Departures: one level of noise a number of the chunk, the drift's time is kept above one step, and
+the greedy chunk starts at the middle of the noise, so that it is the same for the same features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vla.model.heads.base import Features, HeadConfig, Likelihood, LikelihoodHead, Sizes
+from vla.model.heads.expert import ActionExpert, ExpertConfig
+
+_LATEST = 0.999  # the last time that training draws
+_TOWARDS_NOISE = 1.5  # shape of the beta distribution of times
+
+
+@dataclass(frozen=True)
+class FlowHeadConfig(HeadConfig):
+    """Sizes and samplers.
+
+    Attributes:
+        expert: the transformer.
+        steps: Euler steps from noise to chunk.
+        sampler: how it samples for reinforcement: "sde" or "noise".
+        log_std_start: log of the noise level where reinforcement does not set another one.
+    """
+
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    steps: int = 10
+    sampler: Literal["sde", "noise"] = "sde"
+    log_std_start: float = -1.0
+
+
+@dataclass(frozen=True)
+class ChainLikelihood(Likelihood):
+    """Of chains of Gaussian steps; `k` steps a chain.
+
+    Attributes:
+        mean: float32 [n, k, horizon, action], of each step.
+        log_std: float32 broadcastable to `mean`.
+        sample: float32 as `mean`, where each step went.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+    sample: Tensor
+
+    def log_prob(self) -> Tensor:
+        """Log density of the chain given its first noise, [n, horizon]."""
+        z = (self.sample - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum((1, 3))
+
+    def entropy(self) -> Tensor:
+        """Of the steps of the chain, [n, horizon]."""
+        each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
+        return each.expand_as(self.mean).sum((1, 3))
+
+    def kl(self, reference: ChainLikelihood) -> Tensor:
+        """KL(self || reference) of the steps along these chains, [n, horizon]."""
+        ratio = (2 * (self.log_std - reference.log_std)).exp()
+        shift = (self.mean - reference.mean).square() * (-2 * reference.log_std).exp()
+        return (0.5 * (ratio + shift - 1) - self.log_std + reference.log_std).sum((1, 3))
+
+
+class FlowHead(LikelihoodHead):
+    """Noise to chunks; a decision is the chain [n, steps + 1, horizon, action].
+
+    Args:
+        sizes: of features and chunks.
+        config: sizes and samplers.
+    """
+
+    attends = True
+
+    def __init__(self, sizes: Sizes, config: FlowHeadConfig):
+        super().__init__()
+        self.config = config
+        self.shape = (sizes.horizon, sizes.action)
+        width = config.expert.width
+        self.places = nn.Parameter(torch.randn(sizes.horizon, width) * 0.02)
+        self.noisy = nn.Linear(sizes.action, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.expert = ActionExpert(sizes, config.expert)
+        self.out = nn.Linear(width, sizes.action)
+        self.raw_log_std = nn.Parameter(torch.full(self.shape, config.log_std_start))
+        # Only while reinforcing: how much smaller than `raw_log_std` the noise is, here and now.
+        self.quieter = nn.Linear(width, sizes.action) if config.sampler == "noise" else None
+        if self.quieter is not None:
+            nn.init.zeros_(self.quieter.weight)
+            nn.init.constant_(self.quieter.bias, -4.0)
+
+    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+        """Mean squared error of the velocity over unpadded steps, at one random time each."""
+        noise = torch.randn_like(actions)
+        late = torch.rand(len(actions), device=actions.device).pow(1 / _TOWARDS_NOISE)
+        time = _LATEST * (1 - late)
+        along = time[:, None, None]
+        at = along * actions + (1 - along) * noise
+        velocity, _ = self._velocity(features, at[:, None], time[:, None])
+        kept = (~is_pad).float()
+        per_step = (velocity[:, 0] - (actions - noise)).square().mean(-1)
+        return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+
+    def act(self, features: Features) -> Tensor:
+        """Euler steps from the middle of the noise, drawn in to [-1, 1]."""
+        at = features.vector.new_zeros(len(features), *self.shape)
+        for step in range(self.config.steps):
+            velocity, _ = self._velocity(features, at[:, None], self._times(at)[step].expand(1, 1))
+            at = at + velocity[:, 0] / self.config.steps
+        return at.clamp(-1, 1)
+
+    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """Chains from noise to chunks."""
+
+        def noise() -> Tensor:
+            like = features.vector
+            return torch.randn(
+                (len(features), *self.shape),
+                generator=generator,
+                device=like.device,
+                dtype=like.dtype,
+            )
+
+        chain = [noise()]
+        for step in range(self.config.steps):
+            mean, log_std = self._step(features, chain[-1][:, None], first=step)
+            chain.append((mean + log_std.exp() * noise()[:, None])[:, 0])
+        return torch.stack(chain, dim=1)
+
+    def actions(self, decisions: Tensor) -> Tensor:
+        """Where the chains end, drawn in to [-1, 1]."""
+        return decisions[:, -1].clamp(-1, 1)
+
+    def likelihood(self, features: Features, decisions: Tensor) -> ChainLikelihood:
+        """Of chains, all their steps in one pass."""
+        mean, log_std = self._step(features, decisions[:, :-1], first=0)
+        return ChainLikelihood(mean, log_std, decisions[:, 1:])
+
+    def noise_parameters(self) -> list[nn.Parameter]:
+        """The log level of the noise, one a number of the chunk."""
+        return [self.raw_log_std]
+
+    def _times(self, like: Tensor) -> Tensor:
+        return torch.arange(self.config.steps, device=like.device) / self.config.steps
+
+    def _step(self, features: Features, at: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Mean and log std of the steps that begin at `at` [n, k, horizon, action]."""
+        count = self.config.steps
+        time = self._times(at)[first : first + at.shape[1]]
+        velocity, log_std = self._velocity(features, at, time[None])
+        if self.config.sampler == "noise":
+            return at + velocity / count, log_std
+        now = time[:, None, None]
+        after_start = now.clamp_min(1 / count)
+        # sigma^2 = level^2 (1 - t) / t; sigma^2 / 2 times the score of the marginal at t is:
+        level = log_std.exp()
+        drift = velocity + level.square() / (2 * after_start) * (now * velocity - at)
+        spread = log_std + 0.5 * ((1 - now) / (after_start * count)).log()
+        return at + drift / count, spread
+
+    def _velocity(self, features: Features, at: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity [n, k, horizon, action] and log of the noise level, at k places and times."""
+        k, horizon = at.shape[1:3]
+        queries = self.noisy(at) + self.places + self.time(self._wave(time))[:, :, None]
+        # The k copies of the chunk share one pass, and do not see each other.
+        copy = torch.arange(k * horizon, device=at.device) // horizon
+        visible = None if k == 1 else copy[:, None] == copy[None]
+        hidden = self.expert(queries.flatten(1, 2), features, visible).unflatten(1, (k, horizon))
+        log_std = self.raw_log_std
+        if self.quieter is not None:
+            log_std = log_std - nn.functional.softplus(self.quieter(hidden))
+        return self.out(hidden), log_std
+
+    def _wave(self, time: Tensor) -> Tensor:
+        half = self.config.expert.width // 2
+        rates = torch.logspace(0, 3, half, device=time.device)
+        angle = time[..., None] * rates
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
