@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from tyro.conf import OmitArgPrefixes
 
-import vla
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.dataset import DemoDataset
 from policies.run_folder import RunFolder
@@ -17,12 +16,10 @@ from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.vector import CpuVecEnv
 from vla.model.heads.registry import HEADS
-from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import load_policy
-from vla.processor import Processor
+from vla.starting import GROUNDED, start_policy
 
 HeadName = Literal["gaussian", "token", "fast", "l1", "flow"]
-GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
 
 @dataclass(frozen=True)
@@ -64,20 +61,17 @@ def main(config: PretrainConfig) -> int:
     start = load_policy(config.start, config.device)
     roots = config.data or (Path("data") / config.task,)
     data = DemoDataset(roots, config.horizon, seed=config.training.seed)
-    old = start.processor
-    measured = {
-        name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
-        for name, numbers in data.statistics().items()
-    }
-    # The pointer reads proprioception as it was normalised when it learned to point.
-    proprio = old.statistics.proprio if old.statistics else measured["proprio"]
-    statistics = Statistics(measured["action"], proprio)
-    processor = Processor(data.spec, statistics, old.tokenizer, old.config)
     torch.manual_seed(config.training.seed)
-    chunks = processor.encode_actions(data.batch(data.rows("train")).actions)
-    start.model.replace_actor(config.horizon, HEADS[config.head].config().fitted(chunks))
+    policy = start_policy(
+        start,
+        data.spec,
+        data.statistics(),
+        data.instructions,
+        data.chunks(),
+        HEADS[config.head].config(),
+    )
     folder = RunFolder(out, config, command_line("pretrain", config))
-    cloner = Cloner(start.model, processor, data, config.training, folder)
+    cloner = Cloner(policy.model, policy.processor, data, config.training, folder)
     envs = min(config.num_envs, config.selection_episodes)
     with CpuVecEnv(config.task, envs) as env, Bar("clone", config.training.updates) as bar:
         seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)

@@ -6,6 +6,7 @@
     processor.json            conversions and statistics     }
     tokenizer/                                               }
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
+    <other>.json              what other programs want to read
     manifest.json             format version, size and SHA-256 of every file above
 
 A folder is complete once it has its final name: everything is written and flushed to disk under a
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,7 @@ def save_checkpoint(
     weights: dict[str, Tensor],
     processor: Processor,
     training_state: dict[str, Any] | None = None,
+    documents: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same name; returns the folder.
 
@@ -82,6 +85,7 @@ def save_checkpoint(
         weights: a state dict; tied weights may share memory.
         processor: brings contract, statistics and tokenizer.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
+        documents: file name → plain data, for JSON files that other programs read.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is untouched.
@@ -95,6 +99,8 @@ def save_checkpoint(
         _write_json(partial / "config.json", model_config)
         _write_tensors(partial / "model.safetensors", weights)
         processor.save(partial)
+        for name, data in (documents or {}).items():
+            _write_json(partial / name, data)
         if training_state is not None:
             tensors, structure = flatten_state(training_state)
             _write_json(partial / "training_state.json", structure)

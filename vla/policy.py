@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import ObservationBatch
+from vla.lerobot_plugin.description import describe_pipelines, describe_policy
 from vla.model.vla import VLA
 from vla.processor import Processor
 
@@ -48,14 +49,31 @@ class VLAPolicy:
         chunk = self.model.actor.act(self.encode(observation))
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
 
-    def save(self, folder: Path, training_state: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint; `training_state` is what a training needs to go on exactly."""
+    def save(
+        self,
+        folder: Path,
+        training_state: dict[str, Any] | None = None,
+        weights: dict[str, Tensor] | None = None,
+        lerobot_config: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write a checkpoint, which LeRobot can read too.
+
+        Args:
+            folder: where; replaces a checkpoint of that name.
+            training_state: what a training needs to go on exactly.
+            weights: the model's, where a distributed training has gathered them.
+            lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
+        """
+        model = self.model.to_dict()
         return save_checkpoint(
             folder,
-            model_config=self.model.to_dict(),
-            weights=self.model.state_dict(),
+            model_config=lerobot_config | model
+            if lerobot_config is not None
+            else describe_policy(self.spec, model),
+            weights=weights or self.model.state_dict(),
             processor=self.processor,
             training_state=training_state,
+            documents=describe_pipelines() if lerobot_config is None else None,
         )
 
     def resume(self, run: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policies.imitation.frame_cache import Frames, open_frames
 from vla.contract import ObservationBatch, RobotSpec
+from vla.normalisation import Statistics
 
 Split = Literal["train", "heldout"]
 
@@ -135,13 +136,12 @@ class DemoDataset:
 
     def batch(self, rows: np.ndarray) -> DemoBatch:
         """The samples that begin at these frames (int64 [b])."""
-        future = rows[:, None] + np.arange(self.chunk)  # [b, k]
-        last = self._end[rows, None] - 1
+        actions, is_pad = self._future(rows)
         return DemoBatch(
             images=torch.from_numpy(self._gather_images(rows)),
             proprio=torch.from_numpy(self._proprio[rows]),
-            actions=torch.from_numpy(self._actions[np.minimum(future, last)]),
-            is_pad=torch.from_numpy(future > last),
+            actions=actions,
+            is_pad=is_pad,
             instructions=[self._instructions[row] for row in rows],
             privileged=torch.from_numpy(self._privileged[rows]),
             time_s=torch.from_numpy(
@@ -175,16 +175,26 @@ class DemoDataset:
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size])
 
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Over the training episodes: "action" and "proprio" → mean, std, min, max, q01, q99.
-
-        Each is float32 [dim], in the contract's units.
-        """
+    def statistics(self) -> Statistics:
+        """Over the training episodes, in the contract's units."""
         rows = self._rows["train"]
-        return {
-            "action": _summarise(self._actions[rows]),
-            "proprio": _summarise(self._proprio[rows]),
-        }
+        return Statistics.measure(self._actions[rows], self._proprio[rows])
+
+    @property
+    def instructions(self) -> list[str]:
+        """Every instruction once."""
+        return list(dict.fromkeys(self._instructions))
+
+    def chunks(self) -> Tensor:
+        """The expert's chunk at every training frame, float32 [n, k, action.dim]."""
+        return self._future(self._rows["train"])[0]
+
+    def _future(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Actions [b, k, action.dim] from these frames on, and where they are padding [b, k]."""
+        future = rows[:, None] + np.arange(self.chunk)
+        last = self._end[rows, None] - 1
+        actions = self._actions[np.minimum(future, last)]
+        return torch.from_numpy(actions), torch.from_numpy(future > last)
 
     def _gather_images(self, rows: np.ndarray) -> np.ndarray:
         if len(self._images) == 1:
@@ -205,16 +215,3 @@ def _number_episodes(parts: Sequence[Frames]) -> np.ndarray:
         numbered.append(numbers + offset)
         offset += int(numbers.max()) + 1
     return np.concatenate(numbered)
-
-
-def _summarise(values: np.ndarray) -> dict[str, np.ndarray]:
-    exact = values.astype(np.float64)
-    summary = {
-        "mean": exact.mean(axis=0),
-        "std": exact.std(axis=0),
-        "min": exact.min(axis=0),
-        "max": exact.max(axis=0),
-        "q01": np.quantile(exact, 0.01, axis=0),
-        "q99": np.quantile(exact, 0.99, axis=0),
-    }
-    return {name: value.astype(np.float32) for name, value in summary.items()}

@@ -85,9 +85,12 @@ class VLA(nn.Module):
         self.config, self.interface = config, interface
         # One position of the language model asks for each point, one more is read by the actor.
         self.backbone = Backbone(language_model, len(POINTS) + 1)
-        width = self.backbone.width
-        self.pointer = Pointer(width, interface.cameras, interface.image_tokens, interface.proprio)
+        self.pointer = self._make_pointer()
         self.actor = self._make_actor()
+
+    def _make_pointer(self) -> Pointer:
+        sizes = self.interface
+        return Pointer(self.backbone.width, sizes.cameras, sizes.image_tokens, sizes.proprio)
 
     def _make_actor(self) -> Actor:
         config, sizes = self.config, self.interface
@@ -107,6 +110,18 @@ class VLA(nn.Module):
         if config != self.config:
             self.config = config
             self.actor = self._make_actor().to(self.backbone.readout.device)
+
+    def replace_interface(self, interface: Interface) -> None:
+        """Fit another robot: what its sizes decide starts untrained, all else stays."""
+        if interface == self.interface:
+            return
+        self.interface, old = interface, self.pointer
+        kept = old.state_dict()
+        self.pointer = self._make_pointer().to(self.backbone.readout.device)
+        fresh = self.pointer.state_dict()
+        fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
+        self.pointer.load_state_dict(fresh | fitting)
+        self.actor = self._make_actor().to(self.backbone.readout.device)
 
     @property
     def context_dim(self) -> int:
