@@ -129,7 +129,10 @@ def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
     info = json.loads((root / "meta" / "info.json").read_text())
     sizes = {(camera.height, camera.width) for camera in spec.cameras}
     if len(sizes) != 1:
-        raise ValueError(f"{root}: cameras of different sizes {sizes} cannot share one array")
+        raise ValueError(
+            f"{root}: cameras of different sizes {sizes} cannot share one array; "
+            "lerobot-train --policy.type=vla takes such data as they are"
+        )
     shape = (info["total_frames"], len(spec.cameras), *sizes.pop(), 3)
     free = shutil.disk_usage(folder).free
     if free < np.prod(shape):

@@ -131,11 +131,11 @@ def test_statistics_are_those_of_the_training_episodes(recorded: tuple[Path, Tas
     ]
     for name in ("action", "proprio"):
         values = np.concatenate([episode[name] for episode in episodes]).astype(np.float64)
-        ours = dataset.statistics()[name]
-        np.testing.assert_allclose(ours["mean"], values.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(ours["std"], values.std(0), rtol=1e-5)
-        np.testing.assert_allclose(ours["q99"], np.quantile(values, 0.99, axis=0), rtol=1e-5)
-        np.testing.assert_array_equal(ours["max"], values.max(0).astype(np.float32))
+        ours = getattr(dataset.statistics(), name)
+        np.testing.assert_allclose(ours.mean, values.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(ours.std, values.std(0), rtol=1e-5)
+        np.testing.assert_allclose(ours.q99, np.quantile(values, 0.99, axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(ours.max, values.max(0).astype(np.float32))
 
 
 def test_folders_are_concatenated(recorded: tuple[Path, Task], tmp_path: Path) -> None:
@@ -259,11 +259,14 @@ def test_missing_folder_names_the_command_and_the_neighbours(
     assert not wrong.exists()
 
 
-def test_folder_without_contract_names_the_fix(copied: Path) -> None:
-    """A LeRobot data set from elsewhere, for instance."""
+def test_folder_without_contract_says_what_it_can_of_itself(copied: Path) -> None:
+    """A LeRobot data set from elsewhere, for instance: the same frames, limits as recorded."""
+    own = DemoDataset(copied, chunk=2)
     (copied / "meta" / "contract.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"contract\.json.*RobotSpec"):
-        DemoDataset(copied, chunk=2)
+    derived = DemoDataset(copied, chunk=2)
+    assert derived.spec.action.names == own.spec.action.names
+    assert derived.spec.action.high[0] == max(LENGTHS) - 1
+    assert _same(derived.batch(np.arange(5)), own.batch(np.arange(5)))
 
 
 def test_damaged_or_half_moved_files_are_refused(copied: Path) -> None:
