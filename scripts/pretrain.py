@@ -31,6 +31,8 @@ class PretrainConfig:
         task: registry name of the task in which checkpoints are tried and the best is chosen; None
             for data of a robot that is not simulated here, where held-out episodes choose.
         data: LeRobotDataset v3 folders, ours or others'; by default `data/<task>`.
+        weights: share of the samples that each data folder gets, in any unit; by default every
+            frame is drawn equally often.
         start: checkpoint that brings the vision-language model.
         head: action head; a start with another one gets an untrained one of this kind.
         horizon: control steps a chunk.
@@ -44,6 +46,7 @@ class PretrainConfig:
 
     task: str | None = "FetchPush"
     data: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     start: Path = GROUNDED
     head: HeadName = "gaussian"
     horizon: int = 5
@@ -67,7 +70,7 @@ def main(config: PretrainConfig) -> int:
     out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
     start = load_policy(config.start, config.device)
     roots = config.data or (Path("data") / str(config.task),)
-    data = DemoDataset(roots, config.horizon, seed=config.training.seed)
+    data = DemoDataset(roots, config.horizon, seed=config.training.seed, weights=config.weights)
     torch.manual_seed(config.training.seed)
     policy = start_policy(
         start,

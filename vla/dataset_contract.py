@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,41 @@ def derive_contract(
         cameras=tuple(_camera(name, key, features[key], where) for name, key in cameras.items()),
         control_rate_hz=float(info["fps"]),
         features=FeatureMap(cameras=cameras),
+    )
+
+
+def merge_contracts(specs: Mapping[str, RobotSpec]) -> RobotSpec:
+    """One contract for several data sets of one robot.
+
+    Limits that were derived are what each data set happened to reach, so the widest hold; all else
+    must be equal.
+
+    Args:
+        specs: what each contract belongs to, for messages → contract.
+
+    Raises:
+        ContractMismatchError: with one line per difference.
+    """
+    (first_name, merged), *others = specs.items()
+    for name, spec in others:
+        merged, theirs = _widen(merged, spec), _widen(spec, merged)
+        merged.require_match(theirs, first_name, name)
+    return merged
+
+
+def _widen(ours: RobotSpec, theirs: RobotSpec) -> RobotSpec:
+    """`ours` with limits that contain those of `theirs`, where both were derived."""
+
+    def widest(one: VectorSpec, other: VectorSpec) -> VectorSpec:
+        if one.names != other.names or {*one.units, *other.units} != {UNKNOWN_UNIT}:
+            return one
+        low, high = map(min, one.low, other.low), map(max, one.high, other.high)
+        return replace(one, low=tuple(low), high=tuple(high))
+
+    return replace(
+        ours,
+        action=widest(ours.action, theirs.action),
+        proprio=widest(ours.proprio, theirs.proprio),
     )
 
 

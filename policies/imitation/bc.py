@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policies.imitation.augmentation import Augmentation
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
@@ -45,6 +46,10 @@ class CloningConfig:
             units; what it must act in later is not exactly what was demonstrated.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
+        picture_shift: augmentation, see `Augmentation`; like the next two only where the backbone is
+            trained, since a frozen one sees every picture once.
+        picture_light: augmentation.
+        picture_colour: augmentation.
         bf16: compute the backbone in bfloat16 where PyTorch's autocast sees fit.
         seed: of everything random.
     """
@@ -58,8 +63,22 @@ class CloningConfig:
     context_noise: float = 0.02
     max_grad_norm: float = 1.0
     evaluate_every: int = 500
+    picture_shift: float = 0.0
+    picture_light: float = 0.0
+    picture_colour: float = 0.0
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.backbone == "frozen" and self.augmentation.is_on:
+            raise ValueError(
+                "pictures are changed only with backbone='full': a frozen one sees each of them once"
+            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How pictures are changed."""
+        return Augmentation(self.picture_shift, self.picture_light, self.picture_colour)
 
 
 class Cloner:
@@ -160,10 +179,13 @@ class Cloner:
         size = self.config.batch
         if self.config.backbone == "frozen":
             context, actions, is_pad = self._frozen("train")
-            rows = torch.randint(len(context), (size,), generator=self._rng)
+            rows = torch.from_numpy(self.data.draw(self._rng, size))
             context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
         else:
-            context, actions, is_pad = self._encode(self.data.sample(self._rng, size))
+            batch = self.data.sample(self._rng, size)
+            if (augmentation := self.config.augmentation).is_on:
+                batch.images = augmentation.apply(batch.images, self._rng)
+            context, actions, is_pad = self._encode(batch)
         actor = self.model.actor
         noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
         return actor.perturb(context, self.config.context_noise * noise), actions, is_pad

@@ -244,6 +244,27 @@ def test_two_processes_may_open_at_once(copied: Path) -> None:
     assert len([path for path in (copied / ".cache").iterdir() if path.is_dir()]) == 1
 
 
+def test_weights_share_the_samples_between_folders(
+    recorded: tuple[Path, Task], tmp_path: Path
+) -> None:
+    """Whatever their lengths; without weights by length, and the same draws as ever."""
+    other = tmp_path / "other"
+    write_folder(other, [2, 2])
+    roots = [recorded[0], other]
+    for generator in (np.random.default_rng(0), torch.Generator().manual_seed(0)):
+        weighted = DemoDataset(roots, chunk=2, heldout_fraction=0.0, weights=(1, 3))
+        rows = weighted.rows()[weighted.draw(generator, 4000)]
+        assert abs((rows >= sum(LENGTHS)).mean() - 0.75) < 0.03
+        assert set(rows) == set(range(len(weighted)))
+    plain = DemoDataset(roots, chunk=2, heldout_fraction=0.0)
+    drawn = plain.draw(torch.Generator().manual_seed(5), 9)
+    same = torch.randint(len(plain), (9,), generator=torch.Generator().manual_seed(5))
+    assert drawn.tolist() == same.tolist()
+    for bad in ((1,), (1, 0), (1, 2, 3)):
+        with pytest.raises(ValueError, match="one weight > 0 a folder"):
+            DemoDataset(roots, chunk=2, weights=bad)
+
+
 # --- refusals
 
 

@@ -119,7 +119,13 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
         data=(recorded,),
         out=tmp_path / "clone",
         horizon=4,
-        training=CloningConfig(updates=2, batch=4, evaluate_every=1, backbone=backbone),
+        training=CloningConfig(
+            updates=2,
+            batch=4,
+            evaluate_every=1,
+            backbone=backbone,
+            picture_light=0.2 if backbone == "full" else 0.0,
+        ),
     )
     assert main(config) == 0
     assert "held-out episodes" in capsys.readouterr().out

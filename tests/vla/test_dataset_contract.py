@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from demo_folder import write_folder
 
-from vla.contract import CameraSpec, RobotSpec
-from vla.dataset_contract import derive_contract, read_contract
+from vla.contract import CameraSpec, ContractMismatchError, RobotSpec
+from vla.dataset_contract import PROPRIO, derive_contract, merge_contracts, read_contract
 
 PICTURE = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
 INFO: dict[str, Any] = {
@@ -83,6 +84,22 @@ def test_a_recording_of_ours_keeps_its_own_contract(tmp_path: Path) -> None:
     """Units and true limits, which LeRobot's files do not hold."""
     task = write_folder(tmp_path / "FetchReach", [3])
     assert read_contract(tmp_path / "FetchReach") == task.spec
+
+
+def test_data_sets_of_one_robot_share_the_widest_limits() -> None:
+    """Derived limits are what was reached; everything else must agree."""
+    further = {"action": {"min": [-4, 0], "max": [1, 5]}, PROPRIO: STATISTICS[PROPRIO]}
+    one, two = derive_contract(INFO, STATISTICS, "a"), derive_contract(INFO, further, "b")
+    merged = merge_contracts({"a": one, "b": two})
+    assert (merged.action.low, merged.action.high) == ((-4, -1), (4, 5))
+    assert merged.proprio == one.proprio
+    with pytest.raises(ContractMismatchError, match=r"data b.*\n.*control_rate_hz: 30.0 != 10.0"):
+        merge_contracts({"a": one, "data b": replace(two, control_rate_hz=10.0)})
+    known = replace(one, action=replace(one.action, units=("m", "m")))
+    with pytest.raises(ContractMismatchError, match=r"action\.low"):
+        merge_contracts(
+            {"a": known, "b": replace(known, action=replace(two.action, units=("m", "m")))}
+        )
 
 
 @pytest.mark.parametrize(
