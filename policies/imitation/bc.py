@@ -46,8 +46,8 @@ class CloningConfig:
             units; what it must act in later is not exactly what was demonstrated.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
-        picture_shift: augmentation, see `Augmentation`; like the next two only where the backbone is
-            trained, since a frozen one sees every picture once.
+        picture_shift: augmentation, see `Augmentation`; like the next two only where the backbone
+            is trained, since a frozen one sees every picture once.
         picture_light: augmentation.
         picture_colour: augmentation.
         bf16: compute the backbone in bfloat16 where PyTorch's autocast sees fit.
@@ -72,7 +72,7 @@ class CloningConfig:
     def __post_init__(self) -> None:
         if self.backbone == "frozen" and self.augmentation.is_on:
             raise ValueError(
-                "pictures are changed only with backbone='full': a frozen one sees each of them once"
+                "pictures are changed only with backbone='full': a frozen one sees each once"
             )
 
     @property
