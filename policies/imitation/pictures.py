@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from av import FFmpegError
+from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
 _AT_ONCE = 64

@@ -44,7 +44,7 @@ class TaskEnv(gym.Env):
                 "pixels": gym.spaces.Dict(dict.fromkeys(self._names, picture)),
             }
         )
-        low, high = np.float32(spec.action.low), np.float32(spec.action.high)
+        low, high = (np.array(end, np.float32) for end in (spec.action.low, spec.action.high))
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
 
     def reset(
@@ -75,7 +75,7 @@ class TaskEnv(gym.Env):
         info = {"is_success": truncated and success}
         return self._observe(episode), float(success), False, truncated, info
 
-    def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def render(self) -> np.ndarray:
         """What the cameras saw last, side by side: uint8 [height, cameras * width, 3]."""
         return np.concatenate([self._pictures[name] for name in self._names], axis=1)
 

@@ -96,7 +96,7 @@ class SimulatedRobot(Robot):
         if not np.isfinite(command).all():
             raise ValueError(f"the command is not finite: {action}")
         limits = self._task.spec.action
-        command = command.clip(np.float32(limits.low), np.float32(limits.high))
+        command = command.clip(np.array(limits.low, np.float32), np.array(limits.high, np.float32))
         self._task.step(data, episode, command)
         return dict(zip(self._command, command.tolist(), strict=True))
 

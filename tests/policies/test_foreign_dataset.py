@@ -15,6 +15,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from policies.imitation.bc import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from scripts.pretrain import PretrainConfig, main
+from vla.lerobot_plugin.whole_videos import require_whole_videos
 from vla.policy import load_policy
 
 LENGTHS = (7, 5)
@@ -74,6 +75,7 @@ def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
     data = DemoDataset(recorded, chunk=2, heldout_fraction=0.0)
     assert [camera.name for camera in data.spec.cameras] == ["top", "image"]
     assert len(data) == sum(LENGTHS)
+    require_whole_videos(recorded)
     batch = data.batch(np.arange(len(data)))
     levels = batch.images.float().mean(dim=(2, 3, 4))
     expected = 16 * np.arange(len(data))
@@ -101,6 +103,9 @@ def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None
         for key in ("observation.images.top", "observation.image"):
             told["features"][key]["shape"] = [48, 48, 3]
         info.write_text(json.dumps(told))
+    if damage == "short":
+        with pytest.raises(ValueError, match=rf"copy them again: {video.relative_to(copied)}"):
+            require_whole_videos(copied)
     with pytest.raises(ValueError, match=r"copy it\s+again|contract says \(48, 48, 3\)"):
         DemoDataset(copied, chunk=2)
     assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]

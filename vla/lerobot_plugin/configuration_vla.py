@@ -41,7 +41,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
         backbone: the vision-language model's configuration; written by the checkpoint.
     """
 
-    push_to_hub: bool = False  # pyright: ignore[reportIncompatibleMethodOverride]
+    push_to_hub: bool = False
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_unscaled)
     horizon: int = 5
     head: str = "gaussian"

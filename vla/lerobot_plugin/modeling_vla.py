@@ -24,6 +24,7 @@ from vla.dataset_contract import read_contract, require_statistics
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.description import POLICY_TYPE
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
+from vla.lerobot_plugin.whole_videos import require_whole_videos
 from vla.model.heads.registry import HEADS
 from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import VLAPolicy, load_policy
@@ -46,8 +47,8 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
             statistics, camera, state or action.
     """
 
-    config_class = LeRobotVLAConfig  # pyright: ignore[reportAssignmentType]
-    name = POLICY_TYPE  # pyright: ignore[reportAssignmentType]
+    config_class = LeRobotVLAConfig
+    name = POLICY_TYPE
     config: LeRobotVLAConfig
 
     def __init__(
@@ -72,7 +73,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         self.reset()
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def from_pretrained(
         cls,
         pretrained_name_or_path: str | Path,
         *,
@@ -99,6 +100,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         if config.horizon != (horizon := policy.model.config.horizon):
             raise ValueError(f"{where} has horizon {horizon}, which --policy.horizon cannot change")
         if dataset_meta is not None:
+            require_whole_videos(Path(dataset_meta.root))
             offered = read_contract(Path(dataset_meta.root))
             _require_same_commands(policy.spec, offered, where, f"data set {dataset_meta.root}")
         _require_same_size(policy.spec, config, where)
@@ -114,7 +116,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         weights = state_dict and {k.removeprefix("model."): w for k, w in state_dict.items()}
         self.policy.save(save_directory, lerobot_config=described, weights=weights)
 
-    def get_optim_params(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def get_optim_params(self) -> list[dict[str, Any]]:
         """The actor, and the vision-language model at its own rate where it is trained."""
         groups: list[dict[str, Any]] = [{"params": [*self.model.actor.parameters()]}]
         if self.config.train_backbone:
@@ -184,6 +186,7 @@ def _as_bytes(picture: Tensor) -> Tensor:
 def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
     root = Path(meta.root)
     spec = read_contract(root)
+    require_whole_videos(root)
     measured = [
         require_statistics(meta.stats or {}, feature, _STATISTICS, root)
         for feature in (spec.features.action, spec.features.proprio)
