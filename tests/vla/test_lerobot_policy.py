@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 from sim.lerobot_plugin.config_env import VlaSimEnv
 from vla.checkpoint import CheckpointError
 from vla.contract import ContractMismatchError
+from vla.lerobot_plugin import modeling_vla
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy, observation_of
 from vla.lerobot_plugin.safe_files import UnsafeFileError
 from vla.policy import VLAPolicy, load_policy
 from vla.recorded_actions import read_chunks
+from vla.starting import GROUNDED
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_longer_instructions_get_a_longer_prompt(data: Path, tmp_path: Path) -> 
     meta.tasks.index = [words, *meta.tasks.index[1:]]
     policy = make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
     ids, _ = policy.policy.processor.encode_instructions([words])
-    assert ids.shape[1] > load_policy(Path("vla/weights/grounded")).processor.prompt_length
+    assert ids.shape[1] > load_policy(GROUNDED).processor.prompt_length
 
 
 def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None:
@@ -134,8 +136,25 @@ def test_settings_are_checked(ours: Path) -> None:
         LeRobotVLAConfig(device="cpu", horizon=0)
     with pytest.raises(ValueError, match="has horizon 3"):
         LeRobotVLAPolicy.from_pretrained(ours, config=LeRobotVLAConfig(device="cpu", horizon=4))
+    other = LeRobotVLAConfig(device="cpu", horizon=3, head="flow")
+    with pytest.raises(ValueError, match="head=flow cannot change"):
+        LeRobotVLAPolicy.from_pretrained(ours, config=other)
     with pytest.raises(ValueError, match="learns its robot's contract"):
         LeRobotVLAPolicy(LeRobotVLAConfig(device="cpu"))
+
+
+def test_a_hub_id_is_fetched_whole(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract and tokenizer too, which LeRobot itself would not ask for."""
+    asked = []
+
+    def fetch(name: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        return str(ours)
+
+    monkeypatch.setattr(modeling_vla, "snapshot_download", fetch)
+    policy = LeRobotVLAPolicy.from_pretrained("somebody/policy", revision="v2")
+    assert asked == [("somebody/policy", "v2")]
+    assert policy.policy.spec == load_policy(ours).spec
 
 
 def test_damage_is_refused(ours: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.description import POLICY_TYPE
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
 from vla.lerobot_plugin.whole_videos import require_whole_videos
-from vla.model.heads.registry import HEADS
+from vla.model.heads.registry import HEADS, head_name
 from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import VLAPolicy, load_policy
 from vla.recorded_actions import read_chunks
@@ -97,8 +97,12 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         config = config or LeRobotVLAConfig.from_pretrained(folder)
         policy = load_policy(folder, config.device or "cpu")
         where = f"checkpoint {folder}"
-        if config.horizon != (horizon := policy.model.config.horizon):
-            raise ValueError(f"{where} has horizon {horizon}, which --policy.horizon cannot change")
+        built = policy.model.config
+        if (config.horizon, config.head) != (built.horizon, head_name(built.head)):
+            raise ValueError(
+                f"{where} has horizon {built.horizon} and head {head_name(built.head)}, which "
+                f"--policy.horizon={config.horizon} and --policy.head={config.head} cannot change"
+            )
         if dataset_meta is not None:
             require_whole_videos(Path(dataset_meta.root))
             offered = read_contract(Path(dataset_meta.root))

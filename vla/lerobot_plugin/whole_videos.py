@@ -24,15 +24,16 @@ def require_whole_videos(root: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     """The index can be read, and the packets after the last key frame reach the end it tells."""
+    last, needed = -1.0, 0.0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if stream.duration is None or not stream.average_rate or not stream.time_base:
                 return False
             end = (stream.start_time or 0) + stream.duration
-            frame = 1 / (stream.average_rate * stream.time_base)
+            needed = end - 1.5 / (stream.average_rate * stream.time_base)
             container.seek(end, stream=stream, backward=True)
             last = max((p.pts or 0 for p in container.demux(stream) if p.size), default=-1)
-            return last >= end - 1.5 * frame
     except (FFmpegError, IndexError):
         return False
+    return last >= needed
