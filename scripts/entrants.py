@@ -15,6 +15,7 @@ from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint import latest_complete
 from vla.contract import Policy, RobotSpec
+from vla.execution import executed
 from vla.policy import load_policy
 
 BUILT_IN = {
@@ -56,10 +57,13 @@ class Entrant:
 def read_entrant(text: str, device: str) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
+    A folder may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
+
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
-        ValueError: neither a built-in policy nor a folder.
+        ValueError: neither a built-in policy nor a folder, or no such way of executing.
     """
+    text, _, way = text.partition("@")
     name, _, kind = text.rpartition("=")
     if kind in BUILT_IN:
         return Entrant(name or kind, kind)
@@ -68,7 +72,8 @@ def read_entrant(text: str, device: str) -> Entrant:
             f"policy {text!r}: {kind!r} is no folder and not built in; "
             f"valid: name=FOLDER, {', '.join(BUILT_IN)}"
         )
-    return Entrant(name or Path(kind).name, kind, load_policy(_checkpoint(Path(kind)), device))
+    policy = executed(load_policy(_checkpoint(Path(kind)), device), way or "chunk")
+    return Entrant(name or Path(kind).name, kind, policy)
 
 
 def _checkpoint(folder: Path) -> Path:

@@ -33,6 +33,11 @@ class VLAPolicy:
         """Where the network computes."""
         return next(self.model.parameters()).device
 
+    @property
+    def horizon(self) -> int:
+        """Control steps a chunk."""
+        return self.model.config.horizon
+
     def reset(self, indices: Sequence[int]) -> None:
         """Nothing is remembered between decisions."""
 

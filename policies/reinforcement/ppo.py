@@ -303,7 +303,8 @@ class PPO:
             for name in {name for values in measured for name in values}
         }
         if self._noise:
-            means["policy/std"] = float(torch.cat([p.flatten() for p in self._noise]).exp().mean())
+            stds = torch.cat([p.detach().flatten() for p in self._noise]).exp()
+            means["policy/std"] = float(stds.mean())
         means["policy/gradient_steps"] = float(sum("policy/kl" in v for v in measured))
         return means
 

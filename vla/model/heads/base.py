@@ -115,3 +115,17 @@ class LikelihoodHead(ActionHead):
     def noise_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
         return []
+
+
+class InpaintingHead(ActionHead):
+    """A head that can complete a chunk of which a part is given.
+
+    Attributes:
+        shape: horizon and numbers a control step.
+    """
+
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
+        """A chunk near `wish` [n, horizon, action] where `weight` [n, horizon] is near 1."""
