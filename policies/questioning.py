@@ -6,42 +6,21 @@ gripped. The questions themselves come from whoever knows the scenes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from policies.grounding_set import GroundingSet
 from vla.contract import ObservationBatch
 from vla.dialogue import exactly_answered, with_answers
 from vla.model.vla import VLA
 from vla.processor import ModelInputs, Processor
 
-Ask = Callable[[int, str, Literal["train", "heldout"], np.random.Generator], tuple[str, str]]
-"""Row, kind, phrasing and randomness to a question and its answer."""
 _MEASURED = 256
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class QuestionSet:
-    """Frames of one task and what can be asked about them.
-
-    Attributes:
-        name: the task's.
-        images: uint8 [n, cameras, h, w, 3].
-        proprio: float32 [n, proprio].
-        kinds: of questions.
-        ask: makes one.
-    """
-
-    name: str
-    images: np.ndarray
-    proprio: np.ndarray
-    kinds: tuple[str, ...]
-    ask: Ask
 
 
 class QuestionSampler:
@@ -53,7 +32,7 @@ class QuestionSampler:
         heldout: share of each set's last frames kept for measuring.
     """
 
-    def __init__(self, sets: Sequence[QuestionSet], processor: Processor, heldout: float):
+    def __init__(self, sets: Sequence[GroundingSet], processor: Processor, heldout: float):
         self._sets, self._processor = sets, processor
         self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
         self._choices = [(i, kind) for i, s in enumerate(sets) for kind in s.kinds]

@@ -1,7 +1,8 @@
-"""`vla ground`: make the embedded vision-language model and teach it to point.
+"""`vla ground`: make the embedded vision-language model, teach it to point and to answer.
 
 Draws scenes of every task, learns a tokenizer on all that can be said of them, trains the model to
-point at what the words name, and writes a checkpoint that cloning starts from.
+point at what the words name and to answer questions in words, and writes a checkpoint that cloning
+starts from.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from policies.grounding import Grounder, GroundingConfig, GroundingSet, Prompt
+from policies.grounding import Grounder, GroundingConfig
+from policies.grounding_set import GroundingSet, Prompt
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
+from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.model.backbone import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.normalisation import Statistics
@@ -88,6 +92,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
 
 
 def _ask(scenes: Scenes) -> GroundingSet:
+    questioner = Questioner(scenes)
     return GroundingSet(
         name=scenes.task,
         images=scenes.images,
@@ -96,6 +101,8 @@ def _ask(scenes: Scenes) -> GroundingSet:
         pictures=scenes.pictures,
         phrases=scenes.phrases,
         prompts=prompts_of(scenes.task, "train"),
+        kinds=questioner.kinds,
+        ask=questioner.ask,
     )
 
 
@@ -106,7 +113,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> tuple[VLA, Processo
         for name in TASKS
         for phrasing in ("train", "heldout")
         for p in prompts_of(name, phrasing)
-    }
+    } | all_sentences(["block", "puck", "target", "gripper", *BLOCKS, *ZONES])
     tokenizer = train_tokenizer(sentences)
     spec = make_task(config.tasks[0], config.image_size).spec
     proprio = np.concatenate([s.proprio for s in sets])
@@ -142,7 +149,7 @@ def main(config: GroundConfig) -> int:
 
         def show(update: int, values: dict[str, float]) -> None:
             bar.update(update, values)
-            for name in [name for name in values if name.endswith("_cm")]:
+            for name in [name for name in values if name.endswith(("_cm", "_accuracy"))]:
                 print(f"{name} {values[name]:.2f}")
 
         saved = grounder.run(show)

@@ -137,8 +137,11 @@ class RealTimeChunking:
 
 
 def executed(policy: VLAPolicy, way: str) -> Policy:
-    """The policy under a way of executing: "chunk", "receding:STEPS", "ensemble" or "ensemble:DECAY",
-    "realtime:STEPS:DELAY".
+    """The policy under a way of executing.
+
+    Args:
+        policy: decides.
+        way: "chunk", "receding:STEPS", "ensemble[:DECAY]" or "realtime:STEPS:DELAY".
 
     Raises:
         ValueError: none of these, or numbers out of range.

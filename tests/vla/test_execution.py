@@ -130,5 +130,5 @@ def test_ways_are_read_and_refused_by_name() -> None:
         executed(counting(), "backwards")
     with pytest.raises(ValueError, match="steps must lie from 1 to 6, got 9"):
         executed(counting(), "receding:9")
-    with pytest.raises(ValueError, match="head that can inpaint, such as flow.*L1Head"):
+    with pytest.raises(ValueError, match=r"head that can inpaint, such as flow.*L1Head"):
         executed(counting(), "realtime:3:1")
