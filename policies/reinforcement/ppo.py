@@ -82,7 +82,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    evaluate_every: int = 5
+    evaluate_every: int = 10
     seed: int = 0
     first_seed: int = 2_000_000
 
@@ -359,7 +359,8 @@ class PPO:
         """Greedy rollouts; the best so far is saved as `best`."""
         episodes = rollout(self.env, self.policy, seeds)
         success = float(episodes.success_at_end.mean())
-        if success > self.best_success:
+        # Ties go to the later one: it explored less while it was trained.
+        if success >= self.best_success:
             self.best_success = success
             self._save("best", with_state=False)
         return {
