@@ -217,7 +217,6 @@ class PPO:
             values = self._evaluate(selection_seeds)  # the clone itself: where everything starts
             self.folder.log(0, values)
             progress(0, values)
-            self._save("best", with_state=False)
         while self.iteration < self.config.iterations and self.best_success < stop_at:
             started = time.perf_counter()
             batch, values = self.collect()
