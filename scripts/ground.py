@@ -21,7 +21,7 @@ from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
-from vla.model.backbone import EmbeddedConfig, embedded_backbone
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.normalisation import Statistics
 from vla.policy import VLAPolicy

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from vla.model.actor import Actor
-from vla.model.backbone import Backbone, backbone_from_dict
+from vla.model.backbone import Backbone, Hidden
 from vla.model.heads.gaussian import ActionDistribution, GaussianHeadConfig
-from vla.model.pointer import POINTS, Pointer, Pointing
-from vla.processor import ModelInputs, Processor
+from vla.model.pointer import Pointer, Pointing
+from vla.model.registry import backbone_from_dict
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,15 @@ class VLA(nn.Module):
     """A policy network from pictures, words and proprioception to a distribution over chunks.
 
     Args:
-        language_model: a transformers image-text model.
+        backbone: gives hidden states of pictures and words.
         interface: sizes of inputs and outputs.
-        config: sizes of what is built on the language model.
+        config: sizes of what is built on the backbone.
     """
 
-    def __init__(self, language_model: PreTrainedModel, interface: Interface, config: VLAConfig):
+    def __init__(self, backbone: Backbone, interface: Interface, config: VLAConfig):
         super().__init__()
         self.config, self.interface = config, interface
-        # One position of the language model asks for each point, one more is read by the actor.
-        self.backbone = Backbone(language_model, len(POINTS) + 1)
+        self.backbone = backbone
         width = self.backbone.width
         self.pointer = Pointer(width, interface.cameras, interface.image_tokens, interface.proprio)
         self.actor = Actor(
@@ -87,8 +87,9 @@ class VLA(nn.Module):
 
     def point(self, inputs: ModelInputs) -> tuple[Pointing, Tensor]:
         """Where things are, and the readout [n, width] for the actor."""
-        pictures, readout = self.backbone(inputs)
-        return self.pointer(readout[:, :-1], pictures, inputs.proprio), readout[:, -1]
+        hidden: Hidden = self.backbone(inputs)
+        pointing = self.pointer(hidden.readout[:, :-1], hidden.pictures, inputs.proprio)
+        return pointing, hidden.readout[:, -1]
 
     def encode(self, inputs: ModelInputs) -> Tensor:
         """Context float32 [n, context_dim]: readout, points, proprioception."""
@@ -109,7 +110,7 @@ class VLA(nn.Module):
         return {
             "vla": asdict(self.config),
             "interface": asdict(self.interface),
-            "backbone": self.backbone.language_model.config.to_dict(),
+            "backbone": self.backbone.to_dict(),
         }
 
     @classmethod
