@@ -23,8 +23,9 @@ from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
+from vla.model_inputs import ModelInputs
 from vla.policy import VLAPolicy
-from vla.processor import ModelInputs, Processor
+from vla.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class Grounder:
     """One grounding run: `run` trains to the end, from the last checkpoint if there is one.
 
     Args:
-        policy: its backbone and pointer are trained in place, its actor is left as it is.
+        policy: its pointer and what its backbone leaves free are trained in place, its actor is
+            left as it is.
         sets: scenes and questions.
         config: how to train.
         folder: where checkpoints `step_<n>`, `grounded` and metrics go.
@@ -178,7 +180,7 @@ class Grounder:
         self._sampler = GroundingSampler(sets, policy.model, policy.processor, config.heldout)
         self._rng = np.random.default_rng(config.seed)
         model = policy.model
-        self._trained = [*model.backbone.parameters(), *model.pointer.parameters()]
+        self._trained = model.perception_parameters()
         self._optimizer = torch.optim.AdamW(
             self._trained,
             lr=config.learning_rate,
@@ -213,10 +215,10 @@ class Grounder:
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
                 values |= self.pointing_errors()
-                self.policy.save(self.folder.path / f"step_{self.update:06d}", self._state())
+                self._save(f"step_{self.update:06d}", self._state())
             self.folder.log(self.update, values)
             progress(self.update, values)
-        return self.policy.save(self.folder.path / "grounded")
+        return self._save("grounded", None)
 
     def _learn(self) -> float:
         model, device = self.policy.model.train(), self.policy.device
@@ -253,6 +255,9 @@ class Grounder:
                     error = float(away_cm[:, column].quantile(quantile))
                     found[f"{source.name}/{what}_{label}_cm"] = error
         return found
+
+    def _save(self, name: str, state: dict[str, Any] | None) -> Path:
+        return self.policy.save(self.folder.path / name, state, self.folder.command)
 
     def _state(self) -> dict[str, Any]:
         return {

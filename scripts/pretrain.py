@@ -1,11 +1,12 @@
-"""`vla pretrain`: clone demonstrations, starting from the grounded vision-language model."""
+"""`vla pretrain`: clone demonstrations, starting from the grounded model or from any other VLM."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tyro.conf import OmitArgPrefixes
 
 import vla
@@ -15,9 +16,12 @@ from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.vector import CpuVecEnv
+from vla.contract import ContractMismatchError
+from vla.model.backbone import BackboneConfig
+from vla.model.vla import VLAConfig
 from vla.normalisation import Statistics, VectorStatistics
-from vla.policy import load_policy
-from vla.processor import Processor
+from vla.policy import load_policy, vlm_policy
+from vla.processor import Processor, ProcessorConfig
 
 GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
@@ -30,6 +34,11 @@ class PretrainConfig:
         task: registry name of the task in which checkpoints are tried.
         data: recorded folders; by default `data/<task>`.
         start: checkpoint that brings the vision-language model.
+        vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
+            `save_pretrained`. It has not learned to point, so perception is trained.
+        backbone: how `vlm` is used.
+        model: what is built on `vlm`.
+        conversions: how observations and actions reach `vlm`.
         out: run folder; by default `runs/<task>/clone`. Its best checkpoint is `<out>/best`.
         device: where to train.
         num_envs: environments stepped together when a checkpoint is tried.
@@ -40,6 +49,10 @@ class PretrainConfig:
     task: str = "FetchPush"
     data: tuple[Path, ...] = ()
     start: Path = GROUNDED
+    vlm: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    model: VLAConfig = field(default_factory=VLAConfig)
+    conversions: ProcessorConfig = field(default_factory=ProcessorConfig)
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
@@ -54,24 +67,49 @@ SELECTION_SEED = 900_000
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
     out = config.out or Path("runs") / config.task / "clone"
-    start = load_policy(config.start, config.device)
     roots = config.data or (Path("data") / config.task,)
-    data = DemoDataset(roots, start.model.config.horizon, seed=config.training.seed)
-    old = start.processor
-    measured = {
-        name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
-        for name, numbers in data.statistics().items()
-    }
-    # The pointer reads proprioception as it was normalised when it learned to point.
-    proprio = old.statistics.proprio if old.statistics else measured["proprio"]
-    statistics = Statistics(measured["action"], proprio)
-    processor = Processor(data.spec, statistics, old.tokenizer, old.config)
+    if config.vlm is None:
+        start = load_policy(config.start, config.device)
+        training = config.training
+        data = DemoDataset(roots, start.model.config.horizon, seed=training.seed)
+        model, processor = start.model, _adopt(start.processor, data)
+    else:
+        torch.manual_seed(config.training.seed)
+        training = replace(config.training, perception="trained")
+        data = DemoDataset(roots, config.model.horizon, seed=training.seed)
+        statistics = Statistics(**_measure(data))
+        start = vlm_policy(
+            config.vlm, config.backbone, data.spec, statistics, config.model, config.conversions
+        )
+        model, processor = start.model.to(config.device), start.processor
     folder = RunFolder(out, config, command_line("pretrain", config))
-    cloner = Cloner(start.model, processor, data, config.training, folder)
+    cloner = Cloner(model, processor, data, training, folder)
     envs = min(config.num_envs, config.selection_episodes)
-    with CpuVecEnv(config.task, envs) as env, Bar("clone", config.training.updates) as bar:
+    with CpuVecEnv(config.task, envs) as env, Bar("clone", training.updates) as bar:
         seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
         best = cloner.run(env, seeds, bar.update)
     folder.close()
     print(f"clone: success {cloner.best_success:.2f} on {config.selection_episodes}: {best}")
     return 0
+
+
+def _measure(data: DemoDataset) -> dict[str, VectorStatistics]:
+    return {
+        name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
+        for name, numbers in data.statistics().items()
+    }
+
+
+def _adopt(old: Processor, data: DemoDataset) -> Processor:
+    """The start's conversions for these demonstrations, with their actions' statistics."""
+    known, given = ([camera.name for camera in spec.cameras] for spec in (old.spec, data.spec))
+    if known != given:
+        raise ContractMismatchError(
+            f"the demonstrations have the cameras {given}, the start has learned to see {known}: "
+            "record those, or train another start with `vla ground`"
+        )
+    measured = _measure(data)
+    # The pointer reads proprioception as it was normalised when it learned to point.
+    proprio = old.statistics.proprio if old.statistics else measured["proprio"]
+    statistics = Statistics(measured["action"], proprio)
+    return Processor(data.spec, statistics, old.language, old.config)

@@ -15,6 +15,7 @@ from vla.contract import ObservationBatch, RobotSpec
 from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model_card import model_card
 from vla.normalisation import Statistics
 from vla.processor import Processor, ProcessorConfig, common_size_px
 
@@ -57,13 +58,26 @@ class VLAPolicy:
         chunk = self.model.distribution(self.encode(observation)).mode()
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
 
-    def save(self, folder: Path, training_state: dict[str, Any] | None = None) -> Path:
-        """Write a checkpoint; `training_state` is what a training needs to go on exactly."""
+    def save(
+        self,
+        folder: Path,
+        training_state: dict[str, Any] | None = None,
+        command: str | None = None,
+    ) -> Path:
+        """Write a checkpoint with its model card.
+
+        Args:
+            folder: its name.
+            training_state: what a training needs to go on exactly.
+            command: the shell line that trained it, for the card.
+        """
+        config = self.model.to_dict()
         return save_checkpoint(
             folder,
-            model_config=self.model.to_dict(),
+            model_config=config,
             weights=self.model.state_dict(),
             processor=self.processor,
+            card=model_card(config, self.spec, command),
             training_state=training_state,
         )
 

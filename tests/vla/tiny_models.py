@@ -131,7 +131,11 @@ def paligemma(folder: Path) -> None:
     pictures = SiglipImageProcessor(size={"height": 28, "width": 28})
     pictures.image_seq_length = 16
     processor = PaliGemmaProcessor(pictures, make_tokenizer("<image>"))
-    vision = {"model_type": "siglip_vision_model", "projection_dim": WIDTH, "vision_use_head": False}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "projection_dim": WIDTH,
+        "vision_use_head": False,
+    }
     config = PaliGemmaConfig.from_dict(
         {
             "image_token_index": processor.image_token_id,

@@ -59,8 +59,7 @@ class BackboneConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {valid}")
         if self.lora_rank < 1 or self.fusion_layers < 1 or self.fusion_width % 64:
             raise ValueError(
-                "lora_rank and fusion_layers start at 1, fusion_width is a multiple of 64: "
-                f"{self}"
+                f"lora_rank and fusion_layers start at 1, fusion_width is a multiple of 64: {self}"
             )
 
     @classmethod

@@ -124,5 +124,7 @@ class DualBackbone(Backbone):
     def from_dict(cls, data: dict[str, Any]) -> DualBackbone:
         """An untrained model of the architecture that `to_dict` described."""
         config = BackboneConfig.from_dict(data["options"])
-        vision, text = (_untrained(data[n], getattr(torch, config.dtype)) for n in ("vision", "text"))
+        vision, text = (
+            _untrained(data[n], getattr(torch, config.dtype)) for n in ("vision", "text")
+        )
         return cls(vision, text, config, data["cameras"], data["image_tokens"])

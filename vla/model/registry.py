@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import (
@@ -43,8 +43,6 @@ _LONGEST_TEXT = 64
 
 _UNREAD = ("pooler", "lm_head")
 """Parts that some checkpoints lack and nothing here reads."""
-
-_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,9 @@ def _load_towers(
     cameras: int,
     size_px: tuple[int, int],
 ) -> Pretrained:
-    pair = found if config.text_tower is None else _read(config.text_tower, AutoConfig.from_pretrained)
+    pair = (
+        found if config.text_tower is None else _read(config.text_tower, AutoConfig.from_pretrained)
+    )
     vision = getattr(found, "vision_config", found)
     text = getattr(pair, "text_config", None if config.text_tower is None else pair)
     if not hasattr(vision, "patch_size") or not hasattr(text, "vocab_size"):
@@ -169,7 +169,7 @@ def _tower_processor(name: str, text_tower: str | None) -> ProcessorMixin:
     )
 
 
-def _read(name: str, load: Callable[..., _Loaded], **options: Any) -> _Loaded:
+def _read[Loaded](name: str, load: Callable[..., Loaded], **options: Any) -> Loaded:
     try:
         return load(name, trust_remote_code=False, **options)
     except OSError as error:

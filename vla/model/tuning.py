@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,6 +51,9 @@ def tune(model: PreTrainedModel, config: BackboneConfig) -> None:
             f"{type(model).__name__} has no layer {config.lora_targets} to adapt: give some of "
             f"{sorted(names)}"
         )
+    # Imported here, because it takes seconds that no other model needs to wait.
+    from peft import LoraConfig, inject_adapter_in_model
+
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType]  any number scales

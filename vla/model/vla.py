@@ -85,6 +85,11 @@ class VLA(nn.Module):
         )
         self.context_dim = sum(self.actor.split)
 
+    def perception_parameters(self) -> list[nn.Parameter]:
+        """What trains of backbone and pointer: all but what the backbone's tuning froze."""
+        every = (*self.backbone.parameters(), *self.pointer.parameters())
+        return [parameter for parameter in every if parameter.requires_grad]
+
     def point(self, inputs: ModelInputs) -> tuple[Pointing, Tensor]:
         """Where things are, and the readout [n, width] for the actor."""
         hidden: Hidden = self.backbone(inputs)
