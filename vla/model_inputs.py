@@ -35,7 +35,7 @@ class ModelInputs:
     attention_mask: Tensor
     proprio: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    flat: frozenset[str] = frozenset()
+    flat: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.proprio)

@@ -74,9 +74,9 @@ class EmbeddedPrompts:
         mask = torch.arange(width) < lengths[:, None]
         return {"input_ids": self._prompts[rows, :width], "attention_mask": mask}
 
-    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], frozenset[str]]:
+    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The bytes as they are; none is flat."""
-        return {"pixel_values": images}, frozenset()
+        return {"pixel_values": images}, ()
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
@@ -143,7 +143,7 @@ class ForeignPrompts:
         # Two rows tell lists of observations from lists of pictures.
         probe = self._process(torch.stack([self._blank, self._blank]))
         self._image_names = frozenset(probe)
-        self._flat = frozenset(name for name, tensor in probe.items() if len(tensor) != 2)
+        self._flat = tuple(name for name, tensor in probe.items() if len(tensor) != 2)
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(
             self._prompt if self.image_token_id is not None else self._text
         )
@@ -162,7 +162,7 @@ class ForeignPrompts:
         rows = [self._row(instruction) for instruction in instructions]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], frozenset[str]]:
+    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """What the image processor makes of bytes [n, cameras, 3, h, w], and which of it is flat.
 
         All tensors have n rows; the flat ones are lists of pictures or patches over all rows.

@@ -196,6 +196,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_mixed_precision_trains(name: str, models: dict[str, Path]) -> None:
+    """Close to float32, with gradients in float32."""
+    policy = policy_of(models[name], tuning="full")
+    observation = observe(*INSTRUCTIONS)
+    expected = hidden_of(policy, observation).readout
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = hidden_of(policy, observation).readout
+        learn(policy, observation)
+    assert mixed.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(mixed, expected, dim=-1).min() > 0.99
+    assert all(p.grad.isfinite().all() for p in policy.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_layer_is_read_and_those_above_are_dropped(name: str, models: dict[str, Path]) -> None:
     """Counted from either end."""
     last, second, also = (policy_of(models[name], layer=layer) for layer in (-1, 2, -2))

@@ -80,6 +80,10 @@ class VLMBackbone(Backbone):
     @contextmanager
     def _readouts_embedded(self) -> Iterator[None]:
         def replace(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if torch.is_autocast_enabled(output.device.type):
+                # A lookup ignores autocast, and some models put the vision tower's numbers, which
+                # obey it, among these without a cast.
+                output = output.to(torch.get_autocast_dtype(output.device.type))
             readout = self.readout.to(output.dtype).expand(len(output), -1, -1)
             return torch.cat([output[:, :-READOUTS], readout], dim=1)
 
