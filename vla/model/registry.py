@@ -135,7 +135,7 @@ def _load_towers(
             f"encoder as text_tower, or an image-text model, one of {image_text}"
         )
     processor = _tower_processor(name, config.text_tower)
-    longest = min(_LONGEST_TEXT, int(text.max_position_embeddings))
+    longest = min(_LONGEST_TEXT, getattr(text, "max_position_embeddings", _LONGEST_TEXT))
     prompts = ForeignPrompts(processor, cameras, size_px, longest)
     pixels = prompts.pictures(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
     height, width = pixels["pixel_values"].shape[-2:]
