@@ -27,8 +27,9 @@ from vla.contract import ObservationBatch
 from vla.dialogue import answer_loss
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
+from vla.model_inputs import ModelInputs
 from vla.policy import VLAPolicy
-from vla.processor import ModelInputs, Processor
+from vla.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class GroundingConfig:
     Attributes:
         updates: optimizer steps.
         batch: frames an update, the tasks in proportion to their frames.
-        questions: frames an update with a question to be answered in words.
+        questions: frames an update with a question to be answered in words; the embedded model
+            alone answers.
         question_weight: of the loss of their answers.
         learning_rate: of AdamW after the warm-up; falls to 0 along a cosine.
         warmup: updates of linear warm-up.
@@ -135,7 +137,8 @@ class Grounder:
     """One grounding run: `run` trains to the end, from the last checkpoint if there is one.
 
     Args:
-        policy: its backbone and pointer are trained in place, its actor is left as it is.
+        policy: its pointer and what its backbone leaves free are trained in place, its actor is
+            left as it is.
         sets: scenes and questions.
         config: how to train.
         folder: where checkpoints `step_<n>`, `grounded` and metrics go.
@@ -155,7 +158,7 @@ class Grounder:
         self._questions = QuestionSampler(sets, policy.processor, config.heldout)
         self._rng = np.random.default_rng(config.seed)
         model = policy.model
-        self._trained = [*model.backbone.parameters(), *model.pointer.parameters()]
+        self._trained = model.perception_parameters()
         self._optimizer = torch.optim.AdamW(
             self._trained,
             lr=config.learning_rate,
@@ -190,11 +193,12 @@ class Grounder:
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
                 values |= self.pointing_errors()
-                values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
-                self.policy.save(self.folder.path / f"step_{self.update:06d}", self._state())
+                if self.config.questions:
+                    values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
+                self._save(f"step_{self.update:06d}", self._state())
             self.folder.log(self.update, values)
             progress(self.update, values)
-        return self.policy.save(self.folder.path / "grounded")
+        return self._save("grounded", None)
 
     def _learn(self) -> float:
         model, device = self.policy.model.train(), self.policy.device
@@ -236,6 +240,9 @@ class Grounder:
                     error = float(away_cm[:, column].quantile(quantile))
                     found[f"{source.name}/{what}_{label}_cm"] = error
         return found
+
+    def _save(self, name: str, state: dict[str, Any] | None) -> Path:
+        return self.policy.save(self.folder.path / name, state, self.folder.command)
 
     def _state(self) -> dict[str, Any]:
         return {

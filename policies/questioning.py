@@ -17,7 +17,8 @@ from policies.grounding_set import GroundingSet
 from vla.contract import ObservationBatch
 from vla.dialogue import exactly_answered, with_answers
 from vla.model.vla import VLA
-from vla.processor import ModelInputs, Processor
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor
 
 _MEASURED = 256
 _BATCH = 64

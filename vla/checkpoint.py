@@ -4,7 +4,9 @@
     model.safetensors         its weights
     contract.json             the robot it controls          } written by the processor
     processor.json            conversions and statistics     }
-    tokenizer/                                               }
+    tokenizer/                the embedded model's           }
+    vlm_processor/            or another model's own         }
+    README.md                 what it is, for people
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
     manifest.json             format version, size and SHA-256 of every file above
 
@@ -72,6 +74,7 @@ def save_checkpoint(
     model_config: dict[str, Any],
     weights: dict[str, Tensor],
     processor: Processor,
+    card: str | None = None,
     training_state: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same name; returns the folder.
@@ -81,6 +84,7 @@ def save_checkpoint(
         model_config: plain data for JSON.
         weights: a state dict; tied weights may share memory.
         processor: brings contract, statistics and tokenizer.
+        card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
 
     Raises:
@@ -95,6 +99,8 @@ def save_checkpoint(
         _write_json(partial / "config.json", model_config)
         _write_tensors(partial / "model.safetensors", weights)
         processor.save(partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         if training_state is not None:
             tensors, structure = flatten_state(training_state)
             _write_json(partial / "training_state.json", structure)

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from vla.model.embedded import EmbeddedBackbone
 from vla.model.vla import VLA
-from vla.processor import ModelInputs, Processor
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor
+from vla.prompts import EmbeddedPrompts
 
 _NOT_LEARNED = -100  # cross_entropy's ignore_index
 
@@ -26,21 +29,31 @@ def with_answers(
     Returns:
         the inputs, padded to the longest, and labels int64 [n, tokens]: the answer's tokens, -100
         elsewhere.
+
+    Raises:
+        ValueError: the processor is not of the embedded model, which alone answers in words.
     """
-    end = processor.eos_token_id
+    prompts = _prompts(processor)
+    end = prompts.eos_token_id
     said = [
-        torch.tensor([*processor.tokenizer.encode(text, add_special_tokens=False), end])
+        torch.tensor([*prompts.tokenizer.encode(text, add_special_tokens=False), end])
         for text in answers
     ]
-    return _append(processor, inputs, said)
+    return _append(prompts, inputs, said)
+
+
+def _prompts(processor: Processor) -> EmbeddedPrompts:
+    if not isinstance(processor.prompts, EmbeddedPrompts):
+        raise ValueError("only the embedded model answers in words here")
+    return processor.prompts
 
 
 def _append(
-    processor: Processor, inputs: ModelInputs, said: Sequence[Tensor]
+    prompts: EmbeddedPrompts, inputs: ModelInputs, said: Sequence[Tensor]
 ) -> tuple[ModelInputs, Tensor]:
     lengths = inputs.attention_mask.sum(1).tolist()
     width = max(length + len(tokens) for length, tokens in zip(lengths, said, strict=True))
-    ids = torch.full((len(inputs), width), processor.pad_token_id)
+    ids = torch.full((len(inputs), width), prompts.pad_token_id)
     labels = torch.full_like(ids, _NOT_LEARNED)
     ends = torch.zeros(len(inputs), dtype=torch.long)
     for row, (length, tokens) in enumerate(zip(lengths, said, strict=True)):
@@ -55,8 +68,13 @@ def answer_logits(model: VLA, inputs: ModelInputs, labels: Tensor) -> tuple[Tens
     """Logits float32 [m, vocabulary] of all answer tokens, and the tokens int64 [m]."""
     hidden = model.backbone(inputs).prompt[:, :-1]
     learned = labels[:, 1:] != _NOT_LEARNED
-    head = model.backbone.language_model.get_output_embeddings()
-    return head(hidden[learned]).float(), labels[:, 1:][learned]
+    return _words(model)(hidden[learned]).float(), labels[:, 1:][learned]
+
+
+def _words(model: VLA) -> nn.Module:
+    """The embedded model's head over its vocabulary."""
+    assert isinstance(model.backbone, EmbeddedBackbone)
+    return model.backbone.language_model.get_output_embeddings()
 
 
 def answer_loss(model: VLA, inputs: ModelInputs, labels: Tensor) -> Tensor:
@@ -83,18 +101,18 @@ def answer(
 ) -> list[str]:
     """What the model says to the questions of these prompts, greedily."""
     model.eval()
+    prompts = _prompts(processor)
     said = [torch.zeros(0, dtype=torch.long) for _ in range(len(inputs))]
     going = set(range(len(inputs)))
     for _ in range(most_tokens):
-        grown, _ = _append(processor, inputs, said)
+        grown, _ = _append(prompts, inputs, said)
         hidden = model.backbone(grown).prompt
         last = hidden[torch.arange(len(inputs)), grown.attention_mask.sum(1) - 1]
-        head = model.backbone.language_model.get_output_embeddings()
-        for row, token in enumerate(head(last).argmax(-1).tolist()):
-            if row in going and token == processor.eos_token_id:
+        for row, token in enumerate(_words(model)(last).argmax(-1).tolist()):
+            if row in going and token == prompts.eos_token_id:
                 going.remove(row)
             elif row in going:
                 said[row] = torch.cat([said[row], torch.tensor([token])])
         if not going:
             break
-    return [processor.tokenizer.decode(tokens) for tokens in said]
+    return [prompts.tokenizer.decode(tokens) for tokens in said]

@@ -380,7 +380,8 @@ class PPO:
         }
 
     def _save(self, name: str, with_state: bool) -> None:
-        self.policy.save(self.folder.path / name, self._state() if with_state else None)
+        state = self._state() if with_state else None
+        self.policy.save(self.folder.path / name, state, self.folder.command)
 
     def _resume(self) -> bool:
         """Go on from the newest complete checkpoint; False where there is none."""

@@ -7,9 +7,10 @@ import torch
 from example_robot import SENTENCES, make_observation, make_processor
 
 from vla.dialogue import answer, answer_loss, exactly_answered, with_answers
-from vla.model.backbone import EmbeddedConfig, embedded_backbone
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
-from vla.processor import ModelInputs, Processor, collate
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor, collate
 
 ANSWERS = ["red", "on the left <loc10><loc20>"]
 
@@ -20,7 +21,7 @@ def made() -> tuple[VLA, Processor, ModelInputs]:
     torch.manual_seed(0)
     processor = make_processor(image_size_px=(24, 24), image_tokens_per_camera=4)
     config = EmbeddedConfig(width=32, vision_layers=1, text_layers=1, heads=2, patch_size=12)
-    backbone = embedded_backbone(config, processor.tokenizer, 24)
+    backbone = embedded_backbone(config, processor.language, 24)
     model = VLA(backbone, Interface.of(processor), VLAConfig())
     observations = [make_observation(instruction=text) for text in SENTENCES[:2]]
     inputs = processor.encode_observation(collate(observations, processor.spec))
@@ -33,8 +34,10 @@ def test_only_answers_are_labelled(made: tuple[VLA, Processor, ModelInputs]) -> 
     grown, labels = with_answers(processor, inputs, ANSWERS)
     for row, text in enumerate(ANSWERS):
         spelled = labels[row][labels[row] >= 0]
-        assert spelled[-1] == processor.eos_token_id
-        assert processor.tokenizer.decode(spelled[:-1]).replace(" ", "") == text.replace(" ", "")
+        assert spelled[-1] == processor.prompts.eos_token_id
+        assert processor.prompts.tokenizer.decode(spelled[:-1]).replace(" ", "") == text.replace(
+            " ", ""
+        )
         length = int(inputs.attention_mask[row].sum())
         assert torch.equal(grown.input_ids[row, :length], inputs.input_ids[row, :length])
         assert int(grown.attention_mask[row].sum()) == length + len(spelled)
