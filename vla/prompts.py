@@ -193,7 +193,8 @@ class ForeignPrompts:
             )
         else:
             prompt = getattr(self.processor, "image_token") * cameras + instruction  # noqa: B009
-        made: Any = self.processor(text=[prompt], images=[list(self._blank)], return_tensors="pt")
+        process: Any = self.processor
+        made = process(text=[prompt], images=[list(self._blank)], return_tensors="pt")
         return {n: t for n, t in made.items() if n not in self._image_names | _NOT_INPUTS}
 
     def _prompt(self, instruction: str) -> dict[str, Tensor]:

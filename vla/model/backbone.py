@@ -65,7 +65,8 @@ class BackboneConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BackboneConfig:
         """What `dataclasses.asdict` gave, after a way through JSON."""
-        return cls(**data | {"lora_targets": tuple(data["lora_targets"])})
+        fields: dict[str, Any] = {**data, "lora_targets": tuple(data["lora_targets"])}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
+    CLIPTextConfig,
     CLIPTextModel,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2TextConfig,
     Siglip2TextModel,
+    SiglipTextConfig,
     SiglipTextModel,
 )
 
@@ -29,13 +32,17 @@ from vla.model_inputs import ModelInputs
 _HEAD_WIDTH = 64
 
 # The towers that no Auto class of transformers knows.
-_TOWERS: dict[str, type[PreTrainedModel]] = {
-    tower.config_class.model_type: tower
-    for tower in (SiglipTextModel, Siglip2TextModel, CLIPTextModel)
+_TOWERS: dict[str, Any] = {
+    config.model_type: tower
+    for config, tower in (
+        (SiglipTextConfig, SiglipTextModel),
+        (Siglip2TextConfig, Siglip2TextModel),
+        (CLIPTextConfig, CLIPTextModel),
+    )
 }
 
 
-def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def tower_class(config: PreTrainedConfig) -> Any:
     """Which class a tower of this configuration has."""
     return _TOWERS.get(config.model_type) or MODEL_MAPPING[type(config)]
 

@@ -125,7 +125,7 @@ def _load_towers(
         found if config.text_tower is None else _read(config.text_tower, AutoConfig.from_pretrained)
     )
     vision = getattr(found, "vision_config", found)
-    text = getattr(pair, "text_config", None if config.text_tower is None else pair)
+    text: Any = getattr(pair, "text_config", None if config.text_tower is None else pair)
     if not hasattr(vision, "patch_size") or not hasattr(text, "vocab_size"):
         image_text = sorted(c.model_type for c in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
         raise ValueError(

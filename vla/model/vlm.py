@@ -48,7 +48,7 @@ class VLMBackbone(Backbone):
         # As it was before `cut_layers`, which is applied again when this is rebuilt.
         self._saved = model.config.to_dict()
         self.width = int(text.hidden_size)
-        base = model.base_model
+        base: Any = model.base_model
         cut_layers(base.get_decoder(), int(text.num_hidden_layers), config.layer)
         tune(base, config)
         self.language_model = base
