@@ -12,13 +12,13 @@ the greedy chunk starts at the middle of the noise, so that it is the same for t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vla.model.heads import normal
 from vla.model.heads.base import (
     Features,
     HeadConfig,
@@ -67,19 +67,16 @@ class ChainLikelihood(Likelihood):
 
     def log_prob(self) -> Tensor:
         """Log density of the chain given its first noise, [n, horizon]."""
-        z = (self.sample - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum((1, 3))
+        return normal.log_density(self.sample, self.mean, self.log_std).sum((1, 3))
 
     def entropy(self) -> Tensor:
         """Of the steps of the chain, [n, horizon]."""
-        each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return each.expand_as(self.mean).sum((1, 3))
+        return normal.entropy(self.log_std).expand_as(self.mean).sum((1, 3))
 
     def kl(self, reference: ChainLikelihood) -> Tensor:
         """KL(self || reference) of the steps along these chains, [n, horizon]."""
-        ratio = (2 * (self.log_std - reference.log_std)).exp()
-        shift = (self.mean - reference.mean).square() * (-2 * reference.log_std).exp()
-        return (0.5 * (ratio + shift - 1) - self.log_std + reference.log_std).sum((1, 3))
+        each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
+        return each.sum((1, 3))
 
 
 class FlowHead(LikelihoodHead, InpaintingHead):
