@@ -9,7 +9,6 @@ never trained on, to measure with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -17,9 +16,7 @@ from sim.scenes import Scenes
 from sim.tasks.base import Phrasing
 from vla.tokenizer import location_token
 
-Kind = Literal["caption", "where", "colour", "gripped"]
-KINDS: tuple[Kind, ...] = ("caption", "where", "colour", "gripped")
-PHRASINGS: Mapping[Kind, Mapping[Phrasing, tuple[str, ...]]] = {
+PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
     "caption": {
         "train": ("describe the scene", "what do you see", "say what is on the table"),
         "heldout": ("describe what you see on the table",),
@@ -44,6 +41,7 @@ PHRASINGS: Mapping[Kind, Mapping[Phrasing, tuple[str, ...]]] = {
         "heldout": ("what do the fingers hold",),
     },
 }
+KINDS = tuple(PHRASINGS)
 _HELD_M = 0.025
 """A block of 5 cm is held when the hand is this near to its centre and no finger is shut."""
 _SHUT_M, _OPEN_M = 0.022, 0.028
@@ -67,12 +65,12 @@ class Questioner:
         # On the tabletop words name things; elsewhere there is one block or puck and one target.
         self._things = [*self._blocks, *self._zones] or plain
         self._spoken = {"object": "puck" if scenes.task == "FetchSlide" else "block"}
-        self.kinds: tuple[Kind, ...] = tuple(
+        self.kinds: tuple[str, ...] = tuple(
             kind for kind in KINDS if kind != "colour" or len(self._blocks) > 1
         )
 
     def ask(
-        self, row: int, kind: Kind, phrasing: Phrasing, rng: np.random.Generator
+        self, row: int, kind: str, phrasing: Phrasing, rng: np.random.Generator
     ) -> tuple[str, str]:
         """A question of a kind about a frame, and its answer.
 

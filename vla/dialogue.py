@@ -115,4 +115,4 @@ def answer(
                 said[row] = torch.cat([said[row], torch.tensor([token])])
         if not going:
             break
-    return [prompts.tokenizer.decode(tokens) for tokens in said]
+    return [str(prompts.tokenizer.decode(tokens)) for tokens in said]

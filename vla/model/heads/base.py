@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class Likelihood(ABC):
         """Entropy of what the decisions were drawn from."""
 
     @abstractmethod
-    def kl(self, reference: Self) -> Tensor:
-        """KL(self || reference), for a likelihood of the same decisions."""
+    def kl(self, reference: Any) -> Tensor:
+        """KL(self || reference), for a likelihood of this kind of the same decisions."""
 
 
 class LikelihoodHead(ActionHead):
