@@ -59,7 +59,7 @@ def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -
 
 def main(config: DrawFilmConfig) -> None:
     """Play, draw, write, and print where it is."""
-    entrants = [read_entrant(text, "cpu") for text in config.policies]
+    entrants = [read_entrant(text, "cpu", config.task) for text in config.policies]
     require_comparable(entrants, config.task, entrants[0].name)
     rows = []
     for entrant in entrants:

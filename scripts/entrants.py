@@ -16,6 +16,7 @@ from sim.vector import CpuVecEnv
 from vla.checkpoint import latest_complete
 from vla.contract import Policy, RobotSpec
 from vla.execution import executed
+from vla.lerobot_plugin.foreign import Description, is_lerobot_checkpoint, load_lerobot_policy
 from vla.policy import load_policy
 
 BUILT_IN = {
@@ -54,13 +55,17 @@ class Entrant:
         return BUILT_IN.get(self.kind, self.kind)
 
 
-def read_entrant(text: str, device: str) -> Entrant:
+def read_entrant(text: str, device: str, task: str) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
-    A folder may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
+    A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
+    policies has no contract and takes that of the task, as far as its inputs say that it fits. One
+    of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
+        ContractMismatchError: a LeRobot policy is for other cameras, or other sizes.
+        ForeignCheckpointError: a LeRobot policy lacks weights or statistics.
         ValueError: neither a built-in policy nor a folder, or no such way of executing.
     """
     text, _, way = text.partition("@")
@@ -72,14 +77,30 @@ def read_entrant(text: str, device: str) -> Entrant:
             f"policy {text!r}: {kind!r} is no folder and not built in; "
             f"valid: name=FOLDER, {', '.join(BUILT_IN)}"
         )
-    policy = executed(load_policy(_checkpoint(Path(kind)), device), way or "chunk")
+    folder = _checkpoint(Path(kind))
+    policy: Policy
+    if not is_lerobot_checkpoint(folder):
+        policy = executed(load_policy(folder, device), way or "chunk")
+    elif way:
+        raise ValueError(f"policy {text!r}: LeRobot's policies execute chunks in their own way")
+    else:
+        offered = make_task(task, _picture_size(folder)).spec
+        policy = load_lerobot_policy(folder, offered, device)
     return Entrant(name or Path(kind).name, kind, policy)
+
+
+def _picture_size(folder: Path) -> int:
+    """Pixels a side that a LeRobot policy was trained on; the task's usual ones if it is blind."""
+    sizes = [height for height, _ in Description.read(folder).pictures.values()]
+    return sizes[0] if sizes else 96
 
 
 def _checkpoint(folder: Path) -> Path:
     """A checkpoint itself, or of a run its best one, else its latest."""
-    if (folder / "manifest.json").is_file():
+    if (folder / "manifest.json").is_file() or is_lerobot_checkpoint(folder):
         return folder
+    if (last := folder / "checkpoints" / "last" / "pretrained_model").is_dir():  # of lerobot-train
+        return last
     best = folder / "best"
     return best if best.is_dir() else latest_complete(folder) or folder
 

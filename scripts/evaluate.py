@@ -43,9 +43,9 @@ class EvaluateConfig:
 
     Attributes:
         task: registry name.
-        policies: each `name=checkpoint folder`, or one of expert, random, zero, planner:cem and
-            planner:mppi, which `name=` may rename. A checkpoint executes whole chunks unless
-            @receding:STEPS, @ensemble or @realtime:STEPS:DELAY follows its folder.
+        policies: each `name=checkpoint folder` (ours or LeRobot's), or one of expert, random, zero,
+            planner:cem and planner:mppi, which `name=` may rename. A checkpoint of ours executes
+            whole chunks unless @receding:STEPS, @ensemble or @realtime:STEPS:DELAY follows it.
         reference: name of the policy that the others are compared with; default the first.
         episodes: initial states, the same for every policy.
         first_seed: of the first one; the others follow it. Held-out states begin at 1,000,000.
@@ -87,7 +87,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, write the report, print its table."""
-    entrants = [read_entrant(text, config.device) for text in config.policies]
+    entrants = [read_entrant(text, config.device, config.task) for text in config.policies]
     reference = config.reference or entrants[0].name
     require_comparable(entrants, config.task, reference)
     if config.swap_instructions:

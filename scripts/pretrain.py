@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,6 @@ from typing import Literal
 import torch
 from tyro.conf import OmitArgPrefixes
 
-import vla
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.dataset import DemoDataset
 from policies.run_folder import RunFolder
@@ -20,12 +20,11 @@ from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
-from vla.normalisation import Statistics, VectorStatistics
-from vla.policy import load_policy, vlm_policy
-from vla.processor import Processor, ProcessorConfig
+from vla.policy import VLAPolicy, load_policy, vlm_policy
+from vla.processor import ProcessorConfig
+from vla.starting import GROUNDED, start_policy
 
 HeadName = Literal["gaussian", "token", "fast", "l1", "flow"]
-GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,11 @@ class PretrainConfig:
     """Clone demonstrations into a policy.
 
     Attributes:
-        task: registry name of the task in which checkpoints are tried.
-        data: recorded folders; by default `data/<task>`.
+        task: registry name of the task in which checkpoints are tried and the best is chosen; None
+            for data of a robot that is not simulated here, where held-out episodes choose.
+        data: LeRobotDataset v3 folders, ours or others'; by default `data/<task>`.
+        weights: share of the samples that each data folder gets, in any unit; by default every
+            frame is drawn equally often.
         start: checkpoint that brings the vision-language model.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
@@ -42,15 +44,17 @@ class PretrainConfig:
         conversions: how observations and actions reach `vlm`.
         head: action head; a start with another one gets an untrained one of this kind.
         horizon: control steps a chunk.
-        out: run folder; by default `runs/<task>/clone`. Its best checkpoint is `<out>/best`.
+        out: run folder; by default `runs/<task>/clone`, without a task named after the first data
+            folder. Its best checkpoint is `<out>/best`.
         device: where to train.
         num_envs: environments stepped together when a checkpoint is tried.
         selection_episodes: initial states that choose the checkpoint.
         training: how to clone.
     """
 
-    task: str = "FetchPush"
+    task: str | None = "FetchPush"
     data: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     start: Path = GROUNDED
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -63,6 +67,10 @@ class PretrainConfig:
     selection_episodes: int = 50
     training: OmitArgPrefixes[CloningConfig] = field(default_factory=CloningConfig)
 
+    def __post_init__(self) -> None:
+        if self.task is None and not self.data:
+            raise ValueError("no task and no data: name the folders with --data")
+
 
 # Between the seeds of demonstrations and scenes, which lie below, and those of evaluation.
 SELECTION_SEED = 900_000
@@ -70,55 +78,50 @@ SELECTION_SEED = 900_000
 
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
-    out = config.out or Path("runs") / config.task / "clone"
-    roots = config.data or (Path("data") / config.task,)
-    data = DemoDataset(roots, config.horizon, seed=config.training.seed)
-    training = config.training
-    torch.manual_seed(training.seed)
-    if config.vlm is None:
-        start = load_policy(config.start, config.device)
-        model, processor = start.model, _adopt(start.processor, data)
-    else:
-        training = replace(training, perception="trained")
-        start = vlm_policy(
-            config.vlm,
-            config.backbone,
-            data.spec,
-            Statistics(**_measure(data)),
-            VLAConfig(config.horizon),
-            config.conversions,
-        )
-        model, processor = start.model.to(config.device), start.processor
-    chunks = processor.encode_actions(data.batch(data.rows("train")).actions)
-    model.replace_actor(config.horizon, HEADS[config.head].config().fitted(chunks))
+    out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
+    roots = config.data or (Path("data") / str(config.task),)
+    data = DemoDataset(roots, config.horizon, seed=config.training.seed, weights=config.weights)
+    torch.manual_seed(config.training.seed)
+    policy, training = _start(config, data)
     folder = RunFolder(out, config, command_line("pretrain", config))
-    cloner = Cloner(model, processor, data, training, folder)
-    envs = min(config.num_envs, config.selection_episodes)
-    with CpuVecEnv(config.task, envs) as env, Bar("clone", training.updates) as bar:
+    cloner = Cloner(policy.model, policy.processor, data, training, folder)
+    with _selection(config) as env, Bar("clone", training.updates) as bar:
         seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
         best = cloner.run(env, seeds, bar.update)
     folder.close()
-    print(f"clone: success {cloner.best_success:.2f} on {config.selection_episodes}: {best}")
+    judged = f"success {cloner.best_score:.2f} on {config.selection_episodes}"
+    if config.task is None:
+        judged = f"loss {-cloner.best_score:.4f} on held-out episodes"
+    print(f"clone: {judged}: {best}")
     return 0
 
 
-def _measure(data: DemoDataset) -> dict[str, VectorStatistics]:
-    return {
-        name: VectorStatistics.from_dict({k: v.tolist() for k, v in numbers.items()})
-        for name, numbers in data.statistics().items()
-    }
+def _start(config: PretrainConfig, data: DemoDataset) -> tuple[VLAPolicy, CloningConfig]:
+    """What is trained, and how."""
+    head = HEADS[config.head].config()
+    if config.vlm is None:
+        start = load_policy(config.start, config.device)
+        known, given = ([c.name for c in spec.cameras] for spec in (start.spec, data.spec))
+        if known != given and config.training.perception == "frozen":
+            raise ContractMismatchError(
+                f"the demonstrations have the cameras {given}, the start has learned to see "
+                f"{known}: record those, or let it learn to see with --perception trained"
+            )
+        measured = data.statistics()
+        policy = start_policy(start, data.spec, measured, data.instructions, data.chunks(), head)
+        return policy, config.training
+    made = VLAConfig(config.horizon)
+    policy = vlm_policy(
+        config.vlm, config.backbone, data.spec, data.statistics(), made, config.conversions
+    )
+    policy.model.to(config.device)
+    chunks = policy.processor.encode_actions(data.chunks())
+    policy.model.replace_actor(config.horizon, head.fitted(chunks))
+    return policy, replace(config.training, perception="trained")
 
 
-def _adopt(old: Processor, data: DemoDataset) -> Processor:
-    """The start's conversions for these demonstrations, with their actions' statistics."""
-    known, given = ([camera.name for camera in spec.cameras] for spec in (old.spec, data.spec))
-    if known != given:
-        raise ContractMismatchError(
-            f"the demonstrations have the cameras {given}, the start has learned to see {known}: "
-            "record those, or train another start with `vla ground`"
-        )
-    measured = _measure(data)
-    # The pointer reads proprioception as it was normalised when it learned to point.
-    proprio = old.statistics.proprio if old.statistics else measured["proprio"]
-    statistics = Statistics(measured["action"], proprio)
-    return Processor(data.spec, statistics, old.language, old.config)
+def _selection(config: PretrainConfig) -> AbstractContextManager[CpuVecEnv | None]:
+    """Where checkpoints are tried."""
+    if config.task is None:
+        return nullcontext()
+    return CpuVecEnv(config.task, min(config.num_envs, config.selection_episodes))

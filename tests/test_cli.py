@@ -219,7 +219,9 @@ def test_the_printed_command_line_repeats_the_run() -> None:
     from scripts.pretrain import PretrainConfig
     from scripts.provenance import command_line
 
-    config = PretrainConfig("FetchReach", training=CloningConfig(updates=7, seed=3))
+    config = PretrainConfig(
+        "FetchReach", weights=(1.0, 2.0), training=CloningConfig(updates=7, seed=3)
+    )
     words = command_line("pretrain", config).split()
     assert words[:2] == ["vla", "pretrain"]
     assert tyro.cli(PretrainConfig, args=words[2:]) == config

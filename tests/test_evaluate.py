@@ -112,7 +112,7 @@ def test_blank_images_hide_the_world_from_a_checkpoint(run, tmp_path, blank):
         blank_images=blank,
     )
     with Progress(disable=True) as progress:
-        result = play(read_entrant(str(run), "cpu"), config, [1_000_000], progress)
+        result = play(read_entrant(str(run), "cpu", "FetchReach"), config, [1_000_000], progress)
         played = result.episodes.episodes[0].actions
     assert (played == (0 if blank else 1)).all()
 
@@ -120,7 +120,7 @@ def test_blank_images_hide_the_world_from_a_checkpoint(run, tmp_path, blank):
 def test_a_run_stands_for_its_best_checkpoint(run):
     """A run folder, the checkpoint in it, and what each belongs to."""
     for folder in (run, run / "best"):
-        entrant = read_entrant(f"clone={folder}", "cpu")
+        entrant = read_entrant(f"clone={folder}", "cpu", "FetchReach")
         assert entrant.run_folder == run
         assert entrant.source == str(folder)
         assert isinstance(entrant.policy, Staring)
@@ -129,10 +129,12 @@ def test_a_run_stands_for_its_best_checkpoint(run):
 
 def test_entrants_are_read_or_refused_by_name(tmp_path):
     """Built-in names, renamed ones, and an error that lists what is valid."""
-    assert read_entrant("expert", "cpu") == Entrant("expert", "expert")
-    assert read_entrant("ceiling=planner:cem", "cpu") == Entrant("ceiling", "planner:cem")
+    assert read_entrant("expert", "cpu", "FetchPush") == Entrant("expert", "expert")
+    assert read_entrant("ceiling=planner:cem", "cpu", "FetchPush") == Entrant(
+        "ceiling", "planner:cem"
+    )
     with pytest.raises(ValueError, match=r"no folder.*planner:mppi"):
-        read_entrant(f"clone={tmp_path / 'missing'}", "cpu")
+        read_entrant(f"clone={tmp_path / 'missing'}", "cpu", "FetchPush")
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs():

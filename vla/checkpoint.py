@@ -8,6 +8,7 @@
     vlm_processor/            or another model's own         }
     README.md                 what it is, for people
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
+    <other>.json              what other programs want to read
     manifest.json             format version, size and SHA-256 of every file above
 
 A folder is complete once it has its final name: everything is written and flushed to disk under a
@@ -23,6 +24,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,7 @@ def save_checkpoint(
     processor: Processor,
     card: str | None = None,
     training_state: dict[str, Any] | None = None,
+    documents: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same name; returns the folder.
 
@@ -86,6 +89,7 @@ def save_checkpoint(
         processor: brings contract, statistics and tokenizer.
         card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
+        documents: file name → plain data, for JSON files that other programs read.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is untouched.
@@ -101,6 +105,8 @@ def save_checkpoint(
         processor.save(partial)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
+        for name, data in (documents or {}).items():
+            _write_json(partial / name, data)
         if training_state is not None:
             tensors, structure = flatten_state(training_state)
             _write_json(partial / "training_state.json", structure)

@@ -10,7 +10,7 @@ Single-robot types hold numpy arrays; batched types hold torch tensors on the en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,6 +62,25 @@ class CameraSpec:
 
 
 @dataclass(frozen=True)
+class FeatureMap:
+    """Under which names a LeRobotDataset keeps what the contract describes.
+
+    Attributes:
+        action: the commands.
+        proprio: the proprioception.
+        cameras: camera name → its pictures; a camera that is missing here has LeRobot's usual name.
+    """
+
+    action: str = "action"
+    proprio: str = "observation.state"
+    cameras: dict[str, str] = field(default_factory=dict)
+
+    def camera(self, name: str) -> str:
+        """The feature that holds a camera's pictures."""
+        return self.cameras.get(name, f"observation.images.{name}")
+
+
+@dataclass(frozen=True)
 class RobotSpec:
     """Everything a policy must agree on with whatever it controls.
 
@@ -71,6 +90,7 @@ class RobotSpec:
         proprio: what the robot feels of itself.
         cameras: in the order in which a policy sees them.
         control_rate_hz: control steps a second.
+        features: where a data set keeps these things; no part of what must agree.
     """
 
     robot: str
@@ -78,6 +98,7 @@ class RobotSpec:
     proprio: VectorSpec
     cameras: tuple[CameraSpec, ...]
     control_rate_hz: float
+    features: FeatureMap = field(default_factory=FeatureMap)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` is its inverse."""
@@ -96,11 +117,14 @@ class RobotSpec:
             proprio=vector(data["proprio"]),
             cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
             control_rate_hz=data["control_rate_hz"],
+            features=FeatureMap(**data.get("features", {})),
         )
 
     def differences(self, other: RobotSpec) -> list[str]:
         """Every leaf that differs, as `path: ours != theirs`; empty when equal."""
-        return _differences("", self.to_dict(), other.to_dict())
+        ours, theirs = self.to_dict(), other.to_dict()
+        del ours["features"], theirs["features"]
+        return _differences("", ours, theirs)
 
     def require_match(self, other: RobotSpec, ours: str, theirs: str) -> None:
         """Refuse a partner with another contract.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import ObservationBatch, RobotSpec
+from vla.lerobot_plugin.description import describe_pipelines, describe_policy
 from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
@@ -68,22 +69,29 @@ class VLAPolicy:
         folder: Path,
         training_state: dict[str, Any] | None = None,
         command: str | None = None,
+        weights: dict[str, Tensor] | None = None,
+        lerobot_config: dict[str, Any] | None = None,
     ) -> Path:
-        """Write a checkpoint with its model card.
+        """Write a checkpoint with its model card, which LeRobot can read too.
 
         Args:
-            folder: its name.
+            folder: where; replaces a checkpoint of that name.
             training_state: what a training needs to go on exactly.
             command: the shell line that trained it, for the card.
+            weights: the model's, where a distributed training has gathered them.
+            lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
         """
         config = self.model.to_dict()
         return save_checkpoint(
             folder,
-            model_config=config,
-            weights=self.model.state_dict(),
+            model_config=lerobot_config | config
+            if lerobot_config is not None
+            else describe_policy(self.spec, config),
+            weights=weights or self.model.state_dict(),
             processor=self.processor,
             card=model_card(config, self.spec, command),
             training_state=training_state,
+            documents=describe_pipelines() if lerobot_config is None else None,
         )
 
     def resume(self, run: Path) -> dict[str, Any] | None:

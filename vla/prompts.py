@@ -74,6 +74,14 @@ class EmbeddedPrompts:
         mask = torch.arange(width) < lengths[:, None]
         return {"input_ids": self._prompts[rows, :width], "attention_mask": mask}
 
+    def tokens(self, instruction: str) -> list[int]:
+        """The instruction's tokens and the end token."""
+        # split_special_tokens: an instruction that says "<image>" must not become a picture.
+        words = self.tokenizer.encode(
+            instruction, add_special_tokens=False, split_special_tokens=True
+        )
+        return [*words, self.eos_token_id]
+
     def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The bytes as they are; none is flat."""
         return {"pixel_values": images}, ()
@@ -93,11 +101,7 @@ class EmbeddedPrompts:
         prompts[:, : len(self._image_prompt)] = self._image_prompt
         lengths = torch.empty(len(instructions), dtype=torch.long)
         for row, instruction in enumerate(instructions):
-            # split_special_tokens: an instruction that says "<image>" must not become a picture.
-            text = self.tokenizer.encode(
-                instruction, add_special_tokens=False, split_special_tokens=True
-            )
-            text.append(self.eos_token_id)
+            text = self.tokens(instruction)
             _refuse_long(instruction, len(text), self.max_text_tokens)
             lengths[row] = end = len(self._image_prompt) + len(text)
             prompts[row, len(self._image_prompt) : end] = torch.tensor(text)

@@ -1,5 +1,7 @@
 """Behaviour cloning: imitate demonstrated chunks, keep the checkpoint that succeeds most often.
 
+Where there is no simulator of the demonstrated robot, the loss on held-out episodes has to choose.
+
 With frozen perception every frame's context is computed once and only the head is trained, which
 takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
 loss of a cloned policy says little about how it acts.
@@ -7,6 +9,7 @@ loss of a cloned policy says little about how it acts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policies.imitation.augmentation import Augmentation
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
@@ -44,6 +48,10 @@ class CloningConfig:
             units; what it must act in later is not exactly what was demonstrated.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
+        picture_shift: augmentation, see `Augmentation`; like the next two only where perception is
+            trained, since a frozen one sees every picture once.
+        picture_light: augmentation.
+        picture_colour: augmentation.
         bf16: compute perception in bfloat16 where PyTorch's autocast sees fit.
         seed: of everything random.
     """
@@ -57,8 +65,22 @@ class CloningConfig:
     context_noise: float = 0.02
     max_grad_norm: float = 1.0
     evaluate_every: int = 500
+    picture_shift: float = 0.0
+    picture_light: float = 0.0
+    picture_colour: float = 0.0
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.perception == "frozen" and self.augmentation.is_on:
+            raise ValueError(
+                "pictures are changed only with perception='trained': a frozen one sees each once"
+            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How pictures are changed."""
+        return Augmentation(self.picture_shift, self.picture_light, self.picture_colour)
 
 
 class Cloner:
@@ -84,7 +106,7 @@ class Cloner:
         self.policy = VLAPolicy(model, processor)
         self.model, self.processor, self.data = model, processor, data
         self.config, self.folder = config, folder
-        self.step, self.best_success = 0, -1.0
+        self.step, self.best_score = 0, -math.inf
         self._rng = torch.Generator().manual_seed(config.seed)
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
@@ -100,17 +122,23 @@ class Cloner:
 
     def run(
         self,
-        env: VecEnv,
+        env: VecEnv | None,
         selection_seeds: Sequence[int],
         progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     ) -> Path:
-        """Train, and return the folder of the checkpoint with the highest success at the end.
+        """Train, and return the folder of the best checkpoint.
 
         Args:
-            env: where checkpoints are tried, greedily.
+            env: where checkpoints are tried, greedily, and success at the end chooses the best;
+                None lets the loss on held-out episodes choose.
             selection_seeds: initial states that choose the checkpoint; not those of evaluation.
             progress: called with what was logged.
+
+        Raises:
+            ContractMismatchError: the environment is of another robot than the demonstrations.
         """
+        if env is not None:
+            self.processor.spec.require_match(env.spec, "the demonstrations", "the environment")
         self._resume()
         losses: list[float] = []
         while self.step < self.config.updates:
@@ -118,20 +146,22 @@ class Cloner:
             self.step += 1
             if self.step % self.config.evaluate_every and self.step < self.config.updates:
                 continue
-            episodes = rollout(env, self.policy, selection_seeds)
             values = {
                 "loss/train": float(np.mean(losses)),
                 "loss/heldout": self.heldout_loss(),
-                "success/end": float(episodes.success_at_end.mean()),
-                "success/ever": float(episodes.success_ever.mean()),
                 "learning_rate": self._schedule.get_last_lr()[0],
             }
+            score = -values["loss/heldout"]
+            if env is not None:
+                episodes = rollout(env, self.policy, selection_seeds)
+                score = values["success/end"] = float(episodes.success_at_end.mean())
+                values["success/ever"] = float(episodes.success_ever.mean())
             losses.clear()
             self.folder.log(self.step, values)
             progress(self.step, values)
-            # Ties go to the later one: its loss is lower.
-            if values["success/end"] >= self.best_success:
-                self.best_success = values["success/end"]
+            # Ties go to the later one: its loss is lower. So does what nothing can compare.
+            if not score < self.best_score:
+                self.best_score = score
                 self._save("best", with_state=False)
             self._save(f"step_{self.step:06d}", with_state=True)
         return self.folder.path / "best"
@@ -151,10 +181,13 @@ class Cloner:
         size = self.config.batch
         if self.config.perception == "frozen":
             context, actions, is_pad = self._frozen("train")
-            rows = torch.randint(len(context), (size,), generator=self._rng)
+            rows = torch.from_numpy(self.data.draw(self._rng, size))
             context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
         else:
-            context, actions, is_pad = self._encode(self.data.sample(self._rng, size))
+            batch = self.data.sample(self._rng, size)
+            if (augmentation := self.config.augmentation).is_on:
+                batch.images = augmentation.apply(batch.images, self._rng)
+            context, actions, is_pad = self._encode(batch)
         actor = self.model.actor
         noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
         return actor.perturb(context, self.config.context_noise * noise), actions, is_pad
@@ -192,7 +225,7 @@ class Cloner:
     def _save(self, name: str, with_state: bool) -> None:
         state = {
             "step": self.step,
-            "best_success": self.best_success,
+            "best_success": self.best_score,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "generator": self._rng.get_state(),
@@ -205,7 +238,7 @@ class Cloner:
         """Go on from the newest complete checkpoint, to the same losses as without the break."""
         if (state := self.policy.resume(self.folder.path)) is None:
             return
-        self.step, self.best_success = state["step"], state["best_success"]
+        self.step, self.best_score = state["step"], state["best_success"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["generator"])

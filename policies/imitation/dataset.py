@@ -13,6 +13,8 @@ from torch import Tensor
 
 from policies.imitation.frame_cache import Frames, open_frames
 from vla.contract import ObservationBatch, RobotSpec
+from vla.dataset_contract import merge_contracts
+from vla.normalisation import Statistics
 
 Split = Literal["train", "heldout"]
 
@@ -58,6 +60,14 @@ class DemoDataset:
 
     Whole episodes are set aside, the same ones for the same `seed` and folders.
 
+    Args:
+        roots: one folder or several, of one robot.
+        chunk: actions a sample.
+        heldout_fraction: share of each folder's episodes that is set aside.
+        seed: decides which.
+        weights: share of the drawn samples that each folder gets, in any unit; by default every
+            frame is drawn equally often, so that a folder counts as much as it is long.
+
     Attributes:
         spec: the contract that all folders share.
         chunk: actions a sample.
@@ -66,7 +76,8 @@ class DemoDataset:
     Raises:
         FileNotFoundError: no data set there, or one without a contract.
         ContractMismatchError: the folders' contracts differ.
-        ValueError: a data set that is damaged or was interrupted, or a share out of range.
+        ValueError: a data set that is damaged or was interrupted, a share out of range, or weights
+            that are not one positive number a folder.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class DemoDataset:
         chunk: int,
         heldout_fraction: float = 0.1,
         seed: int = 0,
+        weights: Sequence[float] = (),
     ):
         folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]
         if chunk < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
@@ -82,10 +94,12 @@ class DemoDataset:
                 f"need a folder, chunk >= 1 and 0 <= heldout_fraction < 1, got {folders}, "
                 f"{chunk}, {heldout_fraction}"
             )
+        if weights and (len(weights) != len(folders) or min(weights) <= 0):
+            raise ValueError(f"need one weight > 0 a folder, got {list(weights)} for {folders}")
         parts = [open_frames(folder) for folder in folders]
-        self.spec = parts[0].spec
-        for folder, part in zip(folders[1:], parts[1:], strict=True):
-            self.spec.require_match(part.spec, f"data set {folders[0]}", f"data set {folder}")
+        self.spec = merge_contracts(
+            {f"data set {f}": p.spec for f, p in zip(folders, parts, strict=True)}
+        )
         self.chunk = chunk
         self._images = [part.images for part in parts]
         self._starts = np.cumsum([0] + [len(part) for part in parts])  # [folders + 1]
@@ -98,6 +112,17 @@ class DemoDataset:
         self._instructions = [text for part in parts for text in part.instructions]
         self._episode = _number_episodes(parts)
         self._set_bounds(heldout_fraction, seed, parts)
+        self._cumulative = {split: self._share(rows, weights) for split, rows in self._rows.items()}
+
+    def _share(self, rows: np.ndarray, weights: Sequence[float]) -> np.ndarray | None:
+        """Cumulative probability of each of these frames; None where all are equal."""
+        if not weights or not len(rows):
+            return None
+        source = np.searchsorted(self._starts, rows, side="right") - 1
+        counts = np.bincount(source, minlength=len(weights))
+        each = np.divide(weights, counts, where=counts > 0, out=np.zeros(len(weights)))
+        cumulative = np.cumsum(each[source])
+        return cumulative / cumulative[-1]
 
     def _align_privileged(self, part: Frames) -> np.ndarray:
         aligned = np.zeros((len(part), len(self.privileged_names)), np.float32)
@@ -135,13 +160,12 @@ class DemoDataset:
 
     def batch(self, rows: np.ndarray) -> DemoBatch:
         """The samples that begin at these frames (int64 [b])."""
-        future = rows[:, None] + np.arange(self.chunk)  # [b, k]
-        last = self._end[rows, None] - 1
+        actions, is_pad = self._future(rows)
         return DemoBatch(
             images=torch.from_numpy(self._gather_images(rows)),
             proprio=torch.from_numpy(self._proprio[rows]),
-            actions=torch.from_numpy(self._actions[np.minimum(future, last)]),
-            is_pad=torch.from_numpy(future > last),
+            actions=actions,
+            is_pad=is_pad,
             instructions=[self._instructions[row] for row in rows],
             privileged=torch.from_numpy(self._privileged[rows]),
             time_s=torch.from_numpy(
@@ -152,7 +176,13 @@ class DemoDataset:
     def sample(
         self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
     ) -> DemoBatch:
-        """`size` frames drawn uniformly with replacement.
+        """The samples that begin at `size` drawn frames; see `draw`."""
+        return self.batch(self._rows[split][self.draw(generator, size, split)])
+
+    def draw(
+        self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
+    ) -> np.ndarray:
+        """Positions in `rows(split)`, int64 [size], drawn by weight with replacement.
 
         The generator's state alone decides what comes, so a checkpoint that holds it resumes
         exactly.
@@ -160,14 +190,19 @@ class DemoDataset:
         Raises:
             ValueError: the split is empty.
         """
-        rows = self._rows[split]
-        if not len(rows):
+        count, cumulative = len(self._rows[split]), self._cumulative[split]
+        if not count:
             raise ValueError(f"the {split} split is empty; record more or change heldout_fraction")
-        if isinstance(generator, np.random.Generator):
-            drawn = generator.integers(len(rows), size=size)
+        with_numpy = isinstance(generator, np.random.Generator)
+        if cumulative is None:
+            if with_numpy:
+                return generator.integers(count, size=size)
+            return torch.randint(count, (size,), generator=generator).numpy()
+        if with_numpy:
+            uniform = generator.random(size)
         else:
-            drawn = torch.randint(len(rows), (size,), generator=generator).numpy()
-        return self.batch(rows[drawn])
+            uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
+        return np.searchsorted(cumulative, uniform, side="right")
 
     def batches(self, size: int, split: Split = "heldout") -> Iterator[DemoBatch]:
         """Every frame of a split once, in order; the last batch may be smaller."""
@@ -175,16 +210,26 @@ class DemoDataset:
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size])
 
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """Over the training episodes: "action" and "proprio" → mean, std, min, max, q01, q99.
-
-        Each is float32 [dim], in the contract's units.
-        """
+    def statistics(self) -> Statistics:
+        """Over the training episodes, in the contract's units."""
         rows = self._rows["train"]
-        return {
-            "action": _summarise(self._actions[rows]),
-            "proprio": _summarise(self._proprio[rows]),
-        }
+        return Statistics.measure(self._actions[rows], self._proprio[rows])
+
+    @property
+    def instructions(self) -> list[str]:
+        """Every instruction once."""
+        return list(dict.fromkeys(self._instructions))
+
+    def chunks(self) -> Tensor:
+        """The expert's chunk at every training frame, float32 [n, k, action.dim]."""
+        return self._future(self._rows["train"])[0]
+
+    def _future(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Actions [b, k, action.dim] from these frames on, and where they are padding [b, k]."""
+        future = rows[:, None] + np.arange(self.chunk)
+        last = self._end[rows, None] - 1
+        actions = self._actions[np.minimum(future, last)]
+        return torch.from_numpy(actions), torch.from_numpy(future > last)
 
     def _gather_images(self, rows: np.ndarray) -> np.ndarray:
         if len(self._images) == 1:
@@ -205,16 +250,3 @@ def _number_episodes(parts: Sequence[Frames]) -> np.ndarray:
         numbered.append(numbers + offset)
         offset += int(numbers.max()) + 1
     return np.concatenate(numbered)
-
-
-def _summarise(values: np.ndarray) -> dict[str, np.ndarray]:
-    exact = values.astype(np.float64)
-    summary = {
-        "mean": exact.mean(axis=0),
-        "std": exact.std(axis=0),
-        "min": exact.min(axis=0),
-        "max": exact.max(axis=0),
-        "q01": np.quantile(exact, 0.01, axis=0),
-        "q99": np.quantile(exact, 0.99, axis=0),
-    }
-    return {name: value.astype(np.float32) for name, value in summary.items()}

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,16 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 
+from policies.imitation.pictures import decode_pictures
 from vla.contract import RobotSpec
+from vla.dataset_contract import read_contract
 
-_COLUMNS = {
-    "proprio": "observation.state",
-    "action": "action",
-    "privileged": "privileged.state",
-}
+_PRIVILEGED = "privileged.state"
+_VECTORS = ("proprio", "action", "privileged")
 
 
 @dataclass(frozen=True)
@@ -65,18 +62,19 @@ def open_frames(root: Path) -> Frames:
     """Open a data set through its cache; build the cache when there is none for its present state.
 
     Raises:
-        FileNotFoundError: no data set, or no contract in it.
-        ValueError: the folder's parts contradict each other.
+        FileNotFoundError: no data set.
+        ValueError: an older format, no statistics, or parts that are damaged, missing or contradict
+            each other.
         OSError: no room or no right to write the cache.
     """
-    spec = _read_contract(root)
+    spec = read_contract(root)
     cache = root / ".cache" / _fingerprint(root)
     if not cache.is_dir():
         with _building(root, cache) as unfinished:
             if unfinished is not None:
                 _build(root, spec, unfinished)
     manifest = json.loads((cache / "manifest.json").read_text())
-    arrays = {name: np.load(cache / f"{name}.npy") for name in (*_COLUMNS, "episode", "task")}
+    arrays = {name: np.load(cache / f"{name}.npy") for name in (*_VECTORS, "episode", "task")}
     return Frames(
         spec=spec,
         privileged_names=tuple(manifest["privileged_names"]),
@@ -86,27 +84,10 @@ def open_frames(root: Path) -> Frames:
     )
 
 
-def _read_contract(root: Path) -> RobotSpec:
-    if not (root / "meta" / "info.json").exists():
-        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
-        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
-        raise FileNotFoundError(
-            f"no data set in {root}; {nearby}. "
-            f"Record it: vla collect --task {root.name} --root {root}"
-        )
-    contract = root / "meta" / "contract.json"
-    if not contract.exists():
-        raise FileNotFoundError(
-            f"data set {root} has no meta/contract.json, so nothing says what its numbers mean. "
-            "Record it with `vla collect`, or write RobotSpec.to_dict() of its robot there as JSON"
-        )
-    return RobotSpec.from_dict(json.loads(contract.read_text()))
-
-
 def _fingerprint(root: Path) -> str:
     """Changes whenever a file of the data set is added, replaced or rewritten."""
     digest = hashlib.sha256(b"frame cache 1")  # raise the number when the layout changes
-    for part in ("data", "meta"):
+    for part in ("data", "meta", "videos"):
         for path in sorted((root / part).rglob("*")):
             if path.is_file():
                 stat = path.stat()
@@ -148,7 +129,10 @@ def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
     info = json.loads((root / "meta" / "info.json").read_text())
     sizes = {(camera.height, camera.width) for camera in spec.cameras}
     if len(sizes) != 1:
-        raise ValueError(f"{root}: cameras of different sizes {sizes} cannot share one array")
+        raise ValueError(
+            f"{root}: cameras of different sizes {sizes} cannot share one array; "
+            "lerobot-train --policy.type=vla takes such data as they are"
+        )
     shape = (info["total_frames"], len(spec.cameras), *sizes.pop(), 3)
     free = shutil.disk_usage(folder).free
     if free < np.prod(shape):
@@ -156,24 +140,37 @@ def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
             errno.ENOSPC, f"needs {np.prod(shape) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
         )
     table = _read_table(root, info["total_frames"])
-    arrays = {name: _matrix(table[column]) for name, column in _COLUMNS.items()}
+    columns = {"proprio": spec.features.proprio, "action": spec.features.action}
+    arrays = {name: _matrix(table[column]) for name, column in columns.items()}
     arrays |= {name: table[f"{name}_index"].to_numpy() for name in ("episode", "task")}
+    privileged_names: list[str] = []
+    if _PRIVILEGED in info["features"]:  # only our own recordings know the simulator's state
+        privileged_names = info["features"][_PRIVILEGED]["names"]
+        arrays["privileged"] = _matrix(table[_PRIVILEGED])
+    else:
+        arrays["privileged"] = np.zeros((len(table), 0), np.float32)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
-    for index, camera in enumerate(spec.cameras):
-        column = table[f"observation.images.{camera.name}"]
-        for row in track(range(len(column)), f"decoding {root.name} {camera.name}", transient=True):
-            encoded = column[row]["bytes"].as_buffer()
-            images[row, index] = np.asarray(Image.open(io.BytesIO(encoded)))
+    with Progress(transient=True) as progress:
+        for index, camera in enumerate(spec.cameras):
+            bar = progress.add_task(f"decoding {root.name} {camera.name}", total=len(table))
+            key = spec.features.camera(camera.name)
+            for count in decode_pictures(root, info, key, table, images[:, index]):
+                progress.advance(bar, count)
     images.flush()
     tasks = pq.read_table(root / "meta" / "tasks.parquet").sort_by("task_index")
     manifest = {
         "shape": shape,
-        "privileged_names": info["features"][_COLUMNS["privileged"]]["names"],
-        "instructions": tasks["task"].to_pylist(),
+        "privileged_names": privileged_names,
+        "instructions": tasks[_text_column(tasks)].to_pylist(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _text_column(tasks: pa.Table) -> str:
+    """LeRobot's writer names it "task", an unnamed pandas index "__index_level_0__"."""
+    return next(name for name in tasks.column_names if name != "task_index")
 
 
 def _read_table(root: Path, frames: int) -> pa.Table:
@@ -182,12 +179,13 @@ def _read_table(root: Path, frames: int) -> pa.Table:
         table = pa.concat_tables([pq.read_table(file) for file in files])
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f"data set {root} holds a damaged file: {error}. Delete the folder and record it again"
+            f"data set {root} holds a damaged file: {error}. Delete the folder and record or copy "
+            "it again"
         ) from error
     if not np.array_equal(table["index"].to_numpy(), np.arange(frames)):
         raise ValueError(
             f"data set {root} lists {frames} frames but holds {len(table)}: it was interrupted. "
-            "Run the same `vla collect` again, which mends it"
+            "Run the same `vla collect` again, which mends it, or copy it again"
         )
     return table
 

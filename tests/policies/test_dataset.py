@@ -131,11 +131,11 @@ def test_statistics_are_those_of_the_training_episodes(recorded: tuple[Path, Tas
     ]
     for name in ("action", "proprio"):
         values = np.concatenate([episode[name] for episode in episodes]).astype(np.float64)
-        ours = dataset.statistics()[name]
-        np.testing.assert_allclose(ours["mean"], values.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(ours["std"], values.std(0), rtol=1e-5)
-        np.testing.assert_allclose(ours["q99"], np.quantile(values, 0.99, axis=0), rtol=1e-5)
-        np.testing.assert_array_equal(ours["max"], values.max(0).astype(np.float32))
+        ours = getattr(dataset.statistics(), name)
+        np.testing.assert_allclose(ours.mean, values.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(ours.std, values.std(0), rtol=1e-5)
+        np.testing.assert_allclose(ours.q99, np.quantile(values, 0.99, axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(ours.max, values.max(0).astype(np.float32))
 
 
 def test_folders_are_concatenated(recorded: tuple[Path, Task], tmp_path: Path) -> None:
@@ -244,6 +244,27 @@ def test_two_processes_may_open_at_once(copied: Path) -> None:
     assert len([path for path in (copied / ".cache").iterdir() if path.is_dir()]) == 1
 
 
+def test_weights_share_the_samples_between_folders(
+    recorded: tuple[Path, Task], tmp_path: Path
+) -> None:
+    """Whatever their lengths; without weights by length, and the same draws as ever."""
+    other = tmp_path / "other"
+    write_folder(other, [2, 2])
+    roots = [recorded[0], other]
+    for generator in (np.random.default_rng(0), torch.Generator().manual_seed(0)):
+        weighted = DemoDataset(roots, chunk=2, heldout_fraction=0.0, weights=(1, 3))
+        rows = weighted.rows()[weighted.draw(generator, 4000)]
+        assert abs((rows >= sum(LENGTHS)).mean() - 0.75) < 0.03
+        assert set(rows) == set(range(len(weighted)))
+    plain = DemoDataset(roots, chunk=2, heldout_fraction=0.0)
+    drawn = plain.draw(torch.Generator().manual_seed(5), 9)
+    same = torch.randint(len(plain), (9,), generator=torch.Generator().manual_seed(5))
+    assert drawn.tolist() == same.tolist()
+    for bad in ((1,), (1, 0), (1, 2, 3)):
+        with pytest.raises(ValueError, match="one weight > 0 a folder"):
+            DemoDataset(roots, chunk=2, weights=bad)
+
+
 # --- refusals
 
 
@@ -259,11 +280,14 @@ def test_missing_folder_names_the_command_and_the_neighbours(
     assert not wrong.exists()
 
 
-def test_folder_without_contract_names_the_fix(copied: Path) -> None:
-    """A LeRobot data set from elsewhere, for instance."""
+def test_folder_without_contract_says_what_it_can_of_itself(copied: Path) -> None:
+    """A LeRobot data set from elsewhere, for instance: the same frames, limits as recorded."""
+    own = DemoDataset(copied, chunk=2)
     (copied / "meta" / "contract.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"contract\.json.*RobotSpec"):
-        DemoDataset(copied, chunk=2)
+    derived = DemoDataset(copied, chunk=2)
+    assert derived.spec.action.names == own.spec.action.names
+    assert derived.spec.action.high[0] == max(LENGTHS) - 1
+    assert _same(derived.batch(np.arange(5)), own.batch(np.arange(5)))
 
 
 def test_damaged_or_half_moved_files_are_refused(copied: Path) -> None:

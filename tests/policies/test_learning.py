@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,10 @@ class FakeData:
     def rows(self, split: str) -> list[int]:
         """Nothing is held out."""
         return [0, 1, 2, 3] if split == "train" else []
+
+    def draw(self, generator: torch.Generator, size: int) -> np.ndarray:
+        """Any of them."""
+        return torch.randint(4, (size,), generator=generator).numpy()
 
 
 def make_cloner(env: CpuVecEnv, folder: Path, updates: int) -> Cloner:

@@ -85,9 +85,12 @@ class VLA(nn.Module):
         super().__init__()
         self.config, self.interface = config, interface
         self.backbone = backbone
-        width = self.backbone.width
-        self.pointer = Pointer(width, interface.cameras, interface.image_tokens, interface.proprio)
+        self.pointer = self._make_pointer()
         self.actor = self._make_actor()
+
+    def _make_pointer(self) -> Pointer:
+        sizes = self.interface
+        return Pointer(self.backbone.width, sizes.cameras, sizes.image_tokens, sizes.proprio)
 
     def _make_actor(self) -> Actor:
         config, sizes = self.config, self.interface
@@ -108,6 +111,19 @@ class VLA(nn.Module):
             device = next(self.actor.parameters()).device
             self.config = config
             self.actor = self._make_actor().to(device)
+
+    def replace_interface(self, interface: Interface) -> None:
+        """Fit another robot: what its sizes decide starts untrained, all else stays."""
+        if interface == self.interface:
+            return
+        self.interface, old = interface, self.pointer
+        kept = old.state_dict()
+        device = next(old.parameters()).device
+        self.pointer = self._make_pointer().to(device)
+        fresh = self.pointer.state_dict()
+        fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
+        self.pointer.load_state_dict(fresh | fitting)
+        self.actor = self._make_actor().to(device)
 
     @property
     def context_dim(self) -> int:

@@ -1,0 +1,51 @@
+"""Random changes of pictures that leave what is in them the same: place, light and colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How much each picture is changed, drawn uniformly up to these bounds; 0 changes nothing.
+
+    Attributes:
+        shift: share of the height and width by which the view moves; the border is repeated.
+        light: relative change of brightness, and of contrast around the picture's mean.
+        colour: relative change of each colour.
+    """
+
+    shift: float = 0.0
+    light: float = 0.0
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(0.0 <= bound < 1.0 for bound in (self.shift, self.light, self.colour)):
+            raise ValueError(f"shift, light and colour lie in [0, 1): {self}")
+
+    @property
+    def is_on(self) -> bool:
+        """Something is changed."""
+        return max(self.shift, self.light, self.colour) > 0
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Each picture of uint8 [b, camera, h, w, 3] changed on its own; a new tensor."""
+        pictures = images.flatten(0, 1)
+        count, height, width, _ = pictures.shape
+
+        def draw(bound: float, *sizes: int) -> Tensor:
+            return bound * (2 * torch.rand(count, *sizes, generator=generator) - 1)
+
+        moved = (draw(self.shift, 2) * torch.tensor([height, width])).round().long()
+        rows = (torch.arange(height) + moved[:, :1]).clamp(0, height - 1)
+        columns = (torch.arange(width) + moved[:, 1:]).clamp(0, width - 1)
+        which = torch.arange(count)[:, None, None]
+        shifted = pictures[which, rows[:, :, None], columns[:, None, :]].float()
+        mean = shifted.mean(dim=(1, 2, 3), keepdim=True)
+        contrast = 1 + draw(self.light, 1, 1, 1)
+        gain = (1 + draw(self.light, 1, 1, 1)) * (1 + draw(self.colour, 1, 1, 3))
+        changed = ((shifted - mean) * contrast + mean) * gain
+        return changed.round().clamp(0, 255).byte().unflatten(0, images.shape[:2])

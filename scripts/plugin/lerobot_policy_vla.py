@@ -1,0 +1,10 @@
+"""What LeRobot imports when it looks for plug-ins: registers the policy, the env and the robot.
+
+LeRobot finds a plug-in by the name of its distribution, which must begin with `lerobot_policy_` (or
+another of its prefixes) and be importable; hence this module and the name in pyproject.toml.
+"""
+
+from sim.lerobot_plugin import config_env, config_robot
+from vla.lerobot_plugin import configuration_vla
+
+REGISTERED = (configuration_vla, config_env, config_robot)

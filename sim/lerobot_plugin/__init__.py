@@ -1,0 +1,1 @@
+"""The tasks as a LeRobot environment and as a LeRobot robot."""

@@ -1,0 +1,25 @@
+"""Our simulated robot in LeRobot's commands: `--robot.type=vla_sim --robot.task=FetchPush`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lerobot.robots.config import RobotConfig
+
+from sim.demonstrate import FIRST_EVALUATION_SEED
+
+
+@RobotConfig.register_subclass("vla_sim")
+@dataclass(kw_only=True)
+class SimulatedRobotConfig(RobotConfig):
+    """Which world the robot stands in.
+
+    Attributes:
+        task: registry name.
+        seed: of the initial state.
+        image_size: pixels a side of a picture.
+    """
+
+    task: str = "FetchPush"
+    seed: int = FIRST_EVALUATION_SEED
+    image_size: int = 96

@@ -1,0 +1,142 @@
+"""Data sets that LeRobot recorded, with videos and without a contract of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from policies.imitation.bc import CloningConfig
+from policies.imitation.dataset import DemoDataset
+from scripts.pretrain import PretrainConfig, main
+from vla.lerobot_plugin.whole_videos import require_whole_videos
+from vla.policy import load_policy
+
+LENGTHS = (7, 5)
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cameras, two episodes in one video file each; frame t is grey, its level t."""
+    root = tmp_path_factory.mktemp("theirs") / "so101"
+    picture = {
+        "dtype": "video",
+        "shape": (SIZE, SIZE, 3),
+        "names": ["height", "width", "channels"],
+    }
+    dataset = LeRobotDataset.create(
+        "local/so101",
+        fps=30,
+        features={
+            "observation.images.top": picture,
+            "observation.image": picture,
+            "observation.state": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+            "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+        },
+        root=root,
+        robot_type="so101",
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=1),
+    )
+    level = 0
+    for episode, length in enumerate(LENGTHS):
+        for step in range(length):
+            grey = np.full((SIZE, SIZE, 3), 16 * level, np.uint8)
+            dataset.add_frame(
+                {
+                    "observation.images.top": grey,
+                    "observation.image": 255 - grey,
+                    "observation.state": np.float32([step, episode]),
+                    "action": np.float32([step + 0.5, -step]),
+                    "task": f"put the {'red' if episode else 'green'} brick into the wooden box",
+                }
+            )
+            level += 1
+        dataset.save_episode()
+    dataset.finalize()
+    return root
+
+
+@pytest.fixture
+def copied(recorded: Path, tmp_path: Path) -> Path:
+    """A copy without cache."""
+    ignore = shutil.ignore_patterns(".cache")
+    return shutil.copytree(recorded, tmp_path / "so101", ignore=ignore)
+
+
+def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
+    """Every frame is the one of its time, in both episodes and both cameras."""
+    data = DemoDataset(recorded, chunk=2, heldout_fraction=0.0)
+    assert [camera.name for camera in data.spec.cameras] == ["top", "image"]
+    assert len(data) == sum(LENGTHS)
+    require_whole_videos(recorded)
+    batch = data.batch(np.arange(len(data)))
+    levels = batch.images.float().mean(dim=(2, 3, 4))
+    expected = 16 * np.arange(len(data))
+    np.testing.assert_allclose(levels[:, 0], expected, atol=3)
+    np.testing.assert_allclose(levels[:, 1], 255 - expected, atol=3)
+    assert batch.proprio[:, 0].tolist() == [*range(7), *range(5)]
+    assert batch.actions[6].tolist() == [[6.5, -6.0], [6.5, -6.0]]
+    assert batch.privileged.shape == (12, 0)
+    assert batch.instructions[0].startswith("put the green")
+    assert data.instructions == [batch.instructions[0], batch.instructions[-1]]
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "other size"])
+def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None:
+    """The file and what to do, and no cache is left."""
+    (video, _) = sorted((copied / "videos").rglob("*.mp4"))
+    if damage == "short":
+        whole = video.read_bytes()
+        video.write_bytes(whole[: len(whole) // 2])
+    elif damage == "missing":
+        video.unlink()
+    else:
+        info = copied / "meta" / "info.json"
+        told = json.loads(info.read_text())
+        for key in ("observation.images.top", "observation.image"):
+            told["features"][key]["shape"] = [48, 48, 3]
+        info.write_text(json.dumps(told))
+    if damage == "short":
+        with pytest.raises(ValueError, match=rf"copy them again: {video.relative_to(copied)}"):
+            require_whole_videos(copied)
+    with pytest.raises(ValueError, match=r"copy it\s+again|contract says \(48, 48, 3\)"):
+        DemoDataset(copied, chunk=2)
+    assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("backbone", ["frozen", "full"])
+def test_a_robot_that_is_not_simulated_here_is_cloned(
+    recorded: Path,
+    tmp_path: Path,
+    backbone: Literal["frozen", "full"],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Other cameras, state, actions and words than ours, and held-out episodes that choose."""
+    config = PretrainConfig(
+        task=None,
+        data=(recorded,),
+        out=tmp_path / "clone",
+        horizon=4,
+        training=CloningConfig(
+            updates=2,
+            batch=4,
+            evaluate_every=1,
+            backbone=backbone,
+            picture_light=0.2 if backbone == "full" else 0.0,
+        ),
+    )
+    assert main(config) == 0
+    assert "held-out episodes" in capsys.readouterr().out
+    policy = load_policy(tmp_path / "clone" / "best")
+    data = DemoDataset(recorded, chunk=4)
+    chunk = policy.act(data.batch(np.arange(3)).observation(policy.spec))
+    assert chunk.shape == (3, 4, 2)
+    assert policy.spec.robot == "so101"
+    assert policy.spec.features.camera("image") == "observation.image"

@@ -1,0 +1,183 @@
+"""Our policy inside LeRobot, without its commands: what is written, read back and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from demo_folder import write_folder
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_policy, make_pre_post_processors
+from torch.utils.data import DataLoader
+
+from sim.lerobot_plugin.config_env import VlaSimEnv
+from vla.checkpoint import CheckpointError
+from vla.contract import ContractMismatchError
+from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
+from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy, observation_of
+from vla.lerobot_plugin.safe_files import UnsafeFileError
+from vla.policy import VLAPolicy, load_policy
+from vla.recorded_actions import read_chunks
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two made-up episodes."""
+    root = tmp_path_factory.mktemp("data") / "FetchReach"
+    write_folder(root, [5, 4], image_size=96)
+    return root
+
+
+def metadata(root: Path) -> LeRobotDatasetMetadata:
+    """As LeRobot reads it."""
+    return LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+
+
+def new_policy(root: Path, **settings: object) -> LeRobotVLAPolicy:
+    """What `lerobot-train` builds."""
+    config = LeRobotVLAConfig(device="cpu", **settings)  # pyright: ignore[reportArgumentType]
+    policy = make_policy(config, ds_meta=metadata(root))
+    assert isinstance(policy, LeRobotVLAPolicy)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def ours(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as our own trainings save it."""
+    policy = new_policy(data, horizon=3).policy
+    return VLAPolicy(policy.model, policy.processor).save(tmp_path_factory.mktemp("runs") / "best")
+
+
+def test_a_checkpoint_of_ours_is_one_that_lerobot_loads(ours: Path) -> None:
+    """Configuration, pipelines and policy; the same chunk as without LeRobot."""
+    config = PreTrainedConfig.from_pretrained(ours)
+    assert isinstance(config, LeRobotVLAConfig)
+    assert (config.horizon, config.head) == (3, "gaussian")
+    config.pretrained_path, config.device = ours, "cpu"
+    policy = make_policy(config, env_cfg=VlaSimEnv(task="FetchReach"))
+    before, after = make_pre_post_processors(config, str(ours))
+    pictures = {
+        f"observation.images.{name}": torch.rand(2, 3, 96, 96)
+        for name in ("front", "side", "wrist")
+    }
+    seen = {
+        **pictures,
+        "observation.state": torch.rand(2, 5),
+        "task": ["reach the red sphere", "touch the red ball"],
+    }
+    batch = before(dict(seen))
+    direct = load_policy(ours)
+    expected = direct.act(observation_of(seen, direct.spec))
+    played = torch.stack([after(policy.select_action(batch)) for _ in range(3)], dim=1)
+    torch.testing.assert_close(played, expected)
+    policy.reset()
+    torch.testing.assert_close(after(policy.select_action(batch)), expected[:, 0])
+
+
+def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
+    """A step on a batch of LeRobot's loader, with and without the vision-language model."""
+    for train_backbone in (False, True):
+        policy = new_policy(data, train_backbone=train_backbone)
+        indices = policy.config.action_delta_indices
+        dataset = LeRobotDataset(
+            "local/x", root=data, delta_timestamps={"action": [i / 25 for i in indices]}
+        )
+        before = {name: weight.clone() for name, weight in policy.named_parameters()}
+        policy.train()
+        optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
+        loss, _ = policy.forward(next(iter(DataLoader(dataset, batch_size=4))))
+        loss.backward()
+        optimizer.step()
+        moved = {n.split(".")[1] for n, w in policy.named_parameters() if not w.equal(before[n])}
+        assert ("backbone" in moved) is train_backbone
+        assert "actor" in moved
+
+
+def test_recorded_chunks_stay_within_their_episode(data: Path) -> None:
+    """The last action is repeated at an episode's end; the first entry counts the steps."""
+    counted = read_chunks(data, "action", 3)[..., 0].tolist()
+    assert counted[:5] == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4], [4, 4, 4]]
+    assert counted[5] == [0, 1, 2]
+
+
+def test_longer_instructions_get_a_longer_prompt(data: Path, tmp_path: Path) -> None:
+    """A data set from elsewhere says more than ours; nobody has to set the length."""
+    words = "then " * 20 + "stop"
+    root = shutil.copytree(data, tmp_path / "long", ignore=shutil.ignore_patterns(".cache"))
+    meta = metadata(root)
+    meta.tasks.index = [words, *meta.tasks.index[1:]]
+    policy = make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
+    ids, _ = policy.policy.processor.encode_instructions([words])
+    assert ids.shape[1] > load_policy(Path("vla/weights/grounded")).processor.prompt_length
+
+
+def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None:
+    """LeRobot would train on unscaled numbers."""
+    root = shutil.copytree(data, tmp_path / "bare", ignore=shutil.ignore_patterns(".cache"))
+    meta = metadata(root)
+    assert meta.stats is not None
+    del meta.stats["action"]["q01"]
+    with pytest.raises(ValueError, match=r"statistics \['q01'\] of 'action'"):
+        make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
+
+
+def test_settings_are_checked(ours: Path) -> None:
+    """Unknown heads, and a horizon that a checkpoint cannot have."""
+    with pytest.raises(ValueError, match="valid: gaussian"):
+        LeRobotVLAConfig(device="cpu", head="magic")
+    with pytest.raises(ValueError, match="starts at 1"):
+        LeRobotVLAConfig(device="cpu", horizon=0)
+    with pytest.raises(ValueError, match="has horizon 3"):
+        LeRobotVLAPolicy.from_pretrained(ours, config=LeRobotVLAConfig(device="cpu", horizon=4))
+    with pytest.raises(ValueError, match="learns its robot's contract"):
+        LeRobotVLAPolicy(LeRobotVLAConfig(device="cpu"))
+
+
+def test_damage_is_refused(ours: Path, tmp_path: Path) -> None:
+    """A changed byte, a missing weight file, and a processor that names a class."""
+    for name in ("model.safetensors", "processor.json"):
+        folder = shutil.copytree(ours, tmp_path / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+        with pytest.raises(CheckpointError, match=f"{name}.*SHA-256"):
+            LeRobotVLAPolicy.from_pretrained(folder)
+    folder = shutil.copytree(ours, tmp_path / "class")
+    path = folder / "policy_preprocessor.json"
+    pipeline = json.loads(path.read_text())
+    pipeline["steps"].append({"class": "evil.Step", "config": {}})
+    path.write_text(json.dumps(pipeline))
+    with pytest.raises(UnsafeFileError, match=r"evil\.Step"):
+        LeRobotVLAPolicy.from_pretrained(folder)
+
+
+def test_data_of_another_robot_are_refused(ours: Path, data: Path, tmp_path: Path) -> None:
+    """Names and rate; limits may differ between data sets of one robot."""
+    root = shutil.copytree(data, tmp_path / "other", ignore=shutil.ignore_patterns(".cache"))
+    contract = root / "meta" / "contract.json"
+    told = json.loads(contract.read_text())
+    told["action"]["low"] = [-2.0] * 4
+    contract.write_text(json.dumps(told))
+    config = LeRobotVLAConfig(device="cpu", horizon=3)
+    LeRobotVLAPolicy.from_pretrained(ours, config=config, dataset_meta=metadata(root))
+    told["action"]["names"][0] = "joint"
+    told["control_rate_hz"] = 10.0
+    contract.write_text(json.dumps(told))
+    with pytest.raises(ContractMismatchError, match=r"action:.*joint[\s\S]*control_rate_hz"):
+        LeRobotVLAPolicy.from_pretrained(ours, config=config, dataset_meta=metadata(root))
+
+
+def test_another_environment_is_refused(ours: Path) -> None:
+    """Before anything moves: another number of actions, or a camera that is not there."""
+    config = PreTrainedConfig.from_pretrained(ours)
+    config.pretrained_path, config.device = ours, "cpu"
+    other = VlaSimEnv(task="FetchReach")
+    action = other.features["action"]
+    other.features["action"] = type(action)(action.type, (7,))
+    with pytest.raises(ContractMismatchError, match="commands 4 numbers"):
+        make_policy(config, env_cfg=other)
+    with pytest.raises(ContractMismatchError, match=r"needs \['observation.images.front'"):
+        observation_of({"observation.state": torch.zeros(1, 5)}, load_policy(ours).spec)

@@ -1,0 +1,1 @@
+"""The policy as LeRobot knows it, and LeRobot's checkpoints as policies here."""

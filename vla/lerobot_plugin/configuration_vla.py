@@ -1,0 +1,88 @@
+"""Settings of our policy in LeRobot's commands: `--policy.type=vla`.
+
+LeRobot derives the names of the classes and of the modules beside this one from the names here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
+
+from vla.lerobot_plugin.description import POLICY_TYPE
+from vla.model.heads.registry import HEADS
+
+
+def _unscaled() -> dict[str, NormalizationMode]:
+    # The policy scales by itself, with the statistics that its checkpoint holds.
+    return dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
+
+
+@PreTrainedConfig.register_subclass(POLICY_TYPE)
+@dataclass
+class LeRobotVLAConfig(PreTrainedConfig):
+    """What is trained, from where and how fast.
+
+    Attributes:
+        push_to_hub: upload the trained policy; unlike LeRobot's own, off by default.
+        normalization_mapping: LeRobot's normalisers do nothing around this policy.
+        horizon: control steps a chunk; all of them are executed before the next decision.
+        head: action head.
+        start: checkpoint of ours that brings the vision-language model; None is the shipped one.
+        train_backbone: train the vision-language model too, not the actor alone.
+        learning_rate: of AdamW for the actor; falls to 0 along a cosine.
+        backbone_learning_rate: of AdamW for the vision-language model.
+        weight_decay: of AdamW.
+        vla: what is built on the vision-language model; written by the checkpoint, not by people.
+        interface: sizes of inputs and outputs; written by the checkpoint.
+        backbone: the vision-language model's configuration; written by the checkpoint.
+    """
+
+    push_to_hub: bool = False
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_unscaled)
+    horizon: int = 5
+    head: str = "gaussian"
+    start: Path | None = None
+    train_backbone: bool = False
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    vla: dict[str, Any] | None = None
+    interface: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in HEADS:
+            raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
+        if self.horizon < 1:
+            raise ValueError(f"horizon starts at 1, got {self.horizon}")
+
+    @property
+    def observation_delta_indices(self) -> None:
+        """The present observation only."""
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        """The chunk that the observation is answered with."""
+        return list(range(self.horizon))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        """No rewards."""
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        """AdamW, gradients clipped to norm 1."""
+        return AdamWConfig(
+            lr=self.learning_rate, weight_decay=self.weight_decay, grad_clip_norm=1.0
+        )
+
+    def get_scheduler_preset(self) -> DiffuserSchedulerConfig:
+        """Cosine to 0 without warm-up."""
+        return DiffuserSchedulerConfig(name="cosine", num_warmup_steps=0)
+
+    def validate_features(self) -> None:
+        """Nothing here: the contract of the data set or of the checkpoint is what counts."""

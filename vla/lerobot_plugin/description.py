@@ -1,0 +1,66 @@
+"""What LeRobot wants to read in a checkpoint folder of ours, as plain data.
+
+Written by hand rather than by LeRobot's classes, whose import takes seconds, which no training of
+ours should wait for; LeRobot fills in the rest with the defaults of `LeRobotVLAConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla.contract import RobotSpec
+
+POLICY_TYPE = "vla"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
+
+
+def describe_policy(spec: RobotSpec, model: dict[str, Any]) -> dict[str, Any]:
+    """config.json: LeRobot's description of a policy and the model's own configuration.
+
+    Args:
+        spec: the robot that it is for.
+        model: `VLA.to_dict`.
+    """
+    pictures = {
+        spec.features.camera(camera.name): {
+            "type": "VISUAL",
+            "shape": [3, camera.height, camera.width],
+        }
+        for camera in spec.cameras
+    }
+    state = {spec.features.proprio: {"type": "STATE", "shape": [spec.proprio.dim]}}
+    return {
+        "type": POLICY_TYPE,
+        "horizon": model["vla"]["horizon"],
+        "head": model["vla"]["head"]["type"],
+        "input_features": pictures | state,
+        "output_features": {
+            spec.features.action: {"type": "ACTION", "shape": [spec.action.dim]},
+        },
+        **model,
+    }
+
+
+def describe_pipelines() -> dict[str, Any]:
+    """File name → pipeline, around a policy that scales by itself: batch, move, nothing else.
+
+    The normalisers do nothing and are there because LeRobot overrides them by name when it
+    continues to train a checkpoint.
+    """
+    identity = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "IDENTITY")
+    normaliser = {"eps": 1e-8, "features": {}, "norm_map": identity}
+    to_cpu = {"device": "cpu", "float_dtype": None}
+    before: dict[str, Any] = {
+        "rename_observations_processor": {"rename_map": {}},
+        "to_batch_processor": {},
+        "device_processor": to_cpu,
+        "normalizer_processor": normaliser,
+    }
+    after: dict[str, Any] = {"unnormalizer_processor": normaliser, "device_processor": to_cpu}
+    return {
+        f"{name}.json": {
+            "name": name,
+            "steps": [{"registry_name": step, "config": config} for step, config in steps.items()],
+        }
+        for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after))
+    }

@@ -1,0 +1,226 @@
+"""Our policy as a LeRobot policy: `lerobot-train`, `lerobot-eval` and `lerobot-rollout` run it.
+
+The folder that LeRobot saves is a checkpoint of ours, and a checkpoint of ours is one that LeRobot
+loads. Scaling happens in our processor, inside the policy: LeRobot's normalisers, which let values
+pass in silence where statistics are missing, have nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any, Self
+
+import draccus
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
+from vla.dataset_contract import read_contract, require_statistics
+from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
+from vla.lerobot_plugin.description import POLICY_TYPE
+from vla.lerobot_plugin.safe_files import require_safe_pipelines
+from vla.lerobot_plugin.whole_videos import require_whole_videos
+from vla.model.heads.registry import HEADS
+from vla.normalisation import Statistics, VectorStatistics
+from vla.policy import VLAPolicy, load_policy
+from vla.recorded_actions import read_chunks
+from vla.starting import GROUNDED, start_policy
+
+_STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+class LeRobotVLAPolicy(PreTrainedPolicy):
+    """A vision-language-action policy for LeRobot.
+
+    Args:
+        config: settings.
+        dataset_meta: of the data that a new policy is to be trained on.
+        policy: a loaded one; None starts a new one from `config.start`.
+
+    Raises:
+        ValueError: neither a policy nor data that say what robot it is for, or data without
+            statistics, camera, state or action.
+    """
+
+    config_class = LeRobotVLAConfig
+    name = POLICY_TYPE
+    config: LeRobotVLAConfig
+
+    def __init__(
+        self,
+        config: LeRobotVLAConfig,
+        dataset_meta: LeRobotDatasetMetadata | None = None,
+        policy: VLAPolicy | None = None,
+        **_: Any,
+    ):
+        super().__init__(config)
+        if policy is None:
+            if dataset_meta is None:
+                raise ValueError(
+                    "a new policy learns its robot's contract and statistics from a data set: "
+                    "train it with lerobot-train, or load one with --policy.path"
+                )
+            policy = _start(config, dataset_meta)
+        self.policy, self.model = policy, policy.model
+        self._frozen = [] if config.train_backbone else [self.model.backbone, self.model.pointer]
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: LeRobotVLAConfig | None = None,
+        dataset_meta: LeRobotDatasetMetadata | None = None,
+        revision: str | None = None,
+        **_: Any,
+    ) -> Self:
+        """Load a checkpoint, strictly: every byte as its manifest says, no weight more or less.
+
+        Raises:
+            CheckpointError: missing, incomplete or damaged.
+            ContractMismatchError: the data set or environment has other actions or another rate.
+            RuntimeError: a weight is missing or surplus.
+            UnsafeFileError: a processor file names a class.
+        """
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(pretrained_name_or_path), revision=revision))
+        require_safe_pipelines(folder)
+        config = config or LeRobotVLAConfig.from_pretrained(folder)
+        policy = load_policy(folder, config.device or "cpu")
+        where = f"checkpoint {folder}"
+        if config.horizon != (horizon := policy.model.config.horizon):
+            raise ValueError(f"{where} has horizon {horizon}, which --policy.horizon cannot change")
+        if dataset_meta is not None:
+            require_whole_videos(Path(dataset_meta.root))
+            offered = read_contract(Path(dataset_meta.root))
+            _require_same_commands(policy.spec, offered, where, f"data set {dataset_meta.root}")
+        _require_same_size(policy.spec, config, where)
+        loaded = cls(config, policy=policy)
+        loaded.eval()
+        return loaded
+
+    def _save_pretrained(
+        self, save_directory: Path, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a checkpoint of ours; LeRobot adds its pipelines to the folder afterwards."""
+        described = draccus.encode(self.config, PreTrainedConfig)
+        weights = state_dict and {k.removeprefix("model."): w for k, w in state_dict.items()}
+        self.policy.save(save_directory, lerobot_config=described, weights=weights)
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """The actor, and the vision-language model at its own rate where it is trained."""
+        groups: list[dict[str, Any]] = [{"params": [*self.model.actor.parameters()]}]
+        if self.config.train_backbone:
+            others = [*self.model.backbone.parameters(), *self.model.pointer.parameters()]
+            groups.append({"params": others, "lr": self.config.backbone_learning_rate})
+        return groups
+
+    def train(self, mode: bool = True) -> Self:
+        """What is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def reset(self) -> None:
+        """A new episode begins: the rest of the last chunk is dropped."""
+        self._waiting: deque[Tensor] = deque()
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Cloning loss of a batch."""
+        processor, features = self.policy.processor, self.policy.spec.features
+        context = self._context(batch)
+        actions = processor.encode_actions(batch[features.action])
+        is_pad = batch[f"{features.action}_is_pad"]
+        return self.model.actor.loss(context, actions, is_pad), {}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
+        """The chunk to execute in physical units, float32 [n, horizon, action.dim]."""
+        chunk = self.model.actor.act(self._context(batch))
+        return self.policy.processor.decode_actions(chunk)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
+        """The next command [n, action.dim]; decides anew when the last chunk is used up."""
+        if not self._waiting:
+            self._waiting.extend(self.predict_action_chunk(batch).unbind(1))
+        return self._waiting.popleft()
+
+    def _context(self, batch: dict[str, Any]) -> Tensor:
+        inputs = self.policy.processor.encode_observation(observation_of(batch, self.policy.spec))
+        return self.model.encode(inputs.to(self.policy.device))
+
+
+def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:
+    """What LeRobot gives a policy, as our observations.
+
+    Raises:
+        ContractMismatchError: a camera, the state or the instruction is missing.
+    """
+    names = spec.features
+    wanted = [names.proprio, *(names.camera(camera.name) for camera in spec.cameras), "task"]
+    if missing := [name for name in wanted if name not in batch]:
+        raise ContractMismatchError(f"the policy needs {missing}; there are {sorted(batch)}")
+    pictures = {camera.name: _as_bytes(batch[names.camera(camera.name)]) for camera in spec.cameras}
+    state = batch[names.proprio].float()
+    return ObservationBatch(pictures, state, list(batch["task"]), torch.zeros(len(state)))
+
+
+def _as_bytes(picture: Tensor) -> Tensor:
+    """LeRobot's [n, 3, height, width], floats in 0..1 or bytes, as uint8 [n, height, width, 3]."""
+    if picture.dtype != torch.uint8:
+        picture = (picture * 255).round().clamp(0, 255).byte()
+    return picture.permute(0, 2, 3, 1)
+
+
+def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
+    root = Path(meta.root)
+    spec = read_contract(root)
+    require_whole_videos(root)
+    measured = [
+        require_statistics(meta.stats or {}, feature, _STATISTICS, root)
+        for feature in (spec.features.action, spec.features.proprio)
+    ]
+    return start_policy(
+        load_policy(config.start or GROUNDED, config.device or "cpu"),
+        spec,
+        Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured)),
+        [str(task) for task in meta.tasks.index],
+        read_chunks(root, spec.features.action, config.horizon),
+        HEADS[config.head].config(),
+    )
+
+
+def _require_same_commands(ours: RobotSpec, theirs: RobotSpec, one: str, other: str) -> None:
+    """Limits may differ between data sets of one robot; names, order and rate may not."""
+    lines = [
+        f"{what}: {a} != {b}"
+        for what, a, b in (
+            ("action", ours.action.names, theirs.action.names),
+            ("proprio", ours.proprio.names, theirs.proprio.names),
+            ("control_rate_hz", ours.control_rate_hz, theirs.control_rate_hz),
+        )
+        if a != b
+    ]
+    if lines:
+        raise ContractMismatchError(f"{one} does not fit {other}:\n  " + "\n  ".join(lines))
+
+
+def _require_same_size(spec: RobotSpec, config: LeRobotVLAConfig, where: str) -> None:
+    """LeRobot has put the environment's or the data set's actions into the configuration."""
+    offered = (config.output_features or {}).get(spec.features.action)
+    if offered is not None and tuple(offered.shape) != (spec.action.dim,):
+        raise ContractMismatchError(
+            f"{where} commands {spec.action.dim} numbers {list(spec.action.names)}, "
+            f"here are {offered.shape}"
+        )
