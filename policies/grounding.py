@@ -1,7 +1,8 @@
-"""Grounding: teach the vision-language model where the things are that an instruction names.
+"""Grounding: teach the vision-language model what it sees and where the things that words name are.
 
 The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
-the hand, the thing to move and the goal, in every picture and in the world. Only pictures, words
+the hand, the thing to move and the goal, in every picture and in the world. Beside that it answers
+questions in words: it captions, locates, tells colours and what is gripped. Only pictures, words
 and simulator positions are used, no actions. It is what gives the small embedded model, which has
 no internet-scale pretraining, eyes for the robot's table before any demonstration is seen.
 """
@@ -19,44 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.grounding_set import GroundingSet
+from policies.questioning import QuestionSampler
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch
+from vla.dialogue import answer_loss
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
+from vla.model_inputs import ModelInputs
 from vla.policy import VLAPolicy
-from vla.processor import ModelInputs, Processor
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Words, and which of the scene's named points they are about."""
-
-    text: str
-    object: str
-    target: str
-
-
-@dataclass(frozen=True)
-class GroundingSet:
-    """Scenes of one task and what can be asked about them.
-
-    Attributes:
-        name: the task's.
-        images: uint8 [n, cameras, h, w, 3].
-        proprio: float32 [n, proprio].
-        points: float32 [n, phrases, 3], world, metres.
-        pictures: float32 [n, phrases, cameras, 2], picture coordinates, NaN outside.
-        phrases: names of `points`, "gripper" among them.
-        prompts: questions; any may be asked of any frame.
-    """
-
-    name: str
-    images: np.ndarray
-    proprio: np.ndarray
-    points: np.ndarray
-    pictures: np.ndarray
-    phrases: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
+from vla.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -66,6 +39,9 @@ class GroundingConfig:
     Attributes:
         updates: optimizer steps.
         batch: frames an update, the tasks in proportion to their frames.
+        questions: frames an update with a question to be answered in words; the embedded model
+            alone answers.
+        question_weight: of the loss of their answers.
         learning_rate: of AdamW after the warm-up; falls to 0 along a cosine.
         warmup: updates of linear warm-up.
         weight_decay: of AdamW.
@@ -78,6 +54,8 @@ class GroundingConfig:
 
     updates: int = 7500
     batch: int = 32
+    questions: int = 8
+    question_weight: float = 0.5
     learning_rate: float = 1e-3
     warmup: int = 200
     weight_decay: float = 0.01
@@ -159,7 +137,8 @@ class Grounder:
     """One grounding run: `run` trains to the end, from the last checkpoint if there is one.
 
     Args:
-        policy: its backbone and pointer are trained in place, its actor is left as it is.
+        policy: its pointer and what its backbone leaves free are trained in place, its actor is
+            left as it is.
         sets: scenes and questions.
         config: how to train.
         folder: where checkpoints `step_<n>`, `grounded` and metrics go.
@@ -176,9 +155,10 @@ class Grounder:
         self.update = 0
         self._sets = sets
         self._sampler = GroundingSampler(sets, policy.model, policy.processor, config.heldout)
+        self._questions = QuestionSampler(sets, policy.processor, config.heldout)
         self._rng = np.random.default_rng(config.seed)
         model = policy.model
-        self._trained = [*model.backbone.parameters(), *model.pointer.parameters()]
+        self._trained = model.perception_parameters()
         self._optimizer = torch.optim.AdamW(
             self._trained,
             lr=config.learning_rate,
@@ -213,10 +193,12 @@ class Grounder:
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
                 values |= self.pointing_errors()
-                self.policy.save(self.folder.path / f"step_{self.update:06d}", self._state())
+                if self.config.questions:
+                    values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
+                self._save(f"step_{self.update:06d}", self._state())
             self.folder.log(self.update, values)
             progress(self.update, values)
-        return self.policy.save(self.folder.path / "grounded")
+        return self._save("grounded", None)
 
     def _learn(self) -> float:
         model, device = self.policy.model.train(), self.policy.device
@@ -224,6 +206,11 @@ class Grounder:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             pointing, _ = model.point(asked.inputs.to(device))
         loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
+        if self.config.questions:
+            inputs, labels = self._questions.train(self._rng, self.config.questions)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+                answered = answer_loss(model, inputs.to(device), labels.to(device))
+            loss = loss + self.config.question_weight * answered
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -253,6 +240,9 @@ class Grounder:
                     error = float(away_cm[:, column].quantile(quantile))
                     found[f"{source.name}/{what}_{label}_cm"] = error
         return found
+
+    def _save(self, name: str, state: dict[str, Any] | None) -> Path:
+        return self.policy.save(self.folder.path / name, state, self.folder.command)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -27,7 +27,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str, config: Any, command: str | None = None):
-        self.path = Path(path)
+        self.path, self.command = Path(path), command
         self.path.mkdir(parents=True, exist_ok=True)
         described = {"config": _plain(config), "command": command, **describe_machine()}
         (self.path / "run.json").write_text(json.dumps(described, indent=2), encoding="utf-8")

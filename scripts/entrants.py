@@ -15,6 +15,7 @@ from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint import latest_complete
 from vla.contract import Policy, RobotSpec
+from vla.execution import executed
 from vla.lerobot_plugin.foreign import Description, is_lerobot_checkpoint, load_lerobot_policy
 from vla.policy import load_policy
 
@@ -58,14 +59,16 @@ def read_entrant(text: str, device: str, task: str) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
-    policies has no contract and takes that of the task, as far as its inputs say that it fits.
+    policies has no contract and takes that of the task, as far as its inputs say that it fits. One
+    of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
         ContractMismatchError: a LeRobot policy is for other cameras, or other sizes.
         ForeignCheckpointError: a LeRobot policy lacks weights or statistics.
-        ValueError: neither a built-in policy nor a folder.
+        ValueError: neither a built-in policy nor a folder, or no such way of executing.
     """
+    text, _, way = text.partition("@")
     name, _, kind = text.rpartition("=")
     if kind in BUILT_IN:
         return Entrant(name or kind, kind)
@@ -76,11 +79,13 @@ def read_entrant(text: str, device: str, task: str) -> Entrant:
         )
     folder = _checkpoint(Path(kind))
     policy: Policy
-    if is_lerobot_checkpoint(folder):
+    if not is_lerobot_checkpoint(folder):
+        policy = executed(load_policy(folder, device), way or "chunk")
+    elif way:
+        raise ValueError(f"policy {text!r}: LeRobot's policies execute chunks in their own way")
+    else:
         offered = make_task(task, _picture_size(folder)).spec
         policy = load_lerobot_policy(folder, offered, device)
-    else:
-        policy = load_policy(folder, device)
     return Entrant(name or Path(kind).name, kind, policy)
 
 

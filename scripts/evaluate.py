@@ -44,7 +44,8 @@ class EvaluateConfig:
     Attributes:
         task: registry name.
         policies: each `name=checkpoint folder` (ours or LeRobot's), or one of expert, random, zero,
-            planner:cem and planner:mppi, which `name=` may rename.
+            planner:cem and planner:mppi, which `name=` may rename. A checkpoint of ours executes
+            whole chunks unless @receding:STEPS, @ensemble or @realtime:STEPS:DELAY follows it.
         reference: name of the policy that the others are compared with; default the first.
         episodes: initial states, the same for every policy.
         first_seed: of the first one; the others follow it. Held-out states begin at 1,000,000.

@@ -1,30 +1,35 @@
-"""`vla ground`: make the embedded vision-language model and teach it to point.
+"""`vla ground`: teach the embedded vision-language model, or any pretrained one, where things are.
 
-Draws scenes of every task, learns a tokenizer on all that can be said of them, trains the model to
-point at what the words name, and writes a checkpoint that cloning starts from.
+Draws scenes of every task, makes the embedded model with a tokenizer of all that can be said of
+them (or loads `--vlm`), trains it to point at what the words name and to answer questions in words,
+and writes a checkpoint that cloning starts from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from policies.grounding import Grounder, GroundingConfig, GroundingSet, Prompt
+from policies.grounding import Grounder, GroundingConfig
+from policies.grounding_set import GroundingSet, Prompt
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
-from vla.model.backbone import EmbeddedConfig, embedded_backbone
+from sim.tasks.tabletop_scene import BLOCKS, ZONES
+from vla.model.backbone import BackboneConfig
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.normalisation import Statistics
-from vla.policy import VLAPolicy
+from vla.policy import VLAPolicy, vlm_policy
 from vla.processor import Processor, ProcessorConfig
 from vla.tokenizer import train_tokenizer
 
@@ -33,7 +38,7 @@ QUESTIONS = ("where is the {phrase}", "point to the {phrase}", "find the {phrase
 
 @dataclass(frozen=True)
 class GroundConfig:
-    """Train the embedded vision-language model to point at what words name.
+    """Train a vision-language model to point at what words name.
 
     Attributes:
         tasks: whose scenes are drawn.
@@ -42,8 +47,10 @@ class GroundConfig:
         out: run folder; the checkpoint is `<out>/grounded`.
         device: "cpu" or "cuda".
         image_size: pixels a side.
-        embedded: sizes of the vision-language model.
-        model: what is built on it.
+        embedded: sizes of the embedded vision-language model.
+        vlm: instead of it a pretrained one: hub id, or folder written by `save_pretrained`.
+        backbone: how `vlm` is used.
+        model: what is built on the vision-language model.
         training: how it is trained.
     """
 
@@ -60,6 +67,8 @@ class GroundConfig:
     device: str = "cpu"
     image_size: int = 96
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    vlm: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     model: VLAConfig = field(default_factory=VLAConfig)
     training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
 
@@ -88,6 +97,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
 
 
 def _ask(scenes: Scenes) -> GroundingSet:
+    questioner = Questioner(scenes)
     return GroundingSet(
         name=scenes.task,
         images=scenes.images,
@@ -96,33 +106,33 @@ def _ask(scenes: Scenes) -> GroundingSet:
         pictures=scenes.pictures,
         phrases=scenes.phrases,
         prompts=prompts_of(scenes.task, "train"),
+        kinds=questioner.kinds,
+        ask=questioner.ask,
     )
 
 
-def build(config: GroundConfig, sets: list[GroundingSet]) -> tuple[VLA, Processor]:
-    """A new model with its own tokenizer, which knows the words of all tasks and phrasings."""
+def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
+    """The embedded model with its own tokenizer, or a pretrained one."""
+    spec = make_task(config.tasks[0], config.image_size).spec
+    limits = np.array([spec.action.low, spec.action.high])
+    statistics = Statistics.measure(limits, np.concatenate([s.proprio for s in sets]))
+    if config.vlm is not None:
+        return vlm_policy(
+            config.vlm, config.backbone, spec, statistics, config.model, ProcessorConfig()
+        )
+    # It knows the words of all tasks and phrasings.
     sentences = {
         p.text
         for name in TASKS
         for phrasing in ("train", "heldout")
         for p in prompts_of(name, phrasing)
-    }
+    } | all_sentences(["block", "puck", "target", "gripper", *BLOCKS, *ZONES])
     tokenizer = train_tokenizer(sentences)
-    spec = make_task(config.tasks[0], config.image_size).spec
-    proprio = np.concatenate([s.proprio for s in sets])
-    limits = np.array([spec.action.low, spec.action.high])
-    processor = Processor(
-        spec,
-        Statistics.measure(limits, proprio),
-        tokenizer,
-        ProcessorConfig(
-            image_tokens_per_camera=config.embedded.image_tokens(config.image_size),
-            max_text_tokens=16,
-        ),
-    )
+    image_tokens = config.embedded.image_tokens(config.image_size)
+    conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
+    processor = Processor(spec, statistics, tokenizer, conversions)
     backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
-    model = VLA(backbone, Interface.of(processor), config.model)
-    return model.to(config.device), processor
+    return VLAPolicy(VLA(backbone, Interface.of(processor), config.model), processor)
 
 
 def main(config: GroundConfig) -> int:
@@ -135,14 +145,17 @@ def main(config: GroundConfig) -> int:
         print(f"scenes of {task}: {frames}", flush=True)
         scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
         sets.append(_ask(make_scenes(scenes)[0]))
-    policy = VLAPolicy(*build(config, sets))
+    policy = build(config, sets)
+    policy.model.to(config.device)
     folder = RunFolder(config.out, config, command_line("ground", config))
-    grounder = Grounder(policy, sets, config.training, folder)
+    # A pretrained model can talk already; it learns to point.
+    training = config.training if config.vlm is None else replace(config.training, questions=0)
+    grounder = Grounder(policy, sets, training, folder)
     with Bar("ground", config.training.updates) as bar:
 
         def show(update: int, values: dict[str, float]) -> None:
             bar.update(update, values)
-            for name in [name for name in values if name.endswith("_cm")]:
+            for name in [name for name in values if name.endswith(("_cm", "_accuracy"))]:
                 print(f"{name} {values[name]:.2f}")
 
         saved = grounder.run(show)

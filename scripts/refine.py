@@ -27,7 +27,7 @@ class RefineConfig:
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
         num_envs: environments stepped together.
-        selection_episodes: initial states that choose the checkpoint.
+        selection_episodes: initial states that choose the checkpoint; of 100, chance picks one.
         stop_at: end early once greedy success on them reaches this; above 1 never.
         training: how to learn.
     """
@@ -37,7 +37,7 @@ class RefineConfig:
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
-    selection_episodes: int = 100
+    selection_episodes: int = 200
     stop_at: float = 1.1
     training: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
 

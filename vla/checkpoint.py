@@ -4,7 +4,9 @@
     model.safetensors         its weights
     contract.json             the robot it controls          } written by the processor
     processor.json            conversions and statistics     }
-    tokenizer/                                               }
+    tokenizer/                the embedded model's           }
+    vlm_processor/            or another model's own         }
+    README.md                 what it is, for people
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
     <other>.json              what other programs want to read
     manifest.json             format version, size and SHA-256 of every file above
@@ -74,6 +76,7 @@ def save_checkpoint(
     model_config: dict[str, Any],
     weights: dict[str, Tensor],
     processor: Processor,
+    card: str | None = None,
     training_state: dict[str, Any] | None = None,
     documents: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -84,6 +87,7 @@ def save_checkpoint(
         model_config: plain data for JSON.
         weights: a state dict; tied weights may share memory.
         processor: brings contract, statistics and tokenizer.
+        card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
         documents: file name → plain data, for JSON files that other programs read.
 
@@ -99,6 +103,8 @@ def save_checkpoint(
         _write_json(partial / "config.json", model_config)
         _write_tensors(partial / "model.safetensors", weights)
         processor.save(partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         for name, data in (documents or {}).items():
             _write_json(partial / name, data)
         if training_state is not None:

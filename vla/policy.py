@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
-from vla.contract import ObservationBatch
+from vla.contract import ObservationBatch, RobotSpec
 from vla.lerobot_plugin.description import describe_pipelines, describe_policy
-from vla.model.vla import VLA
-from vla.processor import Processor
+from vla.model.backbone import BackboneConfig
+from vla.model.registry import load_pretrained
+from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model_card import model_card
+from vla.normalisation import Statistics
+from vla.processor import Processor, ProcessorConfig, common_size_px
 
 
 class VLAPolicy:
@@ -22,9 +27,14 @@ class VLAPolicy:
     Args:
         model: the network; it is put into evaluation mode at every decision.
         processor: its conversions; brings the contract.
+
+    Raises:
+        ValueError: the processor gives something else than the model takes.
     """
 
     def __init__(self, model: VLA, processor: Processor):
+        if (given := Interface.of(processor)) != model.interface:
+            raise ValueError(f"the model takes {model.interface}, the processor gives {given}")
         self.model = model
         self.processor = processor
         self.spec = processor.spec
@@ -33,6 +43,11 @@ class VLAPolicy:
     def device(self) -> torch.device:
         """Where the network computes."""
         return next(self.model.parameters()).device
+
+    @property
+    def horizon(self) -> int:
+        """Control steps a chunk."""
+        return self.model.config.horizon
 
     def reset(self, indices: Sequence[int]) -> None:
         """Nothing is remembered between decisions."""
@@ -53,25 +68,28 @@ class VLAPolicy:
         self,
         folder: Path,
         training_state: dict[str, Any] | None = None,
+        command: str | None = None,
         weights: dict[str, Tensor] | None = None,
         lerobot_config: dict[str, Any] | None = None,
     ) -> Path:
-        """Write a checkpoint, which LeRobot can read too.
+        """Write a checkpoint with its model card, which LeRobot can read too.
 
         Args:
             folder: where; replaces a checkpoint of that name.
             training_state: what a training needs to go on exactly.
+            command: the shell line that trained it, for the card.
             weights: the model's, where a distributed training has gathered them.
             lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
         """
-        model = self.model.to_dict()
+        config = self.model.to_dict()
         return save_checkpoint(
             folder,
-            model_config=lerobot_config | model
+            model_config=lerobot_config | config
             if lerobot_config is not None
-            else describe_policy(self.spec, model),
+            else describe_policy(self.spec, config),
             weights=weights or self.model.state_dict(),
             processor=self.processor,
+            card=model_card(config, self.spec, command),
             training_state=training_state,
             documents=describe_pipelines() if lerobot_config is None else None,
         )
@@ -92,6 +110,39 @@ class VLAPolicy:
             raise ValueError(f"{found} holds no training state: train into another folder")
         self.model.load_state_dict(checkpoint.weights)
         return checkpoint.training_state
+
+
+def vlm_policy(
+    name: str,
+    backbone: BackboneConfig,
+    spec: RobotSpec,
+    statistics: Statistics,
+    model: VLAConfig,
+    processor: ProcessorConfig,
+) -> VLAPolicy:
+    """A policy on a pretrained model, which has yet to learn to point and to act.
+
+    Args:
+        name: hub id, or folder written by `save_pretrained`.
+        backbone: how the pretrained model is used.
+        spec: the robot's contract.
+        statistics: for normalisation.
+        model: what is built on the pretrained model.
+        processor: conversions; what the pretrained model decides is overridden.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is of no architecture that can be used, or its picture tokens are no square.
+    """
+    size_px = common_size_px(spec, processor)
+    start = load_pretrained(name, backbone, len(spec.cameras), size_px, processor.max_text_tokens)
+    config = replace(
+        processor,
+        image_tokens_per_camera=start.image_tokens,
+        max_text_tokens=start.max_text_tokens,
+    )
+    conversions = Processor(spec, statistics, start.processor, config)
+    return VLAPolicy(VLA(start.backbone, Interface.of(conversions), model), conversions)
 
 
 def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> VLAPolicy:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from vla.contract import (
     ActionChunk,
@@ -24,10 +24,10 @@ from vla.contract import (
     ObservationBatch,
     RobotSpec,
 )
+from vla.model_inputs import ModelInputs
 from vla.normalisation import NORMALISATIONS, AffineNormaliser, Normalisation, Statistics
-from vla.tokenizer import IMAGE, load_tokenizer
-
-_CACHED_INSTRUCTIONS = 4096
+from vla.prompts import EmbeddedPrompts, ForeignPrompts, Prompts, load_language
+from vla.tokenizer import IMAGE
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class ProcessorConfig:
             extremes ("min_max") or 1% and 99% quantiles ("quantile"); or mean 0 and standard
             deviation 1 ("mean_std").
         proprio_normalisation: the same choice for proprioception.
-        image_size_px: height and width the model sees; None keeps the cameras' own.
+        image_size_px: height and width the model sees, or that its own processor starts from; None
+            keeps the cameras' own.
         image_tokens_per_camera: places the prompt keeps for one camera's picture.
-        image_token: the token that keeps such a place.
+        image_token: the token that keeps such a place in the embedded model's prompts.
         max_text_tokens: longest instruction, its end token included; a word that the embedded
             tokenizer was not trained on takes about one token a letter.
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
-            batches concatenate; "longest" pads to the longest prompt of the batch.
+            batches concatenate; "longest" pads to the longest prompt of the batch, which only the
+            embedded model's prompts can.
     """
 
     action_normalisation: Normalisation = "limits"
@@ -64,61 +66,6 @@ class ProcessorConfig:
             raise ValueError(f"padding {self.padding!r} is not 'fixed' or 'longest'")
         if self.image_tokens_per_camera < 1 or self.max_text_tokens < 1:
             raise ValueError(f"image_tokens_per_camera and max_text_tokens start at 1: {self}")
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """What a model sees of `n` observations.
-
-    Attributes:
-        pixel_values: uint8 [n, cameras, 3, height, width], cameras in contract order; the model
-            calls `normalise_pixels`. Bytes, because replayed batches are then 4 times smaller; laid
-            out with the colour last, because that needs no transposing copy (0.15 against 2.1 ms
-            for 16 x 3 pictures of 96 px on one core) and convolutions are as fast on it.
-        input_ids: int64 [n, tokens], padded on the right.
-        attention_mask: bool [n, tokens], False at padding.
-        proprio: float32 [n, proprio.dim], normalised.
-    """
-
-    pixel_values: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    proprio: Tensor
-
-    def __len__(self) -> int:
-        return len(self.proprio)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def to(self, device: torch.device | str) -> ModelInputs:
-        """The same on another device."""
-        moved = {name: t.to(device) for name, t in self._tensors().items()}
-        return ModelInputs(**moved)
-
-    def select(self, rows: Tensor | Sequence[int]) -> ModelInputs:
-        """A copy of these rows."""
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.proprio.device)
-        return ModelInputs(**{name: tensor[index] for name, tensor in self._tensors().items()})
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ModelInputs]) -> ModelInputs:
-        """All rows of all parts.
-
-        Raises:
-            ValueError: the prompts differ in length.
-        """
-        if len(lengths := {part.input_ids.shape[1] for part in parts}) > 1:
-            raise ValueError(
-                f"prompts of {sorted(lengths)} tokens do not concatenate: use padding='fixed'"
-            )
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
-
-
-def normalise_pixels(pixel_values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bytes 0..255 to -1..1; called inside the model, so that no export can skip it."""
-    return pixel_values.to(dtype) * (2 / 255) - 1
 
 
 def collate(observations: Sequence[Observation], spec: RobotSpec) -> ObservationBatch:
@@ -141,43 +88,53 @@ def collate(observations: Sequence[Observation], spec: RobotSpec) -> Observation
     )
 
 
+def common_size_px(spec: RobotSpec, config: ProcessorConfig) -> tuple[int, int]:
+    """Height and width that all pictures get.
+
+    Raises:
+        ValueError: cameras differ in size and none is configured.
+    """
+    if config.image_size_px is not None:
+        return config.image_size_px
+    sizes = {camera.name: (camera.height, camera.width) for camera in spec.cameras}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"cameras differ in size, set image_size_px: {sizes}")
+    return next(iter(sizes.values()))
+
+
 class Processor:
     """Observations to model inputs, actions to normalised ones and back, for one contract.
 
     Args:
         spec: the robot's contract.
         statistics: of the demonstrations; None where the configuration needs none.
-        tokenizer: any fast tokenizer that has the image token, an end and a padding token.
+        language: for the embedded model any fast tokenizer that has the image token, an end and a
+            padding token; for other models their own transformers processor.
         config: how to convert.
 
     Raises:
         ValueError: statistics are missing, limits are infinite, cameras differ in size, or the
-            tokenizer lacks a token.
+            language and the configuration do not fit.
     """
 
     def __init__(
         self,
         spec: RobotSpec,
         statistics: Statistics | None,
-        tokenizer: PreTrainedTokenizerBase,
+        language: PreTrainedTokenizerBase | ProcessorMixin,
         config: ProcessorConfig | None = None,
     ) -> None:
         self.spec = spec
         self.statistics = statistics
-        self.tokenizer = tokenizer
+        self.language = language
         self.config = config = config or ProcessorConfig()
         action, proprio = (statistics.action, statistics.proprio) if statistics else (None, None)
         self._action = AffineNormaliser("action", spec.action, action, config.action_normalisation)
         self._proprio = AffineNormaliser(
             "proprio", spec.proprio, proprio, config.proprio_normalisation
         )
-        self.image_size_px = self._common_size()
-        self.image_token_id = self._token_id("image token", config.image_token)
-        self.pad_token_id = self._token_id("padding token", tokenizer.pad_token)
-        self.eos_token_id = self._token_id("end token", tokenizer.eos_token)
-        images = [self.image_token_id] * (config.image_tokens_per_camera * len(spec.cameras))
-        self._image_prompt = torch.tensor(images)
-        self._forget_instructions()
+        self.image_size_px = common_size_px(spec, config)
+        self.prompts = self._make_prompts()
 
     # actions
 
@@ -201,11 +158,6 @@ class Processor:
 
     # observations
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of a prompt with padding "fixed": the most that a prompt can have."""
-        return len(self._image_prompt) + self.config.max_text_tokens
-
     def encode_observation(self, observation: ObservationBatch) -> ModelInputs:
         """Model inputs on the observation's device.
 
@@ -216,60 +168,11 @@ class Processor:
         """
         device = observation.proprio.device
         proprio = self._proprio.encode(observation.proprio)
-        input_ids, attention_mask = self.encode_instructions(observation.instructions)
-        return ModelInputs(
-            pixel_values=self._stack_images(observation),
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            proprio=proprio,
-        )
-
-    def encode_instructions(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts: places for every camera's picture, the instruction, the end token, padding.
-
-        Returns:
-            input_ids int64 [n, tokens] and attention_mask bool [n, tokens], on the CPU.
-
-        Raises:
-            ValueError: an instruction does not fit into `max_text_tokens`.
-        """
-        if len(self._rows) + len(set(instructions)) > _CACHED_INSTRUCTIONS:
-            self._forget_instructions()
-        if new := [text for text in dict.fromkeys(instructions) if text not in self._rows]:
-            self._remember_instructions(new)
-        rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)
-        lengths = self._lengths[rows]
-        width = self.prompt_length if self.config.padding == "fixed" else int(lengths.max())
-        return self._prompts[rows, :width], torch.arange(width) < lengths[:, None]
-
-    def _forget_instructions(self) -> None:
-        # Few distinct instructions meet many calls: one row each, then indexing.
-        self._rows: dict[str, int] = {}
-        self._prompts = torch.empty(0, self.prompt_length, dtype=torch.long)
-        self._lengths = torch.empty(0, dtype=torch.long)
-
-    def _remember_instructions(self, instructions: Sequence[str]) -> None:
-        prompts = torch.full((len(instructions), self.prompt_length), self.pad_token_id)
-        prompts[:, : len(self._image_prompt)] = self._image_prompt
-        lengths = torch.empty(len(instructions), dtype=torch.long)
-        for row, instruction in enumerate(instructions):
-            # split_special_tokens: an instruction that says "<image>" must not become a picture.
-            text = self.tokenizer.encode(
-                instruction, add_special_tokens=False, split_special_tokens=True
-            )
-            text.append(self.eos_token_id)
-            if len(text) > self.config.max_text_tokens:
-                raise ValueError(
-                    f"instruction has {len(text)} tokens with its end token, the limit is "
-                    f"max_text_tokens={self.config.max_text_tokens}; shorten it or build the "
-                    f"processor with a higher limit: {instruction!r}"
-                )
-            lengths[row] = end = len(self._image_prompt) + len(text)
-            prompts[row, len(self._image_prompt) : end] = torch.tensor(text)
-        for instruction in instructions:
-            self._rows[instruction] = len(self._rows)
-        self._prompts = torch.cat([self._prompts, prompts])
-        self._lengths = torch.cat([self._lengths, lengths])
+        texts = self.prompts.texts(observation.instructions)
+        tensors, flat = self.prompts.pictures(self._stack_images(observation))
+        tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
+        columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
+        return ModelInputs(**columns, proprio=proprio, extra=tensors, flat=flat)
 
     def _stack_images(self, observation: ObservationBatch) -> Tensor:
         expected = {camera.name for camera in self.spec.cameras}
@@ -290,34 +193,34 @@ class Processor:
             pictures.append(_resize(image, self.image_size_px))
         return torch.stack(pictures, dim=1).permute(0, 1, 4, 2, 3)
 
-    def _common_size(self) -> tuple[int, int]:
-        if self.config.image_size_px is not None:
-            return self.config.image_size_px
-        sizes = {camera.name: (camera.height, camera.width) for camera in self.spec.cameras}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"cameras differ in size, set image_size_px: {sizes}")
-        return next(iter(sizes.values()))
-
-    def _token_id(self, role: str, token: Any) -> int:
-        vocabulary = self.tokenizer.get_vocab()
-        if token not in vocabulary:
-            raise ValueError(f"the tokenizer has no {role} {token!r}")
-        return vocabulary[token]
+    def _make_prompts(self) -> Prompts:
+        config, cameras = self.config, len(self.spec.cameras)
+        if not isinstance(self.language, ProcessorMixin):
+            return EmbeddedPrompts(
+                self.language,
+                config.image_token,
+                config.image_tokens_per_camera * cameras,
+                config.max_text_tokens,
+                config.padding,
+            )
+        if config.padding != "fixed":
+            raise ValueError("only the embedded model's prompts can have padding='longest'")
+        return ForeignPrompts(self.language, cameras, self.image_size_px, config.max_text_tokens)
 
     # files
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: all but the contract and the tokenizer."""
+        """Plain data for JSON: all but the contract and the language."""
         statistics = self.statistics.to_dict() if self.statistics else None
         return {"config": asdict(self.config), "statistics": statistics}
 
     def save(self, folder: Path | str) -> None:
-        """Write contract.json, processor.json and tokenizer/ into an existing folder."""
+        """Write contract.json, processor.json and the language's files into an existing folder."""
         folder = Path(folder)
         for name, data in (("contract", self.spec.to_dict()), ("processor", self.to_dict())):
             text = json.dumps(data, indent=2)
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        self.tokenizer.save_pretrained(str(folder / "tokenizer"))
+        self.prompts.save(folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Processor:
@@ -339,7 +242,7 @@ class Processor:
         return cls(
             RobotSpec.from_dict(contract),
             None if statistics is None else Statistics.from_dict(statistics),
-            load_tokenizer(folder / "tokenizer"),
+            load_language(folder),
             ProcessorConfig(**config),
         )
 

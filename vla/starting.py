@@ -15,6 +15,7 @@ from vla.model.vla import Interface
 from vla.normalisation import Statistics
 from vla.policy import VLAPolicy
 from vla.processor import Processor
+from vla.prompts import EmbeddedPrompts
 
 GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 """The shipped checkpoint, which has learned to point but not to act."""
@@ -48,16 +49,11 @@ def start_policy(
     sizes = {(camera.height, camera.width) for camera in spec.cameras}
     size = old.config.image_size_px if sizes == {old.image_size_px} else old.image_size_px
     config = replace(old.config, image_size_px=size)
-    longest = max((_tokens(old, text) for text in instructions), default=0)
-    if longest > config.max_text_tokens:
-        config = replace(config, max_text_tokens=2 ** (longest - 1).bit_length())
-    processor = Processor(spec, statistics, old.tokenizer, config)
+    if isinstance(old.prompts, EmbeddedPrompts):
+        longest = max((len(old.prompts.tokens(text)) for text in instructions), default=0)
+        if longest > config.max_text_tokens:
+            config = replace(config, max_text_tokens=2 ** (longest - 1).bit_length())
+    processor = Processor(spec, statistics, old.language, config)
     model.replace_interface(Interface.of(processor))
     model.replace_actor(chunks.shape[1], head.fitted(processor.encode_actions(chunks)))
     return VLAPolicy(model, processor)
-
-
-def _tokens(processor: Processor, text: str) -> int:
-    """Tokens of an instruction with its end token."""
-    encoded = processor.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return len(encoded) + 1

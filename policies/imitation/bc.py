@@ -2,7 +2,7 @@
 
 Where there is no simulator of the demonstrated robot, the loss on held-out episodes has to choose.
 
-With a frozen backbone every frame's context is computed once and only the head is trained, which
+With frozen perception every frame's context is computed once and only the head is trained, which
 takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
 loss of a cloned policy says little about how it acts.
 """
@@ -38,27 +38,29 @@ class CloningConfig:
     Attributes:
         updates: optimizer steps.
         batch: samples an update.
-        backbone: "frozen" trains the head alone on contexts computed once; "full" trains all.
+        perception: "frozen" trains the head alone on contexts computed once, for a model that has
+            learned to point; "trained" also trains readouts, pointer and as much of the
+            vision-language model as its own `tuning` leaves free.
         learning_rate: of AdamW for the head; falls to 0 along a cosine.
-        backbone_learning_rate: of AdamW for the backbone when it is trained.
+        perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
         context_noise: std of Gaussian noise added to points and proprioception, in the head's own
             units; what it must act in later is not exactly what was demonstrated.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
-        picture_shift: augmentation, see `Augmentation`; like the next two only where the backbone
-            is trained, since a frozen one sees every picture once.
+        picture_shift: augmentation, see `Augmentation`; like the next two only where perception is
+            trained, since a frozen one sees every picture once.
         picture_light: augmentation.
         picture_colour: augmentation.
-        bf16: compute the backbone in bfloat16 where PyTorch's autocast sees fit.
+        bf16: compute perception in bfloat16 where PyTorch's autocast sees fit.
         seed: of everything random.
     """
 
     updates: int = 1000
     batch: int = 256
-    backbone: Literal["frozen", "full"] = "frozen"
+    perception: Literal["frozen", "trained"] = "frozen"
     learning_rate: float = 1e-3
-    backbone_learning_rate: float = 1e-4
+    perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     context_noise: float = 0.02
     max_grad_norm: float = 1.0
@@ -70,9 +72,9 @@ class CloningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.backbone == "frozen" and self.augmentation.is_on:
+        if self.perception == "frozen" and self.augmentation.is_on:
             raise ValueError(
-                "pictures are changed only with backbone='full': a frozen one sees each once"
+                "pictures are changed only with perception='trained': a frozen one sees each once"
             )
 
     @property
@@ -108,9 +110,9 @@ class Cloner:
         self._rng = torch.Generator().manual_seed(config.seed)
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
-        if config.backbone == "full":
-            others = [*model.backbone.parameters(), *model.pointer.parameters()]
-            groups.append({"params": others, "lr": config.backbone_learning_rate})
+        if config.perception == "trained":
+            others = model.perception_parameters()
+            groups.append({"params": others, "lr": config.perception_learning_rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -177,7 +179,7 @@ class Cloner:
 
     def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
         size = self.config.batch
-        if self.config.backbone == "frozen":
+        if self.config.perception == "frozen":
             context, actions, is_pad = self._frozen("train")
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
@@ -200,7 +202,7 @@ class Cloner:
 
     @torch.no_grad()
     def _frozen(self, split: Literal["train", "heldout"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Contexts, actions and padding of a split; with a frozen backbone they never change."""
+        """Contexts, actions and padding of a split; with frozen perception they never change."""
         if split not in self._contexts:
             self.model.eval()
             parts = [self._encode(batch) for batch in self.data.batches(_ENCODE_BATCH, split)]
@@ -216,7 +218,7 @@ class Cloner:
             return float("nan")
         self.model.eval()
         context, actions, is_pad = self._frozen("heldout")
-        if self.config.backbone == "full":
+        if self.config.perception == "trained":
             self._contexts.clear()
         return float(self.model.actor.loss(context, actions, is_pad))
 
@@ -229,7 +231,8 @@ class Cloner:
             "generator": self._rng.get_state(),
             "torch": torch.get_rng_state(),
         }
-        self.policy.save(self.folder.path / name, state if with_state else None)
+        folder, command = self.folder.path / name, self.folder.command
+        self.policy.save(folder, state if with_state else None, command)
 
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint, to the same losses as without the break."""

@@ -82,7 +82,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    evaluate_every: int = 5
+    evaluate_every: int = 10
     seed: int = 0
     first_seed: int = 2_000_000
 
@@ -217,7 +217,6 @@ class PPO:
             values = self._evaluate(selection_seeds)  # the clone itself: where everything starts
             self.folder.log(0, values)
             progress(0, values)
-            self._save("best", with_state=False)
         while self.iteration < self.config.iterations and self.best_success < stop_at:
             started = time.perf_counter()
             batch, values = self.collect()
@@ -303,7 +302,8 @@ class PPO:
             for name in {name for values in measured for name in values}
         }
         if self._noise:
-            means["policy/std"] = float(torch.cat([p.flatten() for p in self._noise]).exp().mean())
+            stds = torch.cat([p.detach().flatten() for p in self._noise]).exp()
+            means["policy/std"] = float(stds.mean())
         means["policy/gradient_steps"] = float(sum("policy/kl" in v for v in measured))
         return means
 
@@ -358,7 +358,8 @@ class PPO:
         """Greedy rollouts; the best so far is saved as `best`."""
         episodes = rollout(self.env, self.policy, seeds)
         success = float(episodes.success_at_end.mean())
-        if success > self.best_success:
+        # Ties go to the later one: it explored less while it was trained.
+        if success >= self.best_success:
             self.best_success = success
             self._save("best", with_state=False)
         return {
@@ -379,7 +380,8 @@ class PPO:
         }
 
     def _save(self, name: str, with_state: bool) -> None:
-        self.policy.save(self.folder.path / name, self._state() if with_state else None)
+        state = self._state() if with_state else None
+        self.policy.save(self.folder.path / name, state, self.folder.command)
 
     def _resume(self) -> bool:
         """Go on from the newest complete checkpoint; False where there is none."""

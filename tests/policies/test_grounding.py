@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from policies.grounding import Grounder, GroundingConfig, GroundingSampler, GroundingSet, Prompt
+from policies.grounding import Grounder, GroundingConfig, GroundingSampler
+from policies.grounding_set import GroundingSet, Prompt
+from policies.questioning import QuestionSampler
 from policies.run_folder import RunFolder
 from scripts.ground import prompts_of
 from scripts.pretrain import GROUNDED
@@ -41,6 +43,8 @@ def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
         pictures=pictures.astype(np.float32),
         phrases=PHRASES,
         prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
+        kinds=("gripped",),
+        ask=lambda row, kind, phrasing, rng: (f"what is {kind}", "nothing"),
     )
 
 
@@ -85,3 +89,23 @@ def test_a_cut_run_ends_with_the_same_weights(policy: VLAPolicy, tmp_path: Path)
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
     before = policy.model.state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in whole.items())
+
+
+def test_questions_are_learned_beside_pointing(policy: VLAPolicy, tmp_path: Path) -> None:
+    """The answer that is always true is given after some updates, in the held-out frames, too."""
+    made = make_set(policy, 8)
+    config = GroundingConfig(
+        updates=40,
+        batch=1,
+        questions=4,
+        question_weight=50.0,
+        learning_rate=3e-3,
+        heldout=0.5,
+        warmup=1,
+        evaluate_every=99,
+    )
+    Grounder(policy, [made], config, RunFolder(tmp_path, config)).run()
+    sampler = QuestionSampler([made], policy.processor, 0.5)
+    found = sampler.accuracy(policy.model.eval(), policy.device)
+    assert found["Made/gripped_accuracy"] == 1.0
+    assert found["Made/gripped_heldout_phrasing_accuracy"] == 1.0

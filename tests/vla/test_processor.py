@@ -22,15 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla.contract import CameraSpec, ContractMismatchError
+from vla.model_inputs import ModelInputs, normalise_pixels
 from vla.normalisation import NORMALISATIONS, VectorStatistics
-from vla.processor import (
-    ModelInputs,
-    Processor,
-    ProcessorConfig,
-    Statistics,
-    collate,
-    normalise_pixels,
-)
+from vla.processor import Processor, ProcessorConfig, Statistics, collate
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -234,7 +228,7 @@ def test_padding_longest_is_fixed_padding_cut_short():
     longest = make_processor(padding="longest").encode_observation(batch)
     width = longest.input_ids.shape[1]
     assert width == 2 * 16 + len(SENTENCES[2].split()) + 1
-    assert fixed.input_ids.shape[1] == make_processor().prompt_length == 2 * 16 + 32
+    assert fixed.input_ids.shape[1] == make_processor().prompts.length == 2 * 16 + 32
     assert torch.equal(fixed.input_ids[:, :width], longest.input_ids)
     assert not fixed.attention_mask[:, width:].any()
     assert longest.attention_mask.sum(1).tolist() == fixed.attention_mask.sum(1).tolist()
@@ -243,16 +237,16 @@ def test_padding_longest_is_fixed_padding_cut_short():
 def test_long_instruction_is_refused_with_length_and_limit():
     """It is never cut; the limit itself still fits."""
     fits = make_processor(max_text_tokens=9)
-    assert fits.encode_instructions([SENTENCES[0]])[1].all()
+    assert fits.prompts.texts([SENTENCES[0]])["attention_mask"].all()
     with pytest.raises(ValueError, match=r"has 9 tokens with its end token, .*max_text_tokens=8"):
-        make_processor(max_text_tokens=8).encode_instructions(["", SENTENCES[0]])
+        make_processor(max_text_tokens=8).prompts.texts(["", SENTENCES[0]])
 
 
 def test_instruction_cannot_smuggle_in_pictures():
     """An instruction that spells the image token stays text."""
     processor = make_processor()
-    ids, mask = processor.encode_instructions(["look at the <image>"])
-    assert (ids[mask] == processor.image_token_id).sum() == 2 * 16
+    ids, mask = processor.prompts.texts(["look at the <image>"]).values()
+    assert (ids[mask] == processor.prompts.image_token_id).sum() == 2 * 16
 
 
 @settings(deadline=None)
@@ -261,10 +255,10 @@ def test_remembered_instructions_equal_fresh_ones(calls):
     """What was asked before never changes an answer."""
     remembering = make_processor(padding="longest")
     for instructions in calls:
-        ids, mask = remembering.encode_instructions(instructions)
-        fresh_ids, fresh_mask = make_processor(padding="longest").encode_instructions(instructions)
-        assert torch.equal(ids, fresh_ids)
-        assert torch.equal(mask, fresh_mask)
+        ids, mask = remembering.prompts.texts(instructions).values()
+        fresh = make_processor(padding="longest").prompts.texts(instructions)
+        assert torch.equal(ids, fresh["input_ids"])
+        assert torch.equal(mask, fresh["attention_mask"])
 
 
 def test_each_distinct_instruction_is_tokenised_once(monkeypatch):
@@ -276,12 +270,13 @@ def test_each_distinct_instruction_is_tokenised_once(monkeypatch):
         type(tokenizer()), "encode", lambda *a, **k: calls.append(a[1]) or original(*a, **k)
     )
     for _ in range(3):
-        processor.encode_instructions([SENTENCES[0], SENTENCES[1], SENTENCES[0]])
+        processor.prompts.texts([SENTENCES[0], SENTENCES[1], SENTENCES[0]])
     assert calls == [SENTENCES[0], SENTENCES[1]]
-    monkeypatch.setattr("vla.processor._CACHED_INSTRUCTIONS", 3)
-    ids, _ = processor.encode_instructions([SENTENCES[2], SENTENCES[0]])
+    monkeypatch.setattr("vla.prompts._CACHED_INSTRUCTIONS", 3)
+    ids = processor.prompts.texts([SENTENCES[2], SENTENCES[0]])["input_ids"]
     assert calls[2:] == [SENTENCES[2], SENTENCES[0]]
-    assert torch.equal(ids, make_processor().encode_instructions([SENTENCES[2], SENTENCES[0]])[0])
+    fresh = make_processor().prompts.texts([SENTENCES[2], SENTENCES[0]])
+    assert torch.equal(ids, fresh["input_ids"])
 
 
 def test_bad_observations_are_refused_by_name():

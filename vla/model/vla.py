@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from vla.model.actor import Actor
-from vla.model.backbone import Backbone, Hidden, backbone_from_dict
+from vla.model.backbone import Backbone, Hidden
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.registry import head_from_dict, head_to_dict
-from vla.model.pointer import POINTS, Pointer, Pointing
-from vla.processor import ModelInputs, Processor
+from vla.model.pointer import Pointer, Pointing
+from vla.model.registry import backbone_from_dict
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -64,27 +65,26 @@ class Interface:
     @classmethod
     def of(cls, processor: Processor) -> Interface:
         """What this processor gives and takes."""
-        spec = processor.spec
-        tokens = processor.config.image_tokens_per_camera
-        return cls(
-            len(spec.cameras), tokens, spec.proprio.dim, spec.action.dim, processor.prompt_length
-        )
+        spec, prompts = processor.spec, processor.prompts
+        cameras, tokens = len(spec.cameras), processor.config.image_tokens_per_camera
+        # Two towers have their picture tokens beside the text instead of in it.
+        beside = cameras * tokens if prompts.image_token_id is None else 0
+        return cls(cameras, tokens, spec.proprio.dim, spec.action.dim, prompts.length + beside)
 
 
 class VLA(nn.Module):
     """A policy network from pictures, words and proprioception to chunks of actions.
 
     Args:
-        language_model: a transformers image-text model.
+        backbone: gives hidden states of pictures and words.
         interface: sizes of inputs and outputs.
-        config: sizes of what is built on the language model.
+        config: sizes of what is built on the backbone.
     """
 
-    def __init__(self, language_model: PreTrainedModel, interface: Interface, config: VLAConfig):
+    def __init__(self, backbone: Backbone, interface: Interface, config: VLAConfig):
         super().__init__()
         self.config, self.interface = config, interface
-        # One position of the language model asks for each point, one more is read by the actor.
-        self.backbone = Backbone(language_model, len(POINTS) + 1)
+        self.backbone = backbone
         self.pointer = self._make_pointer()
         self.actor = self._make_actor()
 
@@ -108,8 +108,9 @@ class VLA(nn.Module):
         """Put an untrained actor in the place of the present one, unless it is of this kind."""
         config = replace(self.config, horizon=horizon, head=head)
         if config != self.config:
+            device = next(self.actor.parameters()).device
             self.config = config
-            self.actor = self._make_actor().to(self.backbone.readout.device)
+            self.actor = self._make_actor().to(device)
 
     def replace_interface(self, interface: Interface) -> None:
         """Fit another robot: what its sizes decide starts untrained, all else stays."""
@@ -117,20 +118,26 @@ class VLA(nn.Module):
             return
         self.interface, old = interface, self.pointer
         kept = old.state_dict()
-        self.pointer = self._make_pointer().to(self.backbone.readout.device)
+        device = next(old.parameters()).device
+        self.pointer = self._make_pointer().to(device)
         fresh = self.pointer.state_dict()
         fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
         self.pointer.load_state_dict(fresh | fitting)
-        self.actor = self._make_actor().to(self.backbone.readout.device)
+        self.actor = self._make_actor().to(device)
 
     @property
     def context_dim(self) -> int:
         """Numbers of a context."""
         return sum(self.actor.split)
 
+    def perception_parameters(self) -> list[nn.Parameter]:
+        """What trains of backbone and pointer: all but what the backbone's tuning froze."""
+        every = (*self.backbone.parameters(), *self.pointer.parameters())
+        return [parameter for parameter in every if parameter.requires_grad]
+
     def point(self, inputs: ModelInputs) -> tuple[Pointing, Hidden]:
         """Where things are, and all hidden states."""
-        hidden = self.backbone(inputs)
+        hidden: Hidden = self.backbone(inputs)
         return self.pointer(hidden.readout[:, :-1], hidden.pictures, inputs.proprio), hidden
 
     def encode(self, inputs: ModelInputs) -> Tensor:
@@ -150,7 +157,7 @@ class VLA(nn.Module):
         return {
             "vla": {**asdict(self.config), "head": head_to_dict(self.config.head)},
             "interface": asdict(self.interface),
-            "backbone": self.backbone.language_model.config.to_dict(),
+            "backbone": self.backbone.to_dict(),
         }
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class Likelihood(ABC):
         """Entropy of what the decisions were drawn from."""
 
     @abstractmethod
-    def kl(self, reference: Self) -> Tensor:
-        """KL(self || reference), for a likelihood of the same decisions."""
+    def kl(self, reference: Any) -> Tensor:
+        """KL(self || reference), for a likelihood of this kind of the same decisions."""
 
 
 class LikelihoodHead(ActionHead):
@@ -115,3 +115,17 @@ class LikelihoodHead(ActionHead):
     def noise_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
         return []
+
+
+class InpaintingHead(ActionHead):
+    """A head that can complete a chunk of which a part is given.
+
+    Attributes:
+        shape: horizon and numbers a control step.
+    """
+
+    shape: tuple[int, int]
+
+    @abstractmethod
+    def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
+        """A chunk near `wish` [n, horizon, action] where `weight` [n, horizon] is near 1."""

@@ -12,17 +12,25 @@ the greedy chunk starts at the middle of the noise, so that it is the same for t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import Features, HeadConfig, Likelihood, LikelihoodHead, Sizes
+from vla.model.heads import normal
+from vla.model.heads.base import (
+    Features,
+    HeadConfig,
+    InpaintingHead,
+    Likelihood,
+    LikelihoodHead,
+    Sizes,
+)
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 _LATEST = 0.999  # the last time that training draws
+_PULL = 5.0  # most weight of the pull in inpainting
 _TOWARDS_NOISE = 1.5  # shape of the beta distribution of times
 
 
@@ -59,22 +67,19 @@ class ChainLikelihood(Likelihood):
 
     def log_prob(self) -> Tensor:
         """Log density of the chain given its first noise, [n, horizon]."""
-        z = (self.sample - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum((1, 3))
+        return normal.log_density(self.sample, self.mean, self.log_std).sum((1, 3))
 
     def entropy(self) -> Tensor:
         """Of the steps of the chain, [n, horizon]."""
-        each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return each.expand_as(self.mean).sum((1, 3))
+        return normal.entropy(self.log_std).expand_as(self.mean).sum((1, 3))
 
     def kl(self, reference: ChainLikelihood) -> Tensor:
         """KL(self || reference) of the steps along these chains, [n, horizon]."""
-        ratio = (2 * (self.log_std - reference.log_std)).exp()
-        shift = (self.mean - reference.mean).square() * (-2 * reference.log_std).exp()
-        return (0.5 * (ratio + shift - 1) - self.log_std + reference.log_std).sum((1, 3))
+        each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
+        return each.sum((1, 3))
 
 
-class FlowHead(LikelihoodHead):
+class FlowHead(LikelihoodHead, InpaintingHead):
     """Noise to chunks; a decision is the chain [n, steps + 1, horizon, action].
 
     Args:
@@ -116,9 +121,28 @@ class FlowHead(LikelihoodHead):
     def act(self, features: Features) -> Tensor:
         """Euler steps from the middle of the noise, drawn in to [-1, 1]."""
         at = features.vector.new_zeros(len(features), *self.shape)
-        for step in range(self.config.steps):
-            velocity, _ = self._velocity(features, at[:, None], self._times(at)[step].expand(1, 1))
+        for time in self._times(at):
+            velocity, _ = self._velocity(features, at[:, None], time.expand(1, 1))
             at = at + velocity[:, 0] / self.config.steps
+        return at.clamp(-1, 1)
+
+    def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
+        """Euler steps as in `act`, pulled so that the chunk they lead to meets the wish.
+
+        Source: Black et al. 2025 (arXiv:2506.07339), equations 2 to 4.
+        """
+        at = features.vector.new_zeros(len(features), *self.shape)
+        for time in self._times(at):
+            now = float(time)
+            with torch.enable_grad():
+                here = at.detach().requires_grad_()
+                velocity = self._velocity(features, here[:, None], time.expand(1, 1))[0][:, 0]
+                end = here + (1 - now) * velocity
+                miss = ((wish - end) * weight[..., None]).detach()
+                (pull,) = torch.autograd.grad(end, here, miss)
+            variance = (1 - now) ** 2 / (now**2 + (1 - now) ** 2)
+            gain = min(_PULL, (1 - now) / (now * variance)) if now else _PULL
+            at = at + (velocity.detach() + gain * pull) / self.config.steps
         return at.clamp(-1, 1)
 
     def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:

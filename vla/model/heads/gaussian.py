@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vla.model.heads import normal
 from vla.model.heads.base import Features, HeadConfig, Likelihood, LikelihoodHead, Sizes
 
 _EDGE = 0.98  # demonstrated actions are drawn in to this before atanh, which is endless at 1
@@ -54,22 +55,19 @@ class GaussianLikelihood(Likelihood):
 
     def log_prob(self) -> Tensor:
         """Log density of `tanh(sample)`, [n, horizon], summed over action dimensions."""
-        z = (self.sample - self.mean) * (-self.log_std).exp()
-        gaussian = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        gaussian = normal.log_density(self.sample, self.mean, self.log_std)
         # log(1 - tanh(u)^2), in the form that does not underflow
         squash = 2.0 * (math.log(2.0) - self.sample - F.softplus(-2.0 * self.sample))
         return (gaussian - squash).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy before squashing, [n, horizon]; the squashed one has no closed form."""
-        per_dimension = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return per_dimension.expand_as(self.mean).sum(-1)
+        return normal.entropy(self.log_std).expand_as(self.mean).sum(-1)
 
     def kl(self, reference: GaussianLikelihood) -> Tensor:
         """KL(self || reference), [n, horizon]; squashing leaves it unchanged."""
-        ratio = (2 * (self.log_std - reference.log_std)).exp()
-        shift = (self.mean - reference.mean).square() * (-2 * reference.log_std).exp()
-        return (0.5 * (ratio + shift - 1) - self.log_std + reference.log_std).sum(-1)
+        each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
+        return each.sum(-1)
 
 
 class GaussianHead(LikelihoodHead):

@@ -1,0 +1,48 @@
+"""Scenes as training data for grounding: pictures, where things are, and what can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Ask = Callable[[int, str, Literal["train", "heldout"], np.random.Generator], tuple[str, str]]
+"""Row, kind of question, phrasing and randomness to a question and its answer."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Words, and which of the scene's named points they are about."""
+
+    text: str
+    object: str
+    target: str
+
+
+@dataclass(frozen=True)
+class GroundingSet:
+    """Scenes of one task and what can be asked about them.
+
+    Attributes:
+        name: the task's.
+        images: uint8 [n, cameras, h, w, 3].
+        proprio: float32 [n, proprio].
+        points: float32 [n, phrases, 3], world, metres.
+        pictures: float32 [n, phrases, cameras, 2], picture coordinates, NaN outside.
+        phrases: names of `points`, "gripper" among them.
+        prompts: what can be pointed at; any may be asked of any frame.
+        kinds: of questions that are answered in words.
+        ask: makes such a question and its answer for a row, a kind and a phrasing.
+    """
+
+    name: str
+    images: np.ndarray
+    proprio: np.ndarray
+    points: np.ndarray
+    pictures: np.ndarray
+    phrases: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    kinds: tuple[str, ...]
+    ask: Ask

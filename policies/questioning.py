@@ -1,0 +1,93 @@
+"""Questions about frames as training batches, and how many are answered exactly.
+
+The vision-language part of grounding: captioning, saying where a thing is, which colour, what is
+gripped. The questions themselves come from whoever knows the scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.grounding_set import GroundingSet
+from vla.contract import ObservationBatch
+from vla.dialogue import exactly_answered, with_answers
+from vla.model.vla import VLA
+from vla.model_inputs import ModelInputs
+from vla.processor import Processor
+
+_MEASURED = 256
+_BATCH = 64
+
+
+class QuestionSampler:
+    """Draws frames with a question each.
+
+    Args:
+        sets: frames and questions; all kinds of all sets are drawn equally often.
+        processor: makes the prompts.
+        heldout: share of each set's last frames kept for measuring.
+    """
+
+    def __init__(self, sets: Sequence[GroundingSet], processor: Processor, heldout: float):
+        self._sets, self._processor = sets, processor
+        self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
+        self._choices = [(i, kind) for i, s in enumerate(sets) for kind in s.kinds]
+
+    def train(self, rng: np.random.Generator, size: int) -> tuple[ModelInputs, Tensor]:
+        """Inputs of `size` frames, and labels."""
+        drawn = [self._choices[i] for i in rng.integers(len(self._choices), size=size)]
+        rows = [int(rng.integers(self._kept[index])) for index, _ in drawn]
+        asked = [
+            self._sets[index].ask(row, kind, "train", rng)
+            for (index, kind), row in zip(drawn, rows, strict=True)
+        ]
+        images = np.stack(
+            [self._sets[i].images[row] for (i, _), row in zip(drawn, rows, strict=True)]
+        )
+        proprio = np.stack(
+            [self._sets[i].proprio[row] for (i, _), row in zip(drawn, rows, strict=True)]
+        )
+        return self._encode(images, proprio, asked)
+
+    def accuracy(self, model: VLA, device: torch.device) -> dict[str, float]:
+        """Share of questions on held-out frames that are answered exactly, for each phrasing.
+
+        Keys are `<task>/<kind>_accuracy` and `<task>/<kind>_heldout_phrasing_accuracy`.
+        """
+        found = {}
+        phrasings: tuple[tuple[Literal["train", "heldout"], str], ...] = (
+            ("train", ""),
+            ("heldout", "_heldout_phrasing"),
+        )
+        for index, kind in self._choices:
+            source = self._sets[index]
+            for phrasing, label in phrasings:
+                rng = np.random.default_rng(0)
+                rows = rng.integers(self._kept[index], len(source.images), size=_MEASURED)
+                right = []
+                for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
+                    asked = [source.ask(int(row), kind, phrasing, rng) for row in part]
+                    inputs, labels = self._encode(source.images[part], source.proprio[part], asked)
+                    right.append(exactly_answered(model, inputs.to(device), labels.to(device)))
+                share = torch.cat(right).float().mean()
+                found[f"{source.name}/{kind}{label}_accuracy"] = float(share)
+        return found
+
+    def _encode(
+        self, images: np.ndarray, proprio: np.ndarray, asked: Sequence[tuple[str, str]]
+    ) -> tuple[ModelInputs, Tensor]:
+        pictures = torch.from_numpy(images)
+        cameras = self._processor.spec.cameras
+        observation = ObservationBatch(
+            images={camera.name: pictures[:, i] for i, camera in enumerate(cameras)},
+            proprio=torch.from_numpy(proprio),
+            instructions=[question for question, _ in asked],
+            time_s=torch.zeros(len(images)),
+        )
+        inputs = self._processor.encode_observation(observation)
+        return with_answers(self._processor, inputs, [truth for _, truth in asked])

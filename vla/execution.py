@@ -1,0 +1,173 @@
+"""How chunks are executed: whole, in part, blended, or joined smoothly while the next is computed.
+
+Each way is a `Policy` around a `VLAPolicy`, so evaluation, films and robots take it as they take
+the policy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vla.contract import ObservationBatch, Policy
+from vla.model.heads.base import InpaintingHead
+from vla.policy import VLAPolicy
+
+
+class RecedingHorizon:
+    """Execute the first steps of a chunk, then decide anew.
+
+    Source: Chi et al. 2023 (Diffusion Policy, arXiv:2303.04137), section III.C.
+
+    Args:
+        policy: decides.
+        steps: control steps executed a decision.
+
+    Raises:
+        ValueError: fewer than one step, or more than the chunk has.
+    """
+
+    def __init__(self, policy: VLAPolicy, steps: int):
+        _require_steps("steps", steps, 1, policy.horizon)
+        self.spec, self._policy, self._steps = policy.spec, policy, steps
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """Nothing is remembered between decisions."""
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """The beginning of the chunk, [n, steps, action.dim]."""
+        return self._policy.act(observation)[:, : self._steps]
+
+
+class TemporalEnsemble:
+    """Decide at every control step, and execute the mean of all chunks that speak of it.
+
+    Source: Zhao et al. 2023 (ACT, arXiv:2304.13705), section IV.B and algorithm 2: weights
+    exp(-decay i), i = 0 for the oldest chunk.
+
+    Args:
+        policy: decides.
+        decay: 0 weighs all alike; larger trusts older chunks more.
+    """
+
+    def __init__(self, policy: VLAPolicy, decay: float = 0.01):
+        self.spec, self._policy, self._decay = policy.spec, policy, decay
+        self._chunks: dict[int, list[Tensor]] = {}
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """Forget the chunks of these rows."""
+        for row in indices:
+            self._chunks.pop(row, None)
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """One control step, [n, 1, action.dim]."""
+        chunks = self._policy.act(observation)
+        return torch.stack([self._blend(row, chunk) for row, chunk in enumerate(chunks)])[:, None]
+
+    def _blend(self, row: int, chunk: Tensor) -> Tensor:
+        past = [*self._chunks.get(row, []), chunk][-len(chunk) :]
+        self._chunks[row] = past
+        # The chunk decided `age` steps ago has its word on the present at place `age`.
+        said = torch.stack([old[age] for age, old in zip(_ages(len(past)), past, strict=True)])
+        weight = torch.exp(-self._decay * torch.arange(len(past), device=chunk.device))
+        return (said * (weight / weight.sum())[:, None]).sum(0)
+
+
+class RealTimeChunking:
+    """Go on with the old chunk while the next one is computed, and join them smoothly.
+
+    Source: Black et al. 2025 (arXiv:2506.07339), algorithm 1 and equation 5: the next chunk is
+    inpainted, with the steps fixed that will have been executed by the time it is ready, and those
+    that both chunks speak of as a softer and softer wish. The delay is simulated: at a decision
+    the first `delay` steps come from the old chunk, the rest from the new one.
+
+    Args:
+        policy: decides; its head can inpaint.
+        steps: control steps between decisions.
+        delay: control steps that pass while a chunk is computed.
+
+    Raises:
+        ValueError: the head cannot inpaint, or the chunk is too short for steps and delay.
+    """
+
+    def __init__(self, policy: VLAPolicy, steps: int, delay: int):
+        head = policy.model.actor.head
+        if not isinstance(head, InpaintingHead):
+            raise ValueError(
+                f"real-time chunking needs a head that can inpaint, such as flow; the policy has "
+                f"{type(head).__name__}"
+            )
+        _require_steps("steps", steps, 1, policy.horizon - 1)
+        _require_steps("delay", delay, 0, min(steps, policy.horizon - steps))
+        self.spec, self._policy, self._head = policy.spec, policy, head
+        self._steps, self._delay = steps, delay
+        self._previous: dict[int, Tensor] = {}
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """Forget the chunks of these rows."""
+        for row in indices:
+            self._previous.pop(row, None)
+
+    @torch.no_grad()
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """[n, steps, action.dim]: the end of the delay from the old chunk, then the new one."""
+        features = self._policy.model.actor.features(self._policy.encode(observation))
+        fresh = torch.zeros(len(features), *self._head.shape, device=features.vector.device)
+        weight = torch.zeros(len(features), self._head.shape[0], device=fresh.device)
+        wish, begun = fresh.clone(), self._soft_mask().to(fresh.device)
+        for row, old in self._previous.items():
+            wish[row, : -self._steps] = old[self._steps :]
+            weight[row] = begun
+        chunk = self._head.inpaint(features, wish, weight)
+        chunk = torch.where((weight == 1)[..., None], wish, chunk)
+        self._previous = dict(enumerate(chunk))
+        decoded = self._policy.processor.decode_actions(chunk[:, : self._steps])
+        return decoded.to(observation.proprio.device)
+
+    def _soft_mask(self) -> Tensor:
+        """Weights [horizon] of the old chunk's steps: 1, falling, then 0 (equation 5)."""
+        horizon, steps, delay = self._head.shape[0], self._steps, self._delay
+        place = torch.arange(horizon)
+        c = (horizon - steps - place) / (horizon - steps - delay + 1)
+        falling = c * torch.expm1(c) / (torch.e - 1)
+        weight = torch.where(place < delay, torch.ones(horizon), falling)
+        return weight.masked_fill(place >= horizon - steps, 0.0)
+
+
+def executed(policy: VLAPolicy, way: str) -> Policy:
+    """The policy under a way of executing.
+
+    Args:
+        policy: decides.
+        way: "chunk", "receding:STEPS", "ensemble[:DECAY]" or "realtime:STEPS:DELAY".
+
+    Raises:
+        ValueError: none of these, or numbers out of range.
+    """
+    name, *numbers = way.split(":")
+    try:
+        if name == "chunk" and not numbers:
+            return policy
+        if name == "receding" and len(numbers) == 1:
+            return RecedingHorizon(policy, int(numbers[0]))
+        if name == "ensemble" and len(numbers) < 2:
+            return TemporalEnsemble(policy, *map(float, numbers))
+        if name == "realtime" and len(numbers) == 2:
+            return RealTimeChunking(policy, *map(int, numbers))
+    except ValueError as error:
+        raise ValueError(f"execution {way!r}: {error}") from error
+    raise ValueError(
+        f"execution {way!r} is none of chunk, receding:STEPS, ensemble[:DECAY], "
+        "realtime:STEPS:DELAY"
+    )
+
+
+def _ages(count: int) -> range:
+    return range(count - 1, -1, -1)
+
+
+def _require_steps(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie from {low} to {high}, got {value}")

@@ -1,0 +1,136 @@
+"""The embedded backbone: a small SmolVLM that is made here, for the robot's pictures and words.
+
+It is called part by part instead of through its own `forward`, which saves the head over the
+vocabulary and every check for pictures that are missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerBase,
+    SmolVLMConfig,
+)
+
+from vla.model.backbone import READOUTS, Backbone, Hidden
+from vla.model_inputs import ModelInputs, normalise_pixels
+from vla.tokenizer import IMAGE
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """Sizes of the small SmolVLM-shaped model that is made here (Marafioti et al. 2025).
+
+    Attributes:
+        width: hidden size of both towers.
+        vision_layers: layers of the vision tower.
+        text_layers: layers of the language model.
+        heads: attention heads of both.
+        patch_size: pixels a side of a patch.
+        shuffle: patches a side that the connector packs into one token.
+    """
+
+    width: int = 128
+    vision_layers: int = 3
+    text_layers: int = 3
+    heads: int = 4
+    patch_size: int = 24
+    shuffle: int = 1
+
+    def image_tokens(self, image_size: int) -> int:
+        """Tokens that one square picture becomes.
+
+        Raises:
+            ValueError: the picture does not divide into whole tokens.
+        """
+        step = self.patch_size * self.shuffle
+        if image_size % step:
+            raise ValueError(f"pictures of {image_size} px do not divide into tokens of {step} px")
+        return (image_size // step) ** 2
+
+
+def embedded_backbone(
+    config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase, image_size: int
+) -> EmbeddedBackbone:
+    """A freshly initialised SmolVLM of the given sizes for this tokenizer and picture size."""
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE)
+    attention = {"num_attention_heads": config.heads, "hidden_size": config.width}
+    smolvlm = SmolVLMConfig.from_dict(
+        {
+            "image_token_id": image_token,
+            "pad_token_id": tokenizer.pad_token_id,
+            "scale_factor": config.shuffle,
+            "tie_word_embeddings": True,
+            "vision_config": {
+                **attention,
+                "intermediate_size": 4 * config.width,
+                "num_hidden_layers": config.vision_layers,
+                "image_size": image_size,
+                "patch_size": config.patch_size,
+            },
+            "text_config": {
+                **attention,
+                "model_type": "llama",
+                "vocab_size": len(tokenizer),
+                "intermediate_size": 3 * config.width,
+                "num_hidden_layers": config.text_layers,
+                "num_key_value_heads": config.heads,
+                "max_position_embeddings": 512,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+            },
+        }
+    )
+    return EmbeddedBackbone(smolvlm)
+
+
+class EmbeddedBackbone(Backbone):
+    """A SmolVLM without pretrained weights; all of it trains.
+
+    Args:
+        config: its sizes.
+    """
+
+    def __init__(self, config: SmolVLMConfig):
+        super().__init__()
+        self.language_model = AutoModelForImageTextToText.from_config(config)
+        self.width = int(config.get_text_config().hidden_size)
+        self.readout = nn.Parameter(torch.randn(READOUTS, self.width) * 0.02)
+
+    def forward(self, inputs: ModelInputs) -> Hidden:
+        """Last hidden states."""
+        model = self.language_model.model
+        pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
+        count, cameras = inputs.pixel_values.shape[:2]
+        embeddings = model.get_input_embeddings()(inputs.input_ids)
+        is_image = inputs.input_ids == self.language_model.config.image_token_id
+        pictures = model.get_image_features(pixels.contiguous(), return_dict=True).pooler_output
+        # One prompt holds all pictures of its row in order, so the flattened rows line up.
+        embeddings = embeddings.masked_scatter(
+            is_image[..., None], pictures.reshape(-1, self.width).to(embeddings.dtype)
+        )
+        readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
+        mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
+        hidden: Tensor = model.text_model(
+            inputs_embeds=torch.cat([embeddings, readout], dim=1),
+            attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state.float()
+        prompt = hidden[:, :-READOUTS]
+        at_pictures = prompt[is_image].unflatten(0, (count, cameras, -1))
+        return Hidden(at_pictures, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The SmolVLM's configuration."""
+        return {"kind": "embedded", **self.language_model.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EmbeddedBackbone:
+        """An untrained model of the architecture that `to_dict` described."""
+        return cls(SmolVLMConfig.from_dict(data))

@@ -1,0 +1,25 @@
+"""The normal distribution, number by number; its standard deviation is given by its logarithm."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def log_density(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log density of values."""
+    z = (value - mean) * (-log_std).exp()
+    return -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+
+
+def entropy(log_std: Tensor) -> Tensor:
+    """Differential entropy, nats."""
+    return log_std + 0.5 * math.log(2 * math.pi * math.e)
+
+
+def kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+    """KL divergence from the first to the other, nats."""
+    ratio = (2 * (log_std - other_log_std)).exp()
+    shift = (mean - other_mean).square() * (-2 * other_log_std).exp()
+    return 0.5 * (ratio + shift - 1) - log_std + other_log_std

@@ -1,0 +1,71 @@
+"""What every pretrained part is put through: cut to a layer, then frozen, adapted or set free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vla.model.backbone import BackboneConfig
+
+_ADAPTER = "lora_"
+
+
+def cut_layers(stack: nn.Module, layers: int, layer: int) -> None:
+    """Drop every layer above the chosen one.
+
+    Args:
+        stack: a model with one list of `layers` layers.
+        layers: how many its configuration says.
+        layer: the last that stays, counted from 1; -1 keeps all.
+
+    Raises:
+        ValueError: there is no such layer, or the list of layers is not found.
+    """
+    kept = layer if layer > 0 else layers + 1 + layer
+    if not 1 <= kept <= layers:
+        raise ValueError(f"no layer {layer}: give 1 to {layers}, or -1 to {-layers} from the end")
+    lists = [m for m in stack.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    if kept < layers and not lists:
+        raise ValueError(f"{type(stack).__name__} shows no list of its {layers} layers: use -1")
+    if kept < layers:
+        del lists[0][kept:]
+
+
+def tune(model: PreTrainedModel, config: BackboneConfig) -> None:
+    """Choose what trains, and whether activations are recomputed.
+
+    Raises:
+        ValueError: no layer has a name to adapt.
+    """
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.requires_grad_(config.tuning == "full")
+    if config.tuning != "lora":
+        return
+    names = _linear_names(model.named_modules())
+    if not names & set(config.lora_targets):
+        raise ValueError(
+            f"{type(model).__name__} has no layer {config.lora_targets} to adapt: give some of "
+            f"{sorted(names)}"
+        )
+    # Imported here, because it takes seconds that no other model needs to wait.
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType]  any number scales
+        target_modules=sorted(set(config.lora_targets) & names),
+    )
+    inject_adapter_in_model(lora, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_ADAPTER in name)
+        if _ADAPTER in name:
+            # Small steps vanish in bfloat16.
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _linear_names(modules: Iterable[tuple[str, nn.Module]]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear)}

@@ -1,0 +1,69 @@
+"""The README.md of a checkpoint: what it is, what it controls, and how it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla.contract import RobotSpec
+
+_TEMPLATE = """\
+# Vision-language-action policy for {robot}
+
+Load it with `vla.policy.load_policy("<this folder>")`. Every file is listed with its SHA-256 in
+`manifest.json`.
+
+| | |
+|---|---|
+| vision-language model | {backbone} |
+| chunk | {horizon} control steps at {rate} Hz |
+| cameras, in order | {cameras} |
+| proprioception | {proprio} |
+| action | {action} |
+| trained by | {command} |
+
+{licence}
+"""
+
+
+def model_card(config: dict[str, Any], spec: RobotSpec, command: str | None) -> str:
+    """Markdown text.
+
+    Args:
+        config: the model's, as in config.json.
+        spec: the robot's contract.
+        command: the shell line that trained it, where it is known.
+    """
+    backbone = config["backbone"]
+    kind = backbone["kind"]
+    parts = {"vlm": ("model",), "dual": ("vision", "text")}.get(kind, ())
+    towers = " + ".join(_origin(backbone[part]) for part in parts)
+    if kind == "embedded":
+        said = f"embedded, made here ({backbone['model_type']})"
+        licence = "The vision-language model was made and trained with this project."
+    else:
+        options = backbone["options"]
+        said = f"{towers}, {options['tuning']}, layer {options['layer']}, {options['dtype']}"
+        licence = (
+            "The pretrained weights within keep the licence of their authors: look it up, and state"
+            "\nit here, before this checkpoint is passed on."
+        )
+    return _TEMPLATE.format(
+        robot=spec.robot,
+        backbone=said,
+        horizon=config["vla"]["horizon"],
+        rate=spec.control_rate_hz,
+        cameras=", ".join(f"{c.name} ({c.width} x {c.height} px)" for c in spec.cameras),
+        proprio=_units(spec.proprio.names, spec.proprio.units),
+        action=_units(spec.action.names, spec.action.units),
+        command="not recorded" if command is None else f"`{command}`",
+        licence=licence,
+    )
+
+
+def _origin(config: dict[str, Any]) -> str:
+    name = config.get("_name_or_path")
+    return f"{config['model_type']} `{name}`" if name else config["model_type"]
+
+
+def _units(names: tuple[str, ...], units: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} [{unit}]" for name, unit in zip(names, units, strict=True))
