@@ -11,14 +11,16 @@ import torch
 from demo_folder import write_folder
 from torch import Tensor
 
-from policies.grounding import Grounder, GroundingConfig, GroundingSet, Prompt
+from policies.grounding import Grounder, GroundingConfig
+from policies.grounding_set import GroundingSet, Prompt
 from policies.imitation.bc import CloningConfig
 from policies.run_folder import RunFolder
 from scripts import ground, pretrain
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
-from vla.policy import VLAPolicy, load_policy
+from vla.model.vla import VLAConfig
+from vla.policy import VLAPolicy, load_policy, vlm_policy
 from vla.processor import ProcessorConfig
 
 
@@ -46,13 +48,15 @@ def test_a_foreign_model_learns_to_point(smolvlm: Path, tmp_path: Path) -> None:
         pictures=rng.uniform(-0.9, 0.9, (8, 2, len(spec.cameras), 2)).astype(np.float32),
         phrases=("gripper", "target"),
         prompts=(Prompt("move to the target", "target", "target"),),
+        kinds=(),
+        ask=lambda row, kind, phrasing, rng: ("", ""),
     )
     config = ground.GroundConfig(
         tasks=("FetchReach",), vlm=str(smolvlm), backbone=BackboneConfig(tuning="lora")
     )
     policy = ground.build(config, [scenes])
     before = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
-    training = GroundingConfig(updates=2, batch=2, heldout=0.5, evaluate_every=2)
+    training = GroundingConfig(updates=2, batch=2, questions=0, heldout=0.5, evaluate_every=2)
     folder = RunFolder(tmp_path / "run", config, "vla ground --vlm it")
     saved = Grounder(policy, [scenes], training, folder).run()
     changed = moved(before, load_policy(saved))
@@ -80,10 +84,11 @@ def test_one_command_clones_into_a_foreign_model(smolvlm: Path, tmp_path: Path) 
     )
     pretrain.main(config)
     policy = load_policy(tmp_path / "run" / "best")
-    fresh = pretrain.vlm_policy(
-        str(smolvlm), config.backbone, policy.spec, policy.processor.statistics, config.model,
-        config.conversions,
-    )  # fmt: skip
+    statistics = policy.processor.statistics
+    assert statistics is not None
+    fresh = vlm_policy(
+        str(smolvlm), config.backbone, policy.spec, statistics, VLAConfig(), config.conversions
+    )
     changed = moved(fresh.model.state_dict(), policy)
     assert {"backbone.readout", "pointer.query.weight", "actor.summary.1.weight"} <= changed
     assert not any(name.startswith("backbone.language_model.") for name in changed)
@@ -91,10 +96,10 @@ def test_one_command_clones_into_a_foreign_model(smolvlm: Path, tmp_path: Path) 
 
 def test_demonstrations_with_other_cameras_are_refused(tmp_path: Path) -> None:
     """The shipped model names the cameras that it has learned to see."""
-    old = load_policy(pretrain.GROUNDED).processor
+    old = load_policy(pretrain.GROUNDED).spec
 
     class OneEyed:
-        spec = type(old.spec)(**vars(old.spec) | {"cameras": old.spec.cameras[:1]})
+        spec = type(old)(**vars(old) | {"cameras": old.cameras[:1]})
 
     with pytest.raises(ContractMismatchError, match=r"have the cameras \[.*learned to see \["):
-        pretrain._adopt(old, OneEyed())  # pyright: ignore[reportArgumentType]
+        pretrain._start(pretrain.PretrainConfig(), OneEyed())  # pyright: ignore[reportArgumentType]
