@@ -65,10 +65,10 @@ def test_light_and_colour_stay_within_their_bounds() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    """Bounds outside [0, 1), and a frozen backbone, which sees each picture once."""
+    """Bounds outside [0, 1), and frozen perception, which sees each picture once."""
     for bounds in ({"shift": -0.1}, {"light": 1.0}):
         with pytest.raises(ValueError, match="lie in"):
             Augmentation(**bounds)
-    with pytest.raises(ValueError, match="backbone='full'"):
+    with pytest.raises(ValueError, match="perception='trained'"):
         CloningConfig(picture_light=0.1)
-    assert CloningConfig(backbone="full", picture_light=0.1).augmentation == Augmentation(light=0.1)
+    assert CloningConfig(perception="trained", picture_light=0.1).augmentation.light == 0.1

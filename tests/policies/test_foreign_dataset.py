@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_policy
 
 from policies.imitation.bc import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from scripts.pretrain import PretrainConfig, main
+from vla.contract import ContractMismatchError
+from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
+from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
 from vla.lerobot_plugin.whole_videos import require_whole_videos
 from vla.policy import load_policy
 
@@ -111,11 +115,9 @@ def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None
     assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("backbone", ["frozen", "full"])
 def test_a_robot_that_is_not_simulated_here_is_cloned(
     recorded: Path,
     tmp_path: Path,
-    backbone: Literal["frozen", "full"],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Other cameras, state, actions and words than ours, and held-out episodes that choose."""
@@ -128,8 +130,8 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
             updates=2,
             batch=4,
             evaluate_every=1,
-            backbone=backbone,
-            picture_light=0.2 if backbone == "full" else 0.0,
+            perception="trained",
+            picture_light=0.2,
         ),
     )
     assert main(config) == 0
@@ -140,3 +142,16 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
     assert chunk.shape == (3, 4, 2)
     assert policy.spec.robot == "so101"
     assert policy.spec.features.camera("image") == "observation.image"
+    frozen = PretrainConfig(task=None, data=(recorded,), out=tmp_path / "frozen")
+    with pytest.raises(ContractMismatchError, match=r"\['top', 'image'\].*--perception trained"):
+        main(frozen)
+
+
+def test_lerobot_trains_what_it_must(recorded: Path) -> None:
+    """Without a flag: for other cameras than those of the start, perception too."""
+    meta = LeRobotDatasetMetadata("local/so101", root=recorded)
+    policy = make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
+    assert isinstance(policy, LeRobotVLAPolicy)
+    assert policy.config.perception == "trained"
+    assert len(policy.get_optim_params()) == 2
+    assert policy.policy.spec.cameras[0].name == "top"

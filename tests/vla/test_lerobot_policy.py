@@ -83,8 +83,8 @@ def test_a_checkpoint_of_ours_is_one_that_lerobot_loads(ours: Path) -> None:
 
 def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
     """A step on a batch of LeRobot's loader, with and without the vision-language model."""
-    for train_backbone in (False, True):
-        policy = new_policy(data, train_backbone=train_backbone)
+    for perception in (None, "trained"):
+        policy = new_policy(data, perception=perception)
         indices = policy.config.action_delta_indices
         dataset = LeRobotDataset(
             "local/x", root=data, delta_timestamps={"action": [i / 25 for i in indices]}
@@ -96,7 +96,7 @@ def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
         loss.backward()
         optimizer.step()
         moved = {n.split(".")[1] for n, w in policy.named_parameters() if not w.equal(before[n])}
-        assert ("backbone" in moved) is train_backbone
+        assert ("backbone" in moved) is (perception == "trained")
         assert "actor" in moved
 
 
@@ -114,8 +114,9 @@ def test_longer_instructions_get_a_longer_prompt(data: Path, tmp_path: Path) -> 
     meta = metadata(root)
     meta.tasks.index = [words, *meta.tasks.index[1:]]
     policy = make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
-    ids, _ = policy.policy.processor.encode_instructions([words])
-    assert ids.shape[1] > load_policy(GROUNDED).processor.prompt_length
+    start = load_policy(GROUNDED).processor.config.max_text_tokens
+    assert policy.policy.processor.config.max_text_tokens > start
+    policy.policy.processor.prompts.texts([words])
 
 
 def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None:
@@ -132,6 +133,8 @@ def test_settings_are_checked(ours: Path) -> None:
     """Unknown heads, and a horizon that a checkpoint cannot have."""
     with pytest.raises(ValueError, match="valid: gaussian"):
         LeRobotVLAConfig(device="cpu", head="magic")
+    with pytest.raises(ValueError, match="'frozen' or 'trained'"):
+        LeRobotVLAConfig(device="cpu", perception="maybe")
     with pytest.raises(ValueError, match="starts at 1"):
         LeRobotVLAConfig(device="cpu", horizon=0)
     with pytest.raises(ValueError, match="has horizon 3"):

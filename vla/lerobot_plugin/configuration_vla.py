@@ -32,9 +32,11 @@ class LeRobotVLAConfig(PreTrainedConfig):
         horizon: control steps a chunk; all of them are executed before the next decision.
         head: action head.
         start: checkpoint of ours that brings the vision-language model; None is the shipped one.
-        train_backbone: train the vision-language model too, not the actor alone.
+        perception: "frozen" trains the actor alone; "trained" also what sees and points, as far as
+            the vision-language model's own tuning leaves it free; None chooses: frozen for a robot
+            with the cameras and the proprioception on which the start has learned to point.
         learning_rate: of AdamW for the actor; falls to 0 along a cosine.
-        backbone_learning_rate: of AdamW for the vision-language model.
+        perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
         vla: what is built on the vision-language model; written by the checkpoint, not by people.
         interface: sizes of inputs and outputs; written by the checkpoint.
@@ -46,9 +48,9 @@ class LeRobotVLAConfig(PreTrainedConfig):
     horizon: int = 5
     head: str = "gaussian"
     start: Path | None = None
-    train_backbone: bool = False
+    perception: str | None = None
     learning_rate: float = 1e-3
-    backbone_learning_rate: float = 1e-4
+    perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     vla: dict[str, Any] | None = None
     interface: dict[str, Any] | None = None
@@ -58,6 +60,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         super().__post_init__()
         if self.head not in HEADS:
             raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
+        if self.perception not in (None, "frozen", "trained"):
+            raise ValueError(f"perception {self.perception!r} is not 'frozen' or 'trained'")
         if self.horizon < 1:
             raise ValueError(f"horizon starts at 1, got {self.horizon}")
 

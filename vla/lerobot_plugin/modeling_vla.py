@@ -66,8 +66,10 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
                     "train it with lerobot-train, or load one with --policy.path"
                 )
             policy = _start(config, dataset_meta)
+        config.perception = config.perception or "frozen"
         self.policy, self.model = policy, policy.model
-        self._frozen = [] if config.train_backbone else [self.model.backbone, self.model.pointer]
+        perception = (self.model.backbone, self.model.pointer)
+        self._frozen = perception if config.perception == "frozen" else ()
         for part in self._frozen:
             part.requires_grad_(False)
         self.reset()
@@ -121,11 +123,10 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         self.policy.save(save_directory, lerobot_config=described, weights=weights)
 
     def get_optim_params(self) -> list[dict[str, Any]]:
-        """The actor, and the vision-language model at its own rate where it is trained."""
+        """The actor, and perception at its own rate where it is trained."""
         groups: list[dict[str, Any]] = [{"params": [*self.model.actor.parameters()]}]
-        if self.config.train_backbone:
-            others = [*self.model.backbone.parameters(), *self.model.pointer.parameters()]
-            groups.append({"params": others, "lr": self.config.backbone_learning_rate})
+        if others := self.model.perception_parameters():
+            groups.append({"params": others, "lr": self.config.perception_learning_rate})
         return groups
 
     def train(self, mode: bool = True) -> Self:
@@ -195,8 +196,14 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
         require_statistics(meta.stats or {}, feature, _STATISTICS, root)
         for feature in (spec.features.action, spec.features.proprio)
     ]
+    start = load_policy(config.start or GROUNDED, config.device or "cpu")
+    known, given = (
+        ([camera.name for camera in each.cameras], each.proprio.names)
+        for each in (start.spec, spec)
+    )
+    config.perception = config.perception or ("frozen" if known == given else "trained")
     return start_policy(
-        load_policy(config.start or GROUNDED, config.device or "cpu"),
+        start,
         spec,
         Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured)),
         [str(task) for task in meta.tasks.index],
