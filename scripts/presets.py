@@ -58,7 +58,11 @@ def tabletop() -> Preset:
     """One policy for all twelve instructions."""
     return Preset(
         RecordConfig(("Tabletop",), episodes=300),
-        PretrainConfig("Tabletop", selection_episodes=100),
+        PretrainConfig(
+            "Tabletop",
+            selection_episodes=100,
+            training=CloningConfig(updates=4000, evaluate_every=1000),
+        ),
         RefineConfig("Tabletop"),
     )
 
