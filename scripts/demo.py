@@ -26,7 +26,7 @@ class DemoConfig:
 
     task: str = "FetchPush"
     demonstrations: int = 50
-    cloning_updates: int = 2000
+    cloning_updates: int = 1000
     iterations: int = 20
     episodes: int = 100
     out: Path = Path("runs/demo")
