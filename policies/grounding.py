@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.grounding_set import GroundingSet
+from policies.grounding_set import GroundingSet, observe
 from policies.questioning import QuestionSampler
 from policies.run_folder import RunFolder
-from vla.contract import ObservationBatch
 from vla.dialogue import answer_loss
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
@@ -90,7 +89,7 @@ class GroundingSampler:
         self._sets = sets
         self._model_config = model.config
         self._processor = processor
-        self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
+        self._kept = [s.kept(heldout) for s in sets]
 
     def train(self, rng: np.random.Generator, size: int) -> Asked:
         """`size` frames, the tasks in proportion to their frames."""
@@ -117,13 +116,9 @@ class GroundingSampler:
 
     def _draw(self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator) -> Asked:
         prompts = [source.prompts[i] for i in rng.integers(len(source.prompts), size=len(rows))]
-        images = torch.from_numpy(source.images[rows])
-        observation = ObservationBatch(
-            images={c.name: images[:, i] for i, c in enumerate(self._processor.spec.cameras)},
-            proprio=torch.from_numpy(source.proprio[rows]),
-            instructions=[prompt.text for prompt in prompts],
-            time_s=torch.zeros(len(rows)),
-        )
+        texts = [prompt.text for prompt in prompts]
+        spec = self._processor.spec
+        observation = observe(spec, source.images[rows], source.proprio[rows], texts)
         column = source.phrases.index
         asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
         points = torch.from_numpy(source.points[rows[:, None], asked])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+
+from vla.contract import ObservationBatch, RobotSpec
 
 Ask = Callable[[int, str, Literal["train", "heldout"], np.random.Generator], tuple[str, str]]
 """Row, kind of question, phrasing and randomness to a question and its answer."""
@@ -46,3 +49,20 @@ class GroundingSet:
     prompts: tuple[Prompt, ...]
     kinds: tuple[str, ...]
     ask: Ask
+
+    def kept(self, heldout: float) -> int:
+        """Frames that are trained on; this share, the last ones, is kept for measuring."""
+        return round(len(self.images) * (1 - heldout))
+
+
+def observe(
+    spec: RobotSpec, images: np.ndarray, proprio: np.ndarray, texts: Sequence[str]
+) -> ObservationBatch:
+    """Frames with a text each, as an actor would see them; pictures [n, cameras, h, w, 3]."""
+    pictures = torch.from_numpy(images)
+    return ObservationBatch(
+        images={camera.name: pictures[:, i] for i, camera in enumerate(spec.cameras)},
+        proprio=torch.from_numpy(proprio),
+        instructions=list(texts),
+        time_s=torch.zeros(len(images)),
+    )

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.grounding_set import GroundingSet
-from vla.contract import ObservationBatch
+from policies.grounding_set import GroundingSet, observe
 from vla.dialogue import exactly_answered, with_answers
 from vla.model.vla import VLA
 from vla.model_inputs import ModelInputs
@@ -35,7 +34,7 @@ class QuestionSampler:
 
     def __init__(self, sets: Sequence[GroundingSet], processor: Processor, heldout: float):
         self._sets, self._processor = sets, processor
-        self._kept = [round(len(s.images) * (1 - heldout)) for s in sets]
+        self._kept = [s.kept(heldout) for s in sets]
         self._choices = [(i, kind) for i, s in enumerate(sets) for kind in s.kinds]
 
     def train(self, rng: np.random.Generator, size: int) -> tuple[ModelInputs, Tensor]:
@@ -81,13 +80,7 @@ class QuestionSampler:
     def _encode(
         self, images: np.ndarray, proprio: np.ndarray, asked: Sequence[tuple[str, str]]
     ) -> tuple[ModelInputs, Tensor]:
-        pictures = torch.from_numpy(images)
-        cameras = self._processor.spec.cameras
-        observation = ObservationBatch(
-            images={camera.name: pictures[:, i] for i, camera in enumerate(cameras)},
-            proprio=torch.from_numpy(proprio),
-            instructions=[question for question, _ in asked],
-            time_s=torch.zeros(len(images)),
-        )
+        questions, answers = zip(*asked, strict=True)
+        observation = observe(self._processor.spec, images, proprio, questions)
         inputs = self._processor.encode_observation(observation)
-        return with_answers(self._processor, inputs, [truth for _, truth in asked])
+        return with_answers(self._processor, inputs, answers)

@@ -1,10 +1,9 @@
 """Behaviour cloning: imitate demonstrated chunks, keep the checkpoint that succeeds most often.
 
-Where there is no simulator of the demonstrated robot, the loss on held-out episodes has to choose.
-
 With frozen perception every frame's context is computed once and only the head is trained, which
 takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
-loss of a cloned policy says little about how it acts.
+loss of a cloned policy says little about how it acts. Where there is no simulator of the
+demonstrated robot, the loss on held-out episodes has to choose.
 """
 
 from __future__ import annotations

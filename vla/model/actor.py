@@ -47,7 +47,9 @@ class Actor(nn.Module):
         self.width, self.prompt = width, prompt if self.head.attends else 0
         self.split = (width, _POINTS, proprio_dim, self.prompt * width, self.prompt)
 
-    def pack(self, readout: Tensor, points: Tensor, proprio: Tensor, prompt: Tensor, mask: Tensor):
+    def pack(
+        self, readout: Tensor, points: Tensor, proprio: Tensor, prompt: Tensor, mask: Tensor
+    ) -> Tensor:
         """Context float32 [n, sum of `split`].
 
         Args:
