@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.grounding_set import GroundingSet, observe
+from policies.grounding_set import GroundingSet, Prompt, observe
 from policies.questioning import QuestionSampler
 from policies.run_folder import RunFolder
 from vla.dialogue import answer_loss
@@ -45,13 +45,13 @@ class GroundingConfig:
         warmup: updates of linear warm-up.
         weight_decay: of AdamW.
         heldout: share of each task's last frames kept for measuring.
-        bf16: compute in bfloat16 where PyTorch's autocast sees fit.
+        bf16: autocast to bfloat16; the embedded model's backbone does so by itself.
         log_every: updates between entries of the log.
         evaluate_every: updates between checkpoints and errors on held-out frames.
         seed: of everything random.
     """
 
-    updates: int = 7500
+    updates: int = 9000
     batch: int = 32
     questions: int = 8
     question_weight: float = 0.5
@@ -59,7 +59,7 @@ class GroundingConfig:
     warmup: int = 200
     weight_decay: float = 0.01
     heldout: float = 0.05
-    bf16: bool = True
+    bf16: bool = False
     log_every: int = 100
     evaluate_every: int = 1000
     seed: int = 0
@@ -95,7 +95,7 @@ class GroundingSampler:
         """`size` frames, the tasks in proportion to their frames."""
         share = np.array(self._kept) / sum(self._kept)
         parts = [
-            self._draw(s, rng.integers(kept, size=count), rng)
+            self._draw(s, s.prompts, rng.integers(kept, size=count), rng)
             for s, kept, count in zip(
                 self._sets, self._kept, rng.multinomial(size, share), strict=True
             )
@@ -107,15 +107,23 @@ class GroundingSampler:
             torch.cat([part.pictures for part in parts]),
         )
 
-    def heldout(self, index: int, seed: int = 0, most: int = 512) -> Asked:
+    def heldout(
+        self, index: int, prompts: Sequence[Prompt], seed: int = 0, most: int = 512
+    ) -> Asked:
         """Held-out frames of the set `index`, the same ones for the same seed."""
         rng = np.random.default_rng(seed)
         rows = np.arange(self._kept[index], len(self._sets[index].images))
         rows = rng.choice(rows, size=min(most, len(rows)), replace=False)
-        return self._draw(self._sets[index], np.sort(rows), rng)
+        return self._draw(self._sets[index], prompts, np.sort(rows), rng)
 
-    def _draw(self, source: GroundingSet, rows: np.ndarray, rng: np.random.Generator) -> Asked:
-        prompts = [source.prompts[i] for i in rng.integers(len(source.prompts), size=len(rows))]
+    def _draw(
+        self,
+        source: GroundingSet,
+        choice: Sequence[Prompt],
+        rows: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Asked:
+        prompts = [choice[i] for i in rng.integers(len(choice), size=len(rows))]
         texts = [prompt.text for prompt in prompts]
         spec = self._processor.spec
         observation = observe(spec, source.images[rows], source.proprio[rows], texts)
@@ -213,28 +221,33 @@ class Grounder:
         self._schedule.step()
         return float(loss.detach())
 
-    @torch.no_grad()
     def pointing_errors(self) -> dict[str, float]:
         """Median and 90% quantile of the error in the world on held-out frames, centimetres.
 
-        Keys are `<task>/<point>_median_cm` and `<task>/<point>_q90_cm`.
+        Keys are `<task>/<point>_median_cm` and `<task>/<point>_q90_cm`; with `_<what is new>` after
+        the point for prompts that were never trained on.
         """
-        model, device = self.policy.model.eval(), self.policy.device
         found: dict[str, float] = {}
         for index, source in enumerate(self._sets):
-            asked = self._sampler.heldout(index)
-            guess = torch.cat(
-                [
-                    model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
-                    for rows in torch.arange(len(asked.world)).split(64)
-                ]
-            )
-            away_cm = (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
-            for column, what in enumerate(POINTS):
-                for label, quantile in (("median", 0.5), ("q90", 0.9)):
-                    error = float(away_cm[:, column].quantile(quantile))
-                    found[f"{source.name}/{what}_{label}_cm"] = error
+            for new, prompts in {"": source.prompts, **source.unseen}.items():
+                away_cm = self._away_cm(self._sampler.heldout(index, prompts))
+                for column, what in enumerate(POINTS):
+                    key = f"{source.name}/{what}" + (f"_{new}" if new else "")
+                    found[f"{key}_median_cm"] = float(away_cm[:, column].quantile(0.5))
+                    found[f"{key}_q90_cm"] = float(away_cm[:, column].quantile(0.9))
         return found
+
+    @torch.no_grad()
+    def _away_cm(self, asked: Asked) -> Tensor:
+        """How far each point is from the truth: [n, POINTS]."""
+        model, device = self.policy.model.eval(), self.policy.device
+        guess = torch.cat(
+            [
+                model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                for rows in torch.arange(len(asked.world)).split(64)
+            ]
+        )
+        return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
 
     def _save(self, name: str, state: dict[str, Any] | None) -> Path:
         return self.policy.save(self.folder.path / name, state, self.folder.command)

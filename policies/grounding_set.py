@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,7 @@ class GroundingSet:
         pictures: float32 [n, phrases, cameras, 2], picture coordinates, NaN outside.
         phrases: names of `points`, "gripper" among them.
         prompts: what can be pointed at; any may be asked of any frame.
+        unseen: prompts that are never trained on, only measured with, by what is new in them.
         kinds: of questions that are answered in words.
         ask: makes such a question and its answer for a row, a kind and a phrasing.
     """
@@ -47,6 +48,7 @@ class GroundingSet:
     pictures: np.ndarray
     phrases: tuple[str, ...]
     prompts: tuple[Prompt, ...]
+    unseen: Mapping[str, tuple[Prompt, ...]]
     kinds: tuple[str, ...]
     ask: Ask
 

@@ -7,6 +7,7 @@ and writes a checkpoint that cloning starts from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
-from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
+from sim.tasks.tabletop import INSTRUCTIONS, UNSEEN_PAIRS, Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
@@ -33,7 +34,10 @@ from vla.policy import VLAPolicy, vlm_policy
 from vla.processor import Processor, ProcessorConfig
 from vla.tokenizer import train_tokenizer
 
-QUESTIONS = ("where is the {phrase}", "point to the {phrase}", "find the {phrase}")
+QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
+    "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
+    "heldout": ("point to where the {phrase} is",),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class GroundConfig:
         "FetchReach",
         "FetchSlide",
     )
-    frames: tuple[int, ...] = (8000, 12000, 14000, 2500, 3000)
+    frames: tuple[int, ...] = (8000, 20000, 14000, 2500, 3000)
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
     device: str = "cpu"
@@ -92,12 +96,17 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
         moved = "target" if name == "FetchReach" else "object"
         said = [Prompt(template, moved, "target") for template in templates]
         phrases = []
-    asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS]
+    asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS[phrasing]]
     return (*said, *asked)
 
 
-def _ask(scenes: Scenes) -> GroundingSet:
+def grounding_set(scenes: Scenes) -> GroundingSet:
+    """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
+    told, apart = [], []
+    for prompt in prompts_of(scenes.task, "train"):
+        (apart if (prompt.object, prompt.target) in UNSEEN_PAIRS else told).append(prompt)
+    unseen = {"heldout_phrasing": prompts_of(scenes.task, "heldout")}
     return GroundingSet(
         name=scenes.task,
         images=scenes.images,
@@ -105,7 +114,8 @@ def _ask(scenes: Scenes) -> GroundingSet:
         points=scenes.points,
         pictures=scenes.pictures,
         phrases=scenes.phrases,
-        prompts=prompts_of(scenes.task, "train"),
+        prompts=tuple(told),
+        unseen={**unseen, "unseen_pair": tuple(apart)} if apart else unseen,
         kinds=questioner.kinds,
         ask=questioner.ask,
     )
@@ -144,7 +154,7 @@ def main(config: GroundConfig) -> int:
     for task, frames in zip(config.tasks, config.frames, strict=True):
         print(f"scenes of {task}: {frames}", flush=True)
         scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
-        sets.append(_ask(make_scenes(scenes)[0]))
+        sets.append(grounding_set(make_scenes(scenes)[0]))
     policy = build(config, sets)
     policy.model.to(config.device)
     folder = RunFolder(config.out, config, command_line("ground", config))

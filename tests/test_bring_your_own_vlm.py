@@ -48,6 +48,7 @@ def test_a_foreign_model_learns_to_point(smolvlm: Path, tmp_path: Path) -> None:
         pictures=rng.uniform(-0.9, 0.9, (8, 2, len(spec.cameras), 2)).astype(np.float32),
         phrases=("gripper", "target"),
         prompts=(Prompt("move to the target", "target", "target"),),
+        unseen={},
         kinds=(),
         ask=lambda row, kind, phrasing, rng: ("", ""),
     )

@@ -51,7 +51,7 @@ class CloningConfig:
             trained, since a frozen one sees every picture once.
         picture_light: augmentation.
         picture_colour: augmentation.
-        bf16: compute perception in bfloat16 where PyTorch's autocast sees fit.
+        bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
         seed: of everything random.
     """
 

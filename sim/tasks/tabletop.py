@@ -62,6 +62,9 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     *(Instruction("lift", block) for block in BLOCKS),
 )
 
+UNSEEN_PAIRS = (("red block", "purple zone"), ("yellow block", "cyan zone"))
+"""Never told together in grounding, to see whether what is known of each carries over."""
+
 
 def _axes(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for name in names for axis in "xyz")

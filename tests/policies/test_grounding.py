@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from policies.grounding import Grounder, GroundingConfig, GroundingSampler
 from policies.grounding_set import GroundingSet, Prompt
 from policies.questioning import QuestionSampler
 from policies.run_folder import RunFolder
-from scripts.ground import prompts_of
+from scripts.ground import grounding_set, prompts_of
 from scripts.pretrain import GROUNDED
+from sim.scenes import Scenes
+from sim.tasks.tabletop import UNSEEN_PAIRS
+from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.model.pointer import POINTS
 from vla.policy import VLAPolicy, load_policy
 
@@ -43,6 +47,7 @@ def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
         pictures=pictures.astype(np.float32),
         phrases=PHRASES,
         prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
+        unseen={},
         kinds=("gripped",),
         ask=lambda row, kind, phrasing, rng: (f"what is {kind}", "nothing"),
     )
@@ -58,6 +63,31 @@ def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
     expected = (away - torch.tensor(config.point_center_m)) / config.point_scale_m
     assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
     assert asked.pictures.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
+
+
+def test_what_was_never_trained_on_is_measured_apart(policy: VLAPolicy, tmp_path: Path) -> None:
+    """Prompts kept apart are never drawn for training, and have errors of their own."""
+    apart = Prompt("lift the red block", "red block", "red block")
+    made = replace(make_set(policy), unseen={"unseen_pair": (apart,)})
+    config = GroundingConfig(updates=0, heldout=0.5)
+    errors = Grounder(policy, [made], config, RunFolder(tmp_path, config)).pointing_errors()
+    assert errors["Made/target_median_cm"] != errors["Made/target_unseen_pair_median_cm"]
+    sampler = GroundingSampler([made], policy.model, policy.processor, 0.5)
+    world = sampler.heldout(0, made.unseen["unseen_pair"]).world
+    assert torch.equal(world[:, POINTS.index("object")], world[:, POINTS.index("target")])
+
+
+def test_pairs_of_the_tabletop_are_kept_apart() -> None:
+    """They are told in no training prompt, and each half of them is."""
+    phrases = ("gripper", "target", "object", *BLOCKS, *ZONES)
+    points = np.zeros((1, len(phrases), 3), np.float32)
+    empty = np.zeros((1, 0), np.float32)
+    grounding = grounding_set(Scenes("Tabletop", empty, empty, points, empty, phrases))
+    pairs = {(prompt.object, prompt.target) for prompt in grounding.prompts}
+    apart = {(prompt.object, prompt.target) for prompt in grounding.unseen["unseen_pair"]}
+    assert apart == set(UNSEEN_PAIRS)
+    assert not apart & pairs
+    assert {word for pair in apart for word in pair} <= {word for pair in pairs for word in pair}
 
 
 def test_tabletop_asks_for_the_named_block_and_zone() -> None:
