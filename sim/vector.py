@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sim.line import Line, make_line
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.worker import Layout, SharedArrays, WorkerConfig, serve
@@ -116,15 +116,15 @@ class CpuVecEnv:
         context = multiprocessing.get_context("spawn")
         self._closed = False
         self._processes = []
-        self._pipes: list[Connection] = []
+        self._lines: list[Line] = []
         self._hosts = {i: w for w, config in enumerate(configs) for i in config.indices}
         for config in configs:
-            ours, theirs = context.Pipe()
+            ours, theirs = make_line(context)
             process = context.Process(target=serve, args=(config, theirs), daemon=True)
             process.start()
-            theirs.close()
+            theirs.pipe.close()
             self._processes.append(process)
-            self._pipes.append(ours)
+            self._lines.append(ours)
         self._collect(range(len(configs)))  # each reports once it has built its model
 
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
@@ -164,7 +164,7 @@ class CpuVecEnv:
         actions = self._checked(chunks)
         length = actions.shape[1]
         self._shared.arrays["actions"][:, :length] = actions
-        self._ask("step", dict.fromkeys(range(len(self._pipes)), length))
+        self._ask("step", dict.fromkeys(range(len(self._lines)), length))
         success = self._copy("success")[:, :length]
         return StepBatch(
             observation=self._observation(),
@@ -179,7 +179,7 @@ class CpuVecEnv:
     def expert_actions(self) -> Tensor:
         """The scripted expert's next action in every environment, float32 [n, action.dim]."""
         self._require_begun()
-        self._ask("expert", dict.fromkeys(range(len(self._pipes))))
+        self._ask("expert", dict.fromkeys(range(len(self._lines))))
         return self._copy("expert")
 
     def export_state(self) -> np.ndarray:
@@ -206,9 +206,9 @@ class CpuVecEnv:
         if self._closed:
             return
         self._closed = True
-        for pipe in self._pipes:
+        for line in self._lines:
             try:
-                pipe.send(None)
+                line.send(None)
             except OSError:  # that worker has gone already
                 continue
         for process in self._processes:
@@ -216,8 +216,8 @@ class CpuVecEnv:
             if process.is_alive():
                 process.kill()
                 process.join()
-        for pipe in self._pipes:
-            pipe.close()
+        for line in self._lines:
+            line.pipe.close()
         self._shared.close()
 
     def __enter__(self) -> CpuVecEnv:
@@ -271,7 +271,7 @@ class CpuVecEnv:
 
     def _gather(self, method: str) -> list[Any]:
         answers: dict[int, Any] = {}
-        for part in self._ask(method, dict.fromkeys(range(len(self._pipes)))):
+        for part in self._ask(method, dict.fromkeys(range(len(self._lines)))):
             answers |= part
         return [answers[index] for index in range(self.num_envs)]
 
@@ -281,7 +281,7 @@ class CpuVecEnv:
             raise RuntimeError("this vector environment is closed")
         for worker, argument in arguments.items():
             try:
-                self._pipes[worker].send((method, argument))
+                self._lines[worker].send((method, argument))
             except OSError:
                 self._fail(worker)
         return self._collect(arguments)
@@ -289,11 +289,8 @@ class CpuVecEnv:
     def _collect(self, workers: Sequence[int] | dict[int, Any] | range) -> list[Any]:
         answers = {}
         for worker in workers:
-            pipe, process = self._pipes[worker], self._processes[worker]
-            if pipe not in wait([pipe, process.sentinel]) and not pipe.poll():
-                self._fail(worker)
             try:
-                kind, value = pipe.recv()
+                kind, value = self._lines[worker].receive()
             except (EOFError, OSError):
                 self._fail(worker)
             if kind == "error":

@@ -9,17 +9,19 @@ import contextlib
 import os
 import traceback
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 
+from sim.line import Line
 from sim.tasks.base import Episode, Phrasing, Task, pack_state
 from sim.tasks.registry import make_task
 
 Layout = dict[str, tuple[tuple[int, ...], str]]
 _ALIGNMENT = 64
+_SPIN_S = 3e-4
+"""How long a worker looks for work before it sleeps; waking it would take as long."""
 
 
 class SharedArrays:
@@ -165,8 +167,8 @@ class Worker:
             self._renderer.close()
 
 
-def serve(config: WorkerConfig, pipe: Connection) -> None:
-    """Answer (method, argument) messages until the pipe closes or `None` arrives.
+def serve(config: WorkerConfig, line: Line) -> None:
+    """Answer (method, argument) messages until the parent goes or `None` arrives.
 
     Every message gets ("ok", result) or ("error", traceback text); an error ends the process.
     """
@@ -175,15 +177,15 @@ def serve(config: WorkerConfig, pipe: Connection) -> None:
     try:
         shared = SharedArrays(config.layout, config.block)
         worker = Worker(config, make_task(config.task, config.image_size), shared.arrays)
-        pipe.send(("ok", None))
-        while (message := pipe.recv()) is not None:
-            pipe.send(("ok", _call(worker, *message)))
+        line.send(("ok", None))
+        while (message := line.receive(_SPIN_S)) is not None:
+            line.send(("ok", _call(worker, *message)))
         worker.close()
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass  # the parent has gone or is stopping us
     except Exception:  # noqa: BLE001 the parent raises it again, with this traceback
         with contextlib.suppress(BrokenPipeError):
-            pipe.send(("error", traceback.format_exc()))
+            line.send(("error", traceback.format_exc()))
     finally:
         if shared is not None:
             shared.close()

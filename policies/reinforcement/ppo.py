@@ -89,7 +89,7 @@ class PPOConfig:
 
 @dataclass
 class Batch:
-    """Macro-steps of one collection, first [t, n, ...], after `flat` [m, ...].
+    """Macro-steps of one collection, [m, ...].
 
     Attributes:
         context: what the actor saw.
@@ -112,7 +112,7 @@ class Batch:
     value: Tensor
 
     def select(self, rows: Tensor) -> Batch:
-        """These rows, from a flat batch, or those where a bool [t, n] mask holds."""
+        """These rows."""
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
 
@@ -125,7 +125,7 @@ class Collector:
         self._head = require_likelihood(policy.model.actor.head, "PPO")
         self._sees_context = critic == "context"
         self._generator = generator
-        self._decided: tuple[Tensor, Tensor, Tensor] | None = None
+        self._decided: tuple[Tensor, Tensor] | None = None
         self.rows: list[dict[str, Tensor]] = []
 
     def reset(self, indices: Sequence[int]) -> None:
@@ -136,13 +136,13 @@ class Collector:
         context = self._policy.encode(observation)
         features = self._policy.model.actor.features(context)
         decision = self._head.sample(features, self._generator)
-        self._decided = context, decision, self._head.likelihood(features, decision).log_prob()
+        self._decided = context, decision
         return self._policy.processor.decode_actions(self._head.actions(decision))
 
     def record(self, transition: Transition) -> None:
         """Keep one macro-step; the rollout calls it."""
         assert self._decided is not None
-        context, decision, log_prob = self._decided
+        context, decision = self._decided
         step = transition.step
         ended = step.terminated | step.truncated
         view, next_view = transition.privileged, step.privileged
@@ -152,7 +152,6 @@ class Collector:
             {
                 "context": context,
                 "decision": decision,
-                "log_prob": log_prob,
                 "view": view.clone(),
                 "next_view": next_view.clone(),
                 "rewards": step.rewards.clone(),
@@ -193,10 +192,11 @@ class PPO:
             [
                 {"params": means, "lr": config.actor_learning_rate},
                 {"params": self._noise, "lr": config.std_learning_rate},
-            ]
+            ],
+            fused=True,
         )
         self._critic_optimizer = torch.optim.Adam(
-            self.critic.parameters(), lr=config.critic_learning_rate
+            self.critic.parameters(), lr=config.critic_learning_rate, fused=True
         )
         self.iteration, self.simulator_steps, self.best_success = 0, 0, -1.0
 
@@ -264,9 +264,16 @@ class PPO:
             rows["ended"],
             config.lam,
         )
-        kept = {name: rows[name] for name in ("context", "view", "decision", "log_prob", "valid")}
-        batch = Batch(**kept, advantage=advantage, returns=advantage + values, value=values)
-        batch = batch.select(rows["playing"])
+        playing = rows["playing"]
+        kept = {key: rows[key][playing] for key in ("context", "view", "decision", "valid")}
+        log_prob, reference_kl = self._look_back(kept["context"], kept["decision"], kept["valid"])
+        batch = Batch(
+            **kept,
+            log_prob=log_prob,
+            advantage=advantage[playing],
+            returns=(advantage + values)[playing],
+            value=values[playing],
+        )
         spread = batch.returns.var().clamp_min(1e-8)
         return batch, {
             "collect/success_end": float(episodes.success_at_end.mean()),
@@ -278,7 +285,18 @@ class PPO:
             "critic/explained_variance": float(1 - (batch.returns - batch.value).var() / spread),
             "advantage/mean": float(batch.advantage.mean()),
             "advantage/std": float(batch.advantage.std()),
+            "policy/reference_kl": reference_kl,
         }
+
+    def _look_back(self, context: Tensor, decision: Tensor, valid: Tensor) -> tuple[Tensor, float]:
+        """Log-probability of every control step as it was sampled, and mean KL to the clone."""
+        log_prob, kl = [], []
+        for rows in torch.arange(len(context), device=context.device).split(self.config.minibatch):
+            likelihood = self.policy.model.actor.likelihood(context[rows], decision[rows])
+            reference = self.reference.likelihood(context[rows], decision[rows])
+            log_prob.append(likelihood.log_prob())
+            kl.append(likelihood.kl(reference))
+        return torch.cat(log_prob), float(torch.cat(kl)[valid].mean())
 
     def learn(self, batch: Batch, train_actor: bool) -> dict[str, float]:
         """Epochs over one collection; means of what was measured in them."""
@@ -327,12 +345,12 @@ class PPO:
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)
         weight = part.valid.float() / part.valid.sum().clamp_min(1)
-        with torch.no_grad():
-            reference = self.reference.likelihood(part.context, part.decision)
         entropy = (likelihood.entropy() * weight).sum()
-        reference_kl = (likelihood.kl(reference) * weight).sum()
         loss = -(surrogate * weight).sum() - config.entropy * entropy
-        loss = loss + config.reference_kl * reference_kl
+        if config.reference_kl:
+            with torch.no_grad():
+                reference = self.reference.likelihood(part.context, part.decision)
+            loss = loss + config.reference_kl * (likelihood.kl(reference) * weight).sum()
         with torch.no_grad():
             # http://joschu.net/blog/kl-approx.html, the unbiased low-variance estimator k3
             kl = ((ratio - 1 - log_ratio) * weight).sum()
@@ -340,7 +358,6 @@ class PPO:
         return loss, {
             "policy/loss": float(loss.detach()),
             "policy/kl": float(kl),
-            "policy/reference_kl": float(reference_kl.detach()),
             "policy/entropy": float(entropy.detach()),
             "policy/clip_fraction": float(clip_fraction),
         }

@@ -22,6 +22,7 @@ from sim.tasks.fetch_arm import (
     FetchArmTask,
     fetch_asset,
     fetch_robot_spec,
+    skip_impossible_contacts,
 )
 from sim.tasks.fetch_cameras import (
     ARM_VIEW,
@@ -54,6 +55,7 @@ class FetchTask(FetchArmTask):
         self.spec = fetch_robot_spec(image_size)
         mjcf = mujoco.MjSpec.from_file(str(fetch_asset(self.asset)))
         add_cameras(mjcf, self.camera_plan)
+        skip_impossible_contacts(mjcf)
         for material in ("block_mat", "puck_mat"):
             mjcf.material(material).rgba = OBJECT_RGBA
         self.model = mjcf.compile()

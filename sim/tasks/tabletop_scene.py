@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from sim.tasks.fetch_arm import fetch_asset
+from sim.tasks.fetch_arm import fetch_asset, skip_impossible_contacts
 from sim.tasks.fetch_cameras import ARM_VIEW, add_cameras
 
 BLOCK_COLOURS = {
@@ -127,6 +127,7 @@ def build_spec() -> mujoco.MjSpec:
     for index, (name, rgba) in enumerate(zip(ZONES, ZONE_COLOURS.values(), strict=True)):
         _add_zone(spec, name, rgba, y_m=0.63 + 0.12 * index)
     add_cameras(spec, ARM_VIEW)
+    skip_impossible_contacts(spec)
     return spec
 
 
