@@ -60,6 +60,7 @@ class FetchTask(FetchArmTask):
             mjcf.material(material).rgba = OBJECT_RGBA
         self.model = mjcf.compile()
         self.arm = FetchArm(self.model, self.block_gripper)
+        self._jacobians = np.zeros((4, 3, self.model.nv))
         self._target_site = self.model.site("target0").id
         self._target_body_pos = self.model.body("floor0").pos.copy()
         if self.has_object:
@@ -137,25 +138,26 @@ class FetchTask(FetchArmTask):
         reading[:3] = grip = self.arm.grip_position(data)
         reading[-2:] = data.qvel[self.arm.finger_dofs]
         reading[-2:] *= _DT_S
-        linear, _ = self._site_velocity(data, self.arm.grip_site)
+        velocities = self._velocities(data)
+        linear = velocities[0]
         reading[-5:-2] = linear
         fingers = slice(9, 11) if self.has_object else slice(3, 5)
         reading[fingers] = self.arm.fingers(data)
         if self.has_object:
-            block_linear, block_angular = self._site_velocity(data, self._object_site)
             reading[3:6] = block = data.site_xpos[self._object_site]
             reading[6:9] = block - grip
             reading[11:14] = rotation_to_euler(data.site_xmat[self._object_site])
-            reading[14:17] = block_linear - linear
-            reading[17:20] = block_angular
+            reading[14:17] = velocities[2] - linear
+            reading[17:20] = velocities[3]
         return reading
 
-    def _site_velocity(self, data: mujoco.MjData, site: int) -> tuple[np.ndarray, np.ndarray]:
-        """Linear and angular velocity in the world frame, times the control period."""
-        jacobian = np.zeros((2, 3, self.model.nv))
-        mujoco.mj_jacSite(self.model, data, jacobian[0], jacobian[1], site)
-        linear, angular = jacobian @ data.qvel * _DT_S
-        return linear, angular
+    def _velocities(self, data: mujoco.MjData) -> np.ndarray:
+        """Linear and angular of gripper and object, [4, 3], world frame, times the period."""
+        jacobians = self._jacobians
+        mujoco.mj_jacSite(self.model, data, jacobians[0], jacobians[1], self.arm.grip_site)
+        if self.has_object:
+            mujoco.mj_jacSite(self.model, data, jacobians[2], jacobians[3], self._object_site)
+        return jacobians @ data.qvel * _DT_S
 
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """gymnasium-robotics' observation (positions, rotation, velocities), then the goal."""
@@ -251,7 +253,7 @@ class FetchSlide(FetchTask):
 
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Behind the puck, then push it to the speed from which friction stops it at the goal."""
-        speed, _ = self._site_velocity(data, self._object_site)
+        speed = self._velocities(data)[2]
         return experts.slide(
             self.arm.grip_position(data), self.achieved(data), speed / _DT_S, episode.goal
         )
