@@ -56,6 +56,7 @@ class EvaluateConfig:
         films: filmed successes, and as many failures, of each policy.
         film_size: pixels a side.
         phrasing: instruction templates.
+        only: only initial states whose goal names all of these, such as "red block".
         swap_instructions: tell the actor another instruction that its scene also allows, and judge
             it by the original goal.
         blank_images: show the actor black pictures.
@@ -75,6 +76,7 @@ class EvaluateConfig:
     films: int = 2
     film_size: int = 240
     phrasing: Phrasing = "train"
+    only: tuple[str, ...] = ()
     swap_instructions: bool = False
     blank_images: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
@@ -92,7 +94,7 @@ def main(config: EvaluateConfig) -> int:
     require_comparable(entrants, config.task, reference)
     if config.swap_instructions:
         other_instruction(make_task(config.task), config.first_seed)  # or is there nothing to swap?
-    seeds = range(config.first_seed, config.first_seed + config.episodes)
+    seeds = _seeds(config)
     results = []
     with Progress() as progress:
         for entrant in entrants:
@@ -124,6 +126,26 @@ def main(config: EvaluateConfig) -> int:
     _print(table(report), reference)
     print(f"report: {config.out / 'report.html'}")
     return 0
+
+
+def _seeds(config: EvaluateConfig) -> Sequence[int]:
+    """Of the initial states, in order.
+
+    Raises:
+        ValueError: hardly any state has such a goal; the message lists those that there are.
+    """
+    tried = range(config.first_seed, config.first_seed + config.episodes)
+    if not config.only:
+        return tried
+    tried = range(config.first_seed, config.first_seed + 100 * config.episodes)
+    goals = goals_of(config.task, tried)
+    found = [s for s, g in zip(tried, goals, strict=True) if all(word in g for word in config.only)]
+    if len(found) < config.episodes:
+        raise ValueError(
+            f"{len(found)} of {len(tried)} initial states of {config.task} name all of "
+            f"{list(config.only)}; goals there: {'; '.join(sorted(set(goals)))}"
+        )
+    return found[: config.episodes]
 
 
 def play(
@@ -205,6 +227,7 @@ def film(task: str, episode: Episode, size: int) -> Film:
 
 def _describe_task(config: EvaluateConfig) -> str:
     parts = [config.task, f"{'held-out' if config.phrasing == 'heldout' else 'training'} phrasing"]
+    parts += [f"only {', '.join(config.only)}"] if config.only else []
     parts += ["instructions swapped"] if config.swap_instructions else []
     parts += ["black pictures"] if config.blank_images else []
     return ", ".join(parts)

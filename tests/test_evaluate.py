@@ -27,7 +27,7 @@ from scripts.entrants import (
     read_entrant,
     require_comparable,
 )
-from scripts.evaluate import EvaluateConfig, main, play
+from scripts.evaluate import EvaluateConfig, _seeds, goals_of, main, play
 from scripts.provenance import command_line, machine_facts
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
@@ -210,6 +210,17 @@ def test_the_machine_is_described():
     assert set(facts) == {"Commit", "Versions", "Hardware"}
     assert "mujoco 3." in facts["Versions"]
     assert "cores" in facts["Hardware"]
+
+
+def test_only_states_with_the_named_goal_are_played():
+    """In order, and as many as were asked for; a goal that there is not lists those there are."""
+    config = EvaluateConfig("Tabletop", episodes=4, only=("red block", "purple zone"))
+    seeds = _seeds(config)
+    assert len(seeds) == 4
+    assert seeds == sorted(seeds)
+    assert set(goals_of("Tabletop", seeds)) == {"push, red block, purple zone"}
+    with pytest.raises(ValueError, match="goals there: lift, green block"):
+        _seeds(dataclasses.replace(config, only=("pink block",)))
 
 
 def test_impossible_counts_are_refused():
