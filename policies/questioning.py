@@ -1,4 +1,4 @@
-"""Questions about frames as training batches, and how many are answered exactly.
+"""Questions about frames as training batches, and how many are answered rightly.
 
 The vision-language part of grounding: captioning, saying where a thing is, which colour, what is
 gripped. The questions themselves come from whoever knows the scenes.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.grounding_set import GroundingSet, observe
-from vla.dialogue import exactly_answered, with_answers
+from vla.dialogue import rightly_answered, with_answers
 from vla.model.vla import VLA
 from vla.model_inputs import ModelInputs
 from vla.processor import Processor
@@ -54,7 +54,9 @@ class QuestionSampler:
         return self._encode(images, proprio, asked)
 
     def accuracy(self, model: VLA, device: torch.device) -> dict[str, float]:
-        """Share of questions on held-out frames that are answered exactly, for each phrasing.
+        """Share of questions on held-out frames that are answered rightly, for each phrasing.
+
+        Every word must be right; a location may be off by 2 of 64 bins.
 
         Keys are `<task>/<kind>_accuracy` and `<task>/<kind>_heldout_phrasing_accuracy`.
         """
@@ -72,7 +74,7 @@ class QuestionSampler:
                 for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
                     asked = [source.ask(int(row), kind, phrasing, rng) for row in part]
                     inputs, labels = self._encode(source.images[part], source.proprio[part], asked)
-                    right.append(exactly_answered(model, inputs.to(device), labels.to(device)))
+                    right.append(rightly_answered(model, inputs.to(device), labels.to(device)))
                 share = torch.cat(right).float().mean()
                 found[f"{source.name}/{kind}{label}_accuracy"] = float(share)
         return found

@@ -17,6 +17,7 @@ from vla.model.vla import VLA
 from vla.model_inputs import ModelInputs
 from vla.processor import Processor
 from vla.prompts import EmbeddedPrompts
+from vla.tokenizer import LOCATION_BINS, LOCATIONS, SPECIAL_TOKENS
 
 _NOT_LEARNED = -100  # cross_entropy's ignore_index
 
@@ -83,15 +84,25 @@ def answer_loss(model: VLA, inputs: ModelInputs, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def exactly_answered(model: VLA, inputs: ModelInputs, labels: Tensor) -> Tensor:
-    """Bool [n]: whether greedy decoding gives the answer, word by word.
+def rightly_answered(model: VLA, inputs: ModelInputs, labels: Tensor, off: int = 2) -> Tensor:
+    """Bool [n]: whether each word is the likeliest after the true ones before it.
 
-    It does exactly where every token is the likeliest after the true ones before it.
+    With `off` 0 that is what greedy decoding would say.
+
+    Args:
+        model: of the embedded model, which alone answers in words.
+        inputs: prompts followed by their answers.
+        labels: int64 [n, tokens], see `with_answers`.
+        off: bins that a location may be off, of `LOCATION_BINS` a side of the picture.
     """
     logits, tokens = answer_logits(model, inputs, labels)
+    said = logits.argmax(-1)
+    first = SPECIAL_TOKENS.index(LOCATIONS[0])
+    places = [(t >= first) & (t < first + LOCATION_BINS) for t in (said, tokens)]
+    near = places[0] & places[1] & ((said - tokens).abs() <= off)
     learned = labels[:, 1:] != _NOT_LEARNED
     right = torch.ones_like(learned)
-    right[learned] = logits.argmax(-1) == tokens
+    right[learned] = (said == tokens) | near
     return right.all(1)
 
 
