@@ -62,9 +62,10 @@ def test_what_is_learned_is_said(made: tuple[VLA, Processor, ModelInputs]) -> No
 def test_a_location_may_be_off_by_some_bins(made: tuple[VLA, Processor, ModelInputs]) -> None:
     """What was learned as <loc10><loc20> is right for a neighbour, and no other word is."""
     model, processor, inputs = made
+    grown, _ = with_answers(processor, inputs, ANSWERS)
     for answers, right in (
-        (["red", "on the left <loc10><loc22>"], [True, True]),
-        (["green", "on the left <loc10><loc23>"], [False, False]),
+        (["red", "on the left <loc12><loc18>"], [True, True]),
+        (["green", "on the left <loc13><loc20>"], [False, False]),
     ):
-        grown, labels = with_answers(processor, inputs, answers)
+        _, labels = with_answers(processor, inputs, answers)
         assert rightly_answered(model, grown, labels).tolist() == right
