@@ -71,10 +71,10 @@ def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
     config = ProcessorConfig(
         image_size_px=(SIZE, SIZE),
         image_tokens_per_camera=embedded.image_tokens(SIZE),
-        max_text_tokens=8,
+        max_text_tokens=16,
     )
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
-    embodiments = Embodiments(robots, tokenizer, fit_sizes(config, specs))
+    embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
     backbone = embedded_backbone(embedded, tokenizer, SIZE)
     model = VLA(backbone, Interface.of(embodiments[name]), VLAConfig(horizon))

@@ -39,50 +39,61 @@ class Embodiments:
     """Robots by name, with a processor each.
 
     Args:
-        robots: name → robot.
-        language: of the model.
-        config: how observations and actions reach the model.
+        processors: name → conversions, all of one language and configuration; see `make`.
+
+    Attributes:
+        processors: the same, in the same order.
 
     Raises:
-        ValueError: no robot, an empty name, or a robot that does not fit the configuration.
+        ValueError: no robot, or an empty name.
     """
 
-    def __init__(
-        self,
-        robots: Mapping[str, Embodiment],
-        language: PreTrainedTokenizerBase | ProcessorMixin,
-        config: ProcessorConfig,
-    ):
-        if not robots or not all(name.strip() for name in robots):
-            raise ValueError(f"need robots, and a name for each: {list(robots)}")
-        self._processors = {
-            name: Processor(robot.spec, robot.statistics, language, config)
-            for name, robot in robots.items()
-        }
+    def __init__(self, processors: Mapping[str, Processor]):
+        if not processors or not all(name.strip() for name in processors):
+            raise ValueError(f"need robots, and a name for each: {list(processors)}")
+        self.processors = dict(processors)
 
     @classmethod
     def of(cls, processor: Processor) -> Embodiments:
         """The one robot of a processor, under its contract's name."""
-        made = cls.__new__(cls)
-        made._processors = {processor.spec.robot: processor}
-        return made
+        return cls({processor.spec.robot: processor})
+
+    @classmethod
+    def make(
+        cls,
+        robots: Mapping[str, Embodiment],
+        language: PreTrainedTokenizerBase | ProcessorMixin,
+        config: ProcessorConfig,
+    ) -> Embodiments:
+        """Processors of robots by name.
+
+        Args:
+            robots: name → robot.
+            language: of the model.
+            config: how observations and actions reach the model, with sizes for all of them; see
+                `fit_sizes`.
+
+        Raises:
+            ValueError: as above, or a robot that does not fit the configuration.
+        """
+        return cls(
+            {
+                name: Processor(robot.spec, robot.statistics, language, config)
+                for name, robot in robots.items()
+            }
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._processors)
+        return iter(self.processors)
 
     def __len__(self) -> int:
-        return len(self._processors)
+        return len(self.processors)
 
     def __getitem__(self, name: str) -> Processor:
-        """Raises ValueError with the valid names."""
-        if name not in self._processors:
+        """The processor of this name; a ValueError lists the valid ones."""
+        if name not in self.processors:
             raise ValueError(f"no embodiment {name!r}; valid: {', '.join(self)}")
-        return self._processors[name]
-
-    @property
-    def processors(self) -> Mapping[str, Processor]:
-        """Name → processor, in the order in which they were given."""
-        return self._processors
+        return self.processors[name]
 
     def choose(self, wanted: str | RobotSpec | None) -> str:
         """The name of an embodiment.
@@ -103,7 +114,7 @@ class Embodiments:
             return next(iter(self))
         if wanted is None:
             raise ValueError(f"this policy controls several robots, name one: {', '.join(self)}")
-        specs = {name: processor.spec for name, processor in self._processors.items()}
+        specs = {name: processor.spec for name, processor in self.processors.items()}
         why = {name: unfit(spec, wanted) for name, spec in specs.items()}
         fitting = [name for name, lines in why.items() if not lines]
         equal = [name for name in fitting if not specs[name].differences(wanted)]
@@ -122,13 +133,13 @@ class Embodiments:
 
     def save(self, folder: Path) -> None:
         """Write into an existing folder: one robot as `Processor.save` does, several together."""
-        first = next(iter(self._processors.values()))
+        first = next(iter(self.processors.values()))
         if [*self] == [first.spec.robot]:
             first.save(folder)
             return
         robots = {
             name: {"contract": p.spec.to_dict(), "statistics": p.to_dict()["statistics"]}
-            for name, p in self._processors.items()
+            for name, p in self.processors.items()
         }
         files = {_FILE: robots, "processor.json": {"config": asdict(first.config)}}
         for name, data in files.items():
@@ -149,7 +160,7 @@ class Embodiments:
             json.loads((folder / name).read_text(encoding="utf-8"))
             for name in (_FILE, "processor.json")
         )
-        return cls(
+        return cls.make(
             {
                 name: Embodiment(
                     RobotSpec.from_dict(data["contract"]),

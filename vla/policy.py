@@ -164,7 +164,7 @@ def vlm_policy(
         image_tokens_per_camera=start.image_tokens,
         max_text_tokens=start.max_text_tokens,
     )
-    conversions = Embodiments(robots, start.processor, config)
+    conversions = Embodiments.make(robots, start.processor, config)
     first = next(iter(robots))
     interface = Interface.of(conversions[first])
     return VLAPolicy(VLA(start.backbone, interface, model), conversions, first)

@@ -48,7 +48,7 @@ def start_policy(
     is_known = any(sees_alike(spec, p.spec) for spec in specs for p in old.values())
     config = _conversions(start.processor, specs, instructions, is_known)
     scaled = {name: _keep_scale(name, robot, old) for name, robot in robots.items()}
-    conversions = Embodiments(scaled, start.processor.language, config)
+    conversions = Embodiments.make(scaled, start.processor.language, config)
     first = next(iter(robots))
     start.model.replace_interface(Interface.of(conversions[first]), widen=is_known)
     encoded = encode_chunks(conversions, chunks)

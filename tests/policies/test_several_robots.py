@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from point_env import PointVecEnv
 from two_robots import ARM, CART, WORDS, observe, record, tiny_policy
 
@@ -18,13 +21,18 @@ from policies.imitation.paraphrases import Paraphrases
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
 from scripts import pretrain
+from scripts.entrants import read_entrant, require_comparable
 from scripts.pretrain import PretrainConfig, main
+from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
+from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
+from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
 from vla.model.heads.registry import HEADS
 from vla.policy import load_policy
+from vla.recorded_actions import read_chunks
 
 POINT = replace(CART, robot="point")  # the robot of PointVecEnv
-LENGTHS = (5, 4, 6)
+LENGTHS = (5, 4, 6, 3, 4, 5)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +63,16 @@ def phrasings(tmp_path: Path) -> Path:
 
 
 def test_the_point_is_that_of_the_environment() -> None:
-    """So that recordings and environment share one contract."""
+    """Recordings and environment share one contract."""
     assert not POINT.differences(PointVecEnv.spec)
+
+
+def test_vectors_of_one_number_are_read(folders: tuple[Path, Path]) -> None:
+    """LeRobot stores such a vector as a number."""
+    chunks = read_chunks(folders[0], "action", 2)
+    assert chunks.shape == (sum(LENGTHS), 2, 1)
+    data = Demonstrations(folders[:1], 2, 0.0)
+    assert torch.equal(data.chunks()["point"], chunks)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -125,12 +141,10 @@ def test_a_cut_training_ends_in_the_same_weights(
     main(config)
     cut = replace(config, out=tmp_path / "cut")
 
-    def stop(_: object, step: int, values: dict[str, float]) -> None:
-        raise CutError
-
-    with monkeypatch.context() as patch, pytest.raises(CutError):
-        patch.setattr(pretrain.Cloner, "_save", save_then(pretrain.Cloner._save))
-        main(cut)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Cloner, "_save", save_then_stop(pretrain.Cloner._save))
+        with pytest.raises(CutError):
+            main(cut)
     assert not (tmp_path / "cut" / "step_000004").exists()
     main(cut)
     one, two = (
@@ -140,10 +154,10 @@ def test_a_cut_training_ends_in_the_same_weights(
     assert all(torch.equal(weight, two[name]) for name, weight in one.items())
 
 
-def save_then(save):
+def save_then_stop(save: Callable[..., None]) -> Callable[..., None]:
     """Save a checkpoint with its state, then be cut."""
 
-    def cut(cloner, name: str, with_state: bool) -> None:
+    def cut(cloner: pretrain.Cloner, name: str, with_state: bool) -> None:
         save(cloner, name, with_state)
         if with_state:
             raise CutError
@@ -151,14 +165,21 @@ def save_then(save):
     return cut
 
 
-def test_the_robot_of_the_environment_chooses(folders: tuple[Path, Path], together: Path) -> None:
-    """A checkpoint is tried as the robot that the environment simulates, and PPO refines that."""
-    env = PointVecEnv(4)
-    policy = load_policy(together, embodiment=env.spec)
-    assert policy.spec == POINT
-    other = replace(POINT, control_rate_hz=99.0)
+def test_the_robot_of_the_environment_chooses(
+    folders: tuple[Path, Path], together: Path, tmp_path: Path
+) -> None:
+    """A checkpoint is tried as the robot that the environment simulates."""
+    data, config = Demonstrations(folders, 3), CloningConfig(updates=1, batch=4)
+    policy = load_policy(together, embodiment="arm")
+    cloner = pretrain.Cloner(policy, data, config, RunFolder(tmp_path, config))
+    cloner.run(PointVecEnv(4), [1, 2, 3, 4])
+    assert cloner.policy.spec == POINT
+    values = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert cloner.best_score == values["success/end"] >= 0
+    other = PointVecEnv(4)
+    other.spec = replace(POINT, control_rate_hz=99.0)
     with pytest.raises(ContractMismatchError, match=r"(?s)fits none.*point: control_rate_hz: 10"):
-        policy.embodied(other)
+        cloner.run(other, [1])
 
 
 def test_ppo_refines_one_robot_of_two(together: Path, tmp_path: Path) -> None:
@@ -169,18 +190,19 @@ def test_ppo_refines_one_robot_of_two(together: Path, tmp_path: Path) -> None:
     batch, _ = ppo.collect()
     loss, values = ppo.actor_loss(batch)
     assert abs(values["policy/kl"]) < 1e-6
-    assert values["policy/entropy"] == pytest.approx(
-        -1.2 + 0.5 * np.log(2 * np.pi * np.e), rel=1e-5
-    )
+    one_number = config.log_std_start + 0.5 * np.log(2 * np.pi * np.e)
+    assert values["policy/entropy"] == pytest.approx(one_number, rel=1e-5)
     loss.backward()
     head = policy.model.actor.head
-    (noise,) = head.noise_parameters()  # pyright: ignore[reportAttributeAccessIssue]
-    for gradient in (noise.grad, head.get_parameter("layers.6.bias").grad.view(3, 3)):  # pyright: ignore
+    bias = head.get_parameter("layers.6.bias")
+    for parameter in (head.get_parameter("raw_log_std"), bias):
+        assert parameter.grad is not None
+        gradient = parameter.grad.view(3, 3)
         assert gradient[:, 0].any()
         assert not gradient[:, 1:].any()
-    before = head.get_parameter("layers.6.bias").detach().clone().view(3, 3)
+    before = bias.detach().clone().view(3, 3)
     ppo.learn(batch, train_actor=True)
-    after = head.get_parameter("layers.6.bias").detach().view(3, 3)
+    after = bias.detach().view(3, 3)
     assert not torch.equal(after[:, 0], before[:, 0])
     assert torch.equal(after[:, 1:], before[:, 1:])
     ppo._evaluate([0, 1])
@@ -210,7 +232,10 @@ def test_folders_are_grouped_by_robot(folders: tuple[Path, Path], tmp_path: Path
     ):
         Demonstrations([folders[1], slow], 2)
     data = Demonstrations([folders[1], slow, folders[1]], 2, names=["fast", "slow", "fast"])
-    assert {name: len(robot) for name, robot in data.robots.items()} == {"fast": 30, "slow": 3}
+    assert {name: len(robot) for name, robot in data.robots.items()} == {
+        "fast": 2 * sum(LENGTHS),
+        "slow": 3,
+    }
     assert data.embodiments()["slow"].spec.control_rate_hz == 5.0
     for wrong, what in (({"names": ["a"]}, "embodiment"), ({"weights": [1, 2, 3]}, "weight")):
         with pytest.raises(ValueError, match=f"one {what} a folder, got"):
@@ -283,3 +308,43 @@ def test_wrong_paraphrases_are_named(text: str, message: str, tmp_path: Path) ->
         Paraphrases.read(path, WORDS)
     with pytest.raises(ValueError, match="phrasings start at 1"):
         CloningConfig(phrasings=0)
+
+
+def test_lerobot_takes_one_robot_of_several(folders: tuple[Path, Path], together: Path) -> None:
+    """The named one, or the one of its data set; else it says which there are."""
+    config = PreTrainedConfig.from_pretrained(together)
+    assert isinstance(config, LeRobotVLAConfig)
+    config.device = "cpu"
+    with pytest.raises(ValueError, match="name one: point, arm"):
+        LeRobotVLAPolicy.from_pretrained(together, config=config)
+    for robot, root in zip((POINT, ARM), folders, strict=True):
+        meta = LeRobotDatasetMetadata("local/x", root=root)
+        policy = LeRobotVLAPolicy.from_pretrained(together, config=config, dataset_meta=meta)
+        assert policy.policy.spec == robot
+    config.embodiment = "arm"
+    policy = LeRobotVLAPolicy.from_pretrained(together, config=config)
+    seen = observe(ARM)
+    batch = {
+        **{f"observation.images.{n}": i.permute(0, 3, 1, 2) for n, i in seen.images.items()},
+        "observation.state": seen.proprio,
+        "task": seen.instructions,
+        "action": torch.full((3, 3, 3), 150.0),
+        "action_is_pad": torch.zeros(3, 3, dtype=torch.bool),
+    }
+    assert policy.select_action(batch).shape == (3, 3)
+    assert policy.forward(batch)[0].isfinite()
+
+
+def test_evaluation_finds_the_robot_of_the_task(tmp_path: Path) -> None:
+    """By what the task offers, or by name; another robot is refused."""
+    fetch = make_task("FetchReach", 32).spec
+    folder = tiny_policy(ARM, fetch).save(tmp_path / "both")
+    entrant = read_entrant(f"ours={folder}@receding:2", "cpu", "FetchReach")
+    assert entrant.policy is not None
+    assert entrant.policy.spec == fetch
+    require_comparable([entrant], "FetchReach", "ours")
+    named = read_entrant(f"ours={folder}#arm", "cpu", "FetchReach")
+    with pytest.raises(ContractMismatchError, match="arm"):
+        require_comparable([named], "FetchReach", "ours")
+    with pytest.raises(ValueError, match="no embodiment 'leg'; valid: arm, fetch"):
+        read_entrant(f"{folder}#leg", "cpu", "FetchReach")

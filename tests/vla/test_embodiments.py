@@ -12,14 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tiny_models import make
 from two_robots import ARM, CART, measure, observe, tiny_policy
 
 from vla.checkpoint import CheckpointError, load_checkpoint
 from vla.contract import CameraSpec, ContractMismatchError
 from vla.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.model.backbone import BackboneConfig
 from vla.model.heads.registry import HEADS
-from vla.model.vla import Interface
-from vla.policy import VLAPolicy, load_policy
+from vla.model.vla import Interface, VLAConfig
+from vla.policy import VLAPolicy, load_policy, vlm_policy
 from vla.processor import ProcessorConfig
 from vla.starting import GROUNDED, load_start, start_policy
 
@@ -145,13 +147,13 @@ def test_choice_by_name_and_by_contract(both: VLAPolicy) -> None:
     ):
         robots.choose(slow)
     twins = {name: Embodiment(ARM, measure(ARM)) for name in ("one", "two")}
-    same = Embodiments(twins, both.processor.language, both.processor.config)
+    same = Embodiments.make(twins, both.processor.language, both.processor.config)
     with pytest.raises(
         ContractMismatchError, match=r"fits several embodiments, name one: one, two"
     ):
         same.choose(ARM)
     twins["two"] = replace(twins["two"], spec=replace(ARM, cameras=ARM.cameras[:1]))
-    same = Embodiments(twins, both.processor.language, both.processor.config)
+    same = Embodiments.make(twins, both.processor.language, both.processor.config)
     assert same.choose(ARM) == "one"
 
 
@@ -169,11 +171,11 @@ def test_sizes(both: VLAPolicy) -> None:
         ("action_dim", "action has 3 numbers, 1 places"),
     ):
         with pytest.raises(ValueError, match=message):
-            Embodiments(
+            Embodiments.make(
                 {"arm": Embodiment(ARM, measure(ARM))}, language, replace(plain, **{field: 1})
             )
     with pytest.raises(ValueError, match="a name for each"):
-        Embodiments({" ": Embodiment(ARM, measure(ARM))}, language, plain)
+        Embodiments.make({" ": Embodiment(ARM, measure(ARM))}, language, plain)
 
 
 def test_a_checkpoint_brings_every_robot_back(both: VLAPolicy, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_one_robot_is_saved_as_ever(tmp_path: Path) -> None:
     assert "embodiments.json" not in files
     assert load_policy(tmp_path / "alone").spec == ARM
     assert load_policy(tmp_path / "alone", embodiment="arm").spec == ARM
-    named = Embodiments(
+    named = Embodiments.make(
         {"left": Embodiment(ARM, measure(ARM))}, alone.processor.language, alone.processor.config
     )
     VLAPolicy(alone.model, named).save(tmp_path / "named")
@@ -264,3 +266,19 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
     later = start_policy(policy, {"fetch": robots["fetch"]}, [], {"fetch": chunks["fetch"]}, head)
     assert later.model.interface.shared  # so that the actor of before is kept
     assert later.processor.statistics == policy.processor.statistics
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "siglip"])
+def test_a_pretrained_model_takes_several_robots(name: str, tmp_path: Path) -> None:
+    """Its own processor makes the pictures and the prompts, blank ones included."""
+    robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in (CART, ARM)}
+    config = ProcessorConfig(image_size_px=(28, 28), max_text_tokens=24)
+    folder = str(make(name, tmp_path))
+    policy = vlm_policy(folder, BackboneConfig(), robots, VLAConfig(2), config)
+    saved = policy.save(tmp_path / "saved")
+    for spec in (CART, ARM):
+        act = policy.embodied(spec).act(observe(spec))
+        assert act.shape == (3, 2, spec.action.dim)
+        assert torch.equal(load_policy(saved, embodiment=spec).act(observe(spec)), act)
+    with pytest.raises(ValueError, match=r"cameras differ in size.*cart/top.*arm/front"):
+        vlm_policy(folder, BackboneConfig(), robots, VLAConfig(2), ProcessorConfig())
