@@ -60,29 +60,38 @@ def read_entrant(text: str, device: str, task: str) -> Entrant:
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
-    of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
+    of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`; and
+    before that, one for several robots, by `#` and which it controls: else the one that fits the
+    task.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
-        ContractMismatchError: a LeRobot policy is for other cameras, or other sizes.
+        ContractMismatchError: a LeRobot policy is for other cameras, or other sizes; or none of a
+            checkpoint's robots fits the task, or more than one.
         ForeignCheckpointError: a LeRobot policy lacks weights or statistics.
-        ValueError: neither a built-in policy nor a folder, or no such way of executing.
+        ValueError: neither a built-in policy nor a folder, no such way of executing, or no such
+            embodiment.
     """
     text, _, way = text.partition("@")
     name, _, kind = text.rpartition("=")
+    kind, _, embodiment = kind.partition("#")
     if kind in BUILT_IN:
         return Entrant(name or kind, kind)
     if not Path(kind).is_dir():
         raise ValueError(
             f"policy {text!r}: {kind!r} is no folder and not built in; "
-            f"valid: name=FOLDER, {', '.join(BUILT_IN)}"
+            f"valid: name=FOLDER[#EMBODIMENT][@WAY], {', '.join(BUILT_IN)}"
         )
     folder = _checkpoint(Path(kind))
     policy: Policy
     if not is_lerobot_checkpoint(folder):
-        policy = executed(load_policy(folder, device), way or "chunk")
-    elif way:
-        raise ValueError(f"policy {text!r}: LeRobot's policies execute chunks in their own way")
+        wanted = embodiment or make_task(task).spec
+        policy = executed(load_policy(folder, device, wanted), way or "chunk")
+    elif way or embodiment:
+        raise ValueError(
+            f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in their "
+            "own way"
+        )
     else:
         offered = make_task(task, _picture_size(folder)).spec
         policy = load_lerobot_policy(folder, offered, device)

@@ -26,6 +26,7 @@ from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, UNSEEN_PAIRS, Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
+from vla.embodiments import Embodiment
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
@@ -127,9 +128,8 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     limits = np.array([spec.action.low, spec.action.high])
     statistics = Statistics.measure(limits, np.concatenate([s.proprio for s in sets]))
     if config.vlm is not None:
-        return vlm_policy(
-            config.vlm, config.backbone, spec, statistics, config.model, ProcessorConfig()
-        )
+        robots = {spec.robot: Embodiment(spec, statistics)}
+        return vlm_policy(config.vlm, config.backbone, robots, config.model, ProcessorConfig())
     # It knows the words of all tasks and phrasings.
     sentences = {
         p.text

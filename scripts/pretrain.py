@@ -11,7 +11,7 @@ import torch
 from tyro.conf import OmitArgPrefixes
 
 from policies.imitation.bc import Cloner, CloningConfig
-from policies.imitation.dataset import DemoDataset
+from policies.imitation.demonstrations import Demonstrations
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
@@ -20,9 +20,9 @@ from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
-from vla.policy import VLAPolicy, load_policy, vlm_policy
+from vla.policy import VLAPolicy, vlm_policy
 from vla.processor import ProcessorConfig
-from vla.starting import GROUNDED, start_policy
+from vla.starting import GROUNDED, encode_chunks, load_start, start_policy
 
 HeadName = Literal["gaussian", "token", "fast", "l1", "flow"]
 
@@ -37,6 +37,10 @@ class PretrainConfig:
         data: LeRobotDataset v3 folders, ours or others'; by default `data/<task>`.
         weights: share of the samples that each data folder gets, in any unit; by default every
             frame is drawn equally often.
+        embodiments: name of each data folder's robot; folders of one name are of one robot, and
+            one policy learns to control them all. By default the robot that the data set names.
+        paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
+            of the phrasings.
         start: checkpoint that brings the vision-language model.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
@@ -55,6 +59,8 @@ class PretrainConfig:
     task: str | None = "FetchPush"
     data: tuple[Path, ...] = ()
     weights: tuple[float, ...] = ()
+    embodiments: tuple[str, ...] = ()
+    paraphrases: Path | None = None
     start: Path = GROUNDED
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -79,12 +85,18 @@ SELECTION_SEED = 900_000
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
     out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
-    roots = config.data or (Path("data") / str(config.task),)
-    data = DemoDataset(roots, config.horizon, seed=config.training.seed, weights=config.weights)
+    data = Demonstrations(
+        config.data or (Path("data") / str(config.task),),
+        config.horizon,
+        seed=config.training.seed,
+        weights=config.weights,
+        names=config.embodiments,
+        paraphrases=config.paraphrases,
+    )
     torch.manual_seed(config.training.seed)
     policy, training = _start(config, data)
     folder = RunFolder(out, config, command_line("pretrain", config))
-    cloner = Cloner(policy.model, policy.processor, data, training, folder)
+    cloner = Cloner(policy, data, training, folder)
     with _selection(config) as env, Bar("clone", training.updates) as bar:
         seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
         best = cloner.run(env, seeds, bar.update)
@@ -96,28 +108,34 @@ def main(config: PretrainConfig) -> int:
     return 0
 
 
-def _start(config: PretrainConfig, data: DemoDataset) -> tuple[VLAPolicy, CloningConfig]:
+def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
     """What is trained, and how."""
     head = HEADS[config.head].config()
     if config.vlm is None:
-        start = load_policy(config.start, config.device)
-        known, given = ([c.name for c in spec.cameras] for spec in (start.spec, data.spec))
-        if known != given and config.training.perception == "frozen":
-            raise ContractMismatchError(
-                f"the demonstrations have the cameras {given}, the start has learned to see "
-                f"{known}: record those, or let it learn to see with --perception trained"
-            )
-        measured = data.statistics()
-        policy = start_policy(start, data.spec, measured, data.instructions, data.chunks(), head)
-        return policy, config.training
+        start = load_start(config.start, config.device)
+        if config.training.perception == "frozen":
+            _require_seen(start, data)
+        robots, chunks = data.embodiments(), data.chunks()
+        return start_policy(start, robots, data.instructions, chunks, head), config.training
     made = VLAConfig(config.horizon)
-    policy = vlm_policy(
-        config.vlm, config.backbone, data.spec, data.statistics(), made, config.conversions
-    )
+    policy = vlm_policy(config.vlm, config.backbone, data.embodiments(), made, config.conversions)
     policy.model.to(config.device)
-    chunks = policy.processor.encode_actions(data.chunks())
-    policy.model.replace_actor(config.horizon, head.fitted(chunks))
+    encoded = encode_chunks(policy.embodiments, data.chunks())
+    policy.model.replace_actor(config.horizon, head.fitted(encoded))
     return policy, replace(config.training, perception="trained")
+
+
+def _require_seen(start: VLAPolicy, data: Demonstrations) -> None:
+    """Refuse pictures that a frozen perception has not learned to see."""
+    processors = start.embodiments.processors.values()
+    known = [[camera.name for camera in p.spec.cameras] for p in processors]
+    for name, robot in data.robots.items():
+        if (given := [camera.name for camera in robot.spec.cameras]) not in known:
+            raise ContractMismatchError(
+                f"the demonstrations of {name} have the cameras {given}, the start has learned to "
+                f"see {' or '.join(map(str, known))}: record those, or let it learn to see with "
+                "--perception trained"
+            )
 
 
 def _selection(config: PretrainConfig) -> AbstractContextManager[CpuVecEnv | None]:

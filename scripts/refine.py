@@ -13,6 +13,7 @@ from policies.run_folder import RunFolder
 from scripts.pretrain import SELECTION_SEED
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.policy import load_policy
 
@@ -24,6 +25,7 @@ class RefineConfig:
     Attributes:
         task: registry name.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
+        embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
         num_envs: environments stepped together.
@@ -34,6 +36,7 @@ class RefineConfig:
 
     task: str = "FetchPush"
     clone: Path | None = None
+    embodiment: str | None = None
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
@@ -45,7 +48,8 @@ class RefineConfig:
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
     runs = Path("runs") / config.task
-    policy = load_policy(config.clone or runs / "clone" / "best", config.device)
+    wanted = config.embodiment or make_task(config.task).spec
+    policy = load_policy(config.clone or runs / "clone" / "best", config.device, wanted)
     folder = RunFolder(config.out or runs / "refined", config, command_line("refine", config))
     with (
         CpuVecEnv(config.task, config.num_envs) as env,

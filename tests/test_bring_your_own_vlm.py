@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from policies.run_folder import RunFolder
 from scripts import ground, pretrain
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
+from vla.embodiments import Embodiment
 from vla.model.backbone import BackboneConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
@@ -87,9 +89,8 @@ def test_one_command_clones_into_a_foreign_model(smolvlm: Path, tmp_path: Path) 
     policy = load_policy(tmp_path / "run" / "best")
     statistics = policy.processor.statistics
     assert statistics is not None
-    fresh = vlm_policy(
-        str(smolvlm), config.backbone, policy.spec, statistics, VLAConfig(), config.conversions
-    )
+    robots = {"fetch": Embodiment(policy.spec, statistics)}
+    fresh = vlm_policy(str(smolvlm), config.backbone, robots, VLAConfig(), config.conversions)
     changed = moved(fresh.model.state_dict(), policy)
     assert {"backbone.readout", "pointer.query.weight", "actor.summary.1.weight"} <= changed
     assert not any(name.startswith("backbone.language_model.") for name in changed)
@@ -102,5 +103,10 @@ def test_demonstrations_with_other_cameras_are_refused(tmp_path: Path) -> None:
     class OneEyed:
         spec = type(old)(**vars(old) | {"cameras": old.cameras[:1]})
 
-    with pytest.raises(ContractMismatchError, match=r"have the cameras \[.*learned to see \["):
-        pretrain._start(pretrain.PretrainConfig(), OneEyed())  # pyright: ignore[reportArgumentType]
+    class Data:
+        robots: ClassVar = {"fetch": OneEyed()}
+
+    with pytest.raises(
+        ContractMismatchError, match=r"fetch have the cameras \[.*learned to see \["
+    ):
+        pretrain._start(pretrain.PretrainConfig(), Data())  # pyright: ignore[reportArgumentType]

@@ -59,7 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with SummaryWriter(str(folder)) as writer:
         for step in (1, 2, 3):
             writer.add_scalar("time/simulator_steps", 1000 * step, step)
-    monkeypatch.setattr(entrants, "load_policy", lambda folder, device: Staring(folder))
+    monkeypatch.setattr(entrants, "load_policy", lambda folder, *_: Staring(folder))
     return folder
 
 

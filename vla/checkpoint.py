@@ -2,10 +2,11 @@
 
     config.json               the model's configuration
     model.safetensors         its weights
-    contract.json             the robot it controls          } written by the processor
-    processor.json            conversions and statistics     }
-    tokenizer/                the embedded model's           }
-    vlm_processor/            or another model's own         }
+    contract.json             the robot it controls
+    processor.json            conversions, and the robot's statistics
+    embodiments.json          for several robots instead: contract and statistics of each, by name
+    tokenizer/                the embedded model's
+    vlm_processor/            or another model's own
     README.md                 what it is, for people
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
     <other>.json              what other programs want to read
@@ -33,13 +34,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla.contract import RobotSpec
+from vla.embodiments import Embodiments
 from vla.nested import flatten_state, restore_state
 from vla.processor import Processor
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _STEP = re.compile(r"\d+$")
-_NEEDED = ("config.json", "model.safetensors", "contract.json", "processor.json")
+_NEEDED = ("config.json", "model.safetensors", "processor.json")
+_ROBOTS = ("contract.json", "embodiments.json")
 
 
 class CheckpointError(RuntimeError):
@@ -54,19 +57,28 @@ class Checkpoint:
         folder: where it was asked for.
         model_config: as it was saved, tuples become lists.
         weights: sorted by parameter name, on the CPU.
-        processor: with contract, statistics and tokenizer.
+        embodiments: with contracts, statistics and tokenizer.
         training_state: None when none was saved or it was not asked for.
     """
 
     folder: Path
     model_config: dict[str, Any]
     weights: dict[str, Tensor]
-    processor: Processor
+    embodiments: Embodiments
     training_state: dict[str, Any] | None = None
 
     @property
+    def processor(self) -> Processor:
+        """Of the only robot that it controls.
+
+        Raises:
+            ValueError: it controls several.
+        """
+        return self.embodiments[self.embodiments.choose(None)]
+
+    @property
     def spec(self) -> RobotSpec:
-        """The contract of the robot that it controls."""
+        """The contract of the only robot that it controls."""
         return self.processor.spec
 
 
@@ -75,7 +87,7 @@ def save_checkpoint(
     *,
     model_config: dict[str, Any],
     weights: dict[str, Tensor],
-    processor: Processor,
+    processor: Processor | Embodiments,
     card: str | None = None,
     training_state: dict[str, Any] | None = None,
     documents: Mapping[str, Any] | None = None,
@@ -86,7 +98,7 @@ def save_checkpoint(
         folder: its final name; parents are made.
         model_config: plain data for JSON.
         weights: a state dict; tied weights may share memory.
-        processor: brings contract, statistics and tokenizer.
+        processor: brings contract, statistics and tokenizer, of one robot or of several.
         card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
         documents: file name → plain data, for JSON files that other programs read.
@@ -133,6 +145,9 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     files = _read_manifest(place)
     if missing := [name for name in _NEEDED if name not in files]:
         raise CheckpointError(f"checkpoint {folder} lacks {missing} in its manifest")
+    # A file that the manifest does not know must not decide what robot this is.
+    if sum(name in files or (place / name).exists() for name in _ROBOTS) != 1:
+        raise CheckpointError(f"checkpoint {folder} must hold exactly one of {[*_ROBOTS]}")
     for name, expected in files.items():
         _verify(place, name, expected)
     state = None
@@ -144,7 +159,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
         model_config=_read_json(place / "config.json"),
         # safetensors returns them in another order each time.
         weights=dict(sorted(load_file(place / "model.safetensors").items())),
-        processor=Processor.load(place),
+        embodiments=Embodiments.load(place),
         training_state=state,
     )
 

@@ -7,6 +7,7 @@ model learns and gives only the answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def _append(
         ids[row, :length] = inputs.input_ids[row, :length]
         ids[row, length : ends[row]] = labels[row, length : ends[row]] = tokens
     mask = torch.arange(width) < ends[:, None]
-    return ModelInputs(inputs.pixel_values, ids, mask, inputs.proprio), labels
+    return replace(inputs, input_ids=ids, attention_mask=mask), labels
 
 
 def answer_logits(model: VLA, inputs: ModelInputs, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vla.contract import RobotSpec
 
 _TEMPLATE = """\
-# Vision-language-action policy for {robot}
+# Vision-language-action policy for {robots}
 
-Load it with `vla.policy.load_policy("<this folder>")`. Every file is listed with its SHA-256 in
+Load it with `vla.policy.load_policy({call})`. Every file is listed with its SHA-256 in
 `manifest.json`.
 
 | | |
 |---|---|
 | vision-language model | {backbone} |
-| chunk | {horizon} control steps at {rate} Hz |
-| cameras, in order | {cameras} |
-| proprioception | {proprio} |
-| action | {action} |
+| chunk | {horizon} control steps |
+{rows}
 | trained by | {command} |
 
 {licence}
 """
 
 
-def model_card(config: dict[str, Any], spec: RobotSpec, command: str | None) -> str:
+def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: str | None) -> str:
     """Markdown text.
 
     Args:
         config: the model's, as in config.json.
-        spec: the robot's contract.
+        specs: contracts of the robots that it controls, by name.
         command: the shell line that trained it, where it is known.
     """
     backbone = config["backbone"]
@@ -48,16 +47,28 @@ def model_card(config: dict[str, Any], spec: RobotSpec, command: str | None) -> 
             "\nit here, before this checkpoint is passed on."
         )
     return _TEMPLATE.format(
-        robot=spec.robot,
+        robots=", ".join(specs),
+        call='"<this folder>"' if len(specs) == 1 else '"<this folder>", embodiment="<name>"',
         backbone=said,
         horizon=config["vla"]["horizon"],
-        rate=spec.control_rate_hz,
-        cameras=", ".join(f"{c.name} ({c.width} x {c.height} px)" for c in spec.cameras),
-        proprio=_units(spec.proprio.names, spec.proprio.units),
-        action=_units(spec.action.names, spec.action.units),
+        rows="\n".join(
+            f"| {what if len(specs) == 1 else f'`{name}`: {what}'} | {value} |"
+            for name, spec in specs.items()
+            for what, value in _describe(spec).items()
+        ),
         command="not recorded" if command is None else f"`{command}`",
         licence=licence,
     )
+
+
+def _describe(spec: RobotSpec) -> dict[str, str]:
+    cameras = (f"{c.name} ({c.width} x {c.height} px)" for c in spec.cameras)
+    return {
+        "control rate": f"{spec.control_rate_hz} Hz",
+        "cameras, in order": ", ".join(cameras),
+        "proprioception": _units(spec.proprio.names, spec.proprio.units),
+        "action": _units(spec.action.names, spec.action.units),
+    }
 
 
 def _origin(config: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-_COLUMNS = ("pixel_values", "input_ids", "attention_mask", "proprio")
+_COLUMNS = ("pixel_values", "input_ids", "attention_mask", "proprio", "present")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class ModelInputs:
             and convolutions are as fast on it. For other models what their image processor makes.
         input_ids: int64 [n, tokens].
         attention_mask: bool [n, tokens], False at padding.
-        proprio: float32 [n, proprio.dim], normalised.
+        proprio: float32 [n, proprio], normalised.
+        present: bool [n, cameras + proprio + action], which of the model's cameras, proprioception
+            and numbers of an action the robot has; the rest is padding.
         extra: whatever else the model's own processor makes, under the names that its `forward`
             knows (image_grid_thw, pixel_attention_mask, token_type_ids, ...).
         flat: names of those tensors whose pictures the model wants in one list instead of a list
@@ -34,6 +36,7 @@ class ModelInputs:
     input_ids: Tensor
     attention_mask: Tensor
     proprio: Tensor
+    present: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     flat: tuple[str, ...] = ()
 
@@ -50,9 +53,9 @@ class ModelInputs:
         return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
 
     def for_model(self) -> dict[str, Tensor]:
-        """Keyword arguments of a transformers model: all but proprioception."""
+        """Keyword arguments of a transformers model: all but what is of the robot."""
         tensors = self._tensors()
-        del tensors["proprio"]
+        del tensors["proprio"], tensors["present"]
         tensors["attention_mask"] = self.attention_mask.long()
         return {n: t.flatten(0, 1) if n in self.flat else t for n, t in tensors.items()}
 

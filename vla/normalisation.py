@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vla.contract import ContractMismatchError, VectorSpec
@@ -106,9 +107,10 @@ class AffineNormaliser:
         spec: names and limits of the vector.
         statistics: of the vector; None where the normalisation needs none.
         normalisation: where offset and scale come from.
+        width: of the normalised vector, zeros after the vector's own numbers; None adds none.
 
     Raises:
-        ValueError: statistics are missing, or limits are infinite.
+        ValueError: statistics are missing, limits are infinite, or the width is too small.
         ContractMismatchError: the statistics have another number of dimensions.
     """
 
@@ -118,9 +120,13 @@ class AffineNormaliser:
         spec: VectorSpec,
         statistics: VectorStatistics | None,
         normalisation: Normalisation,
+        width: int | None = None,
     ) -> None:
         self.label = label
         self.names = spec.names
+        self.width = spec.dim if width is None else width
+        if self.width < spec.dim:
+            raise ValueError(f"{label} has {spec.dim} numbers, {self.width} places are too few")
         first, second = _anchors(label, spec, statistics, normalisation)
         if normalisation == "mean_std":
             offset, scale = first, second
@@ -132,32 +138,34 @@ class AffineNormaliser:
         self.scale = torch.tensor(np.where(flat, 1.0, scale), dtype=torch.float32)
 
     def encode(self, physical: Tensor | np.ndarray) -> Tensor:
-        """Physical [..., dim] to normalised float32.
+        """Physical [..., dim] to normalised float32 [..., width].
 
         Raises:
             ContractMismatchError: wrong shape, or a dimension that is not finite.
         """
         values = torch.as_tensor(physical).float()
-        self._require_shape(values)
+        self._require_shape(values, len(self.names))
         finite = torch.isfinite(values)
         if not finite.all():
             by_name = zip(self.names, finite.flatten(0, -2).all(0).tolist(), strict=True)
             raise ContractMismatchError(
                 f"{self.label} is not finite in {[name for name, good in by_name if not good]}"
             )
-        return (values - self.offset.to(values.device)) / self.scale.to(values.device)
+        normalised = (values - self.offset.to(values.device)) / self.scale.to(values.device)
+        return F.pad(normalised, (0, self.width - len(self.names)))
 
     def decode(self, normalised: Tensor) -> Tensor:
-        """Exact inverse of `encode`, up to float32 rounding."""
-        self._require_shape(normalised)
-        device = normalised.device
+        """Exact inverse of `encode`, up to float32 rounding; what it padded is dropped."""
+        self._require_shape(normalised, self.width)
+        normalised, device = normalised[..., : len(self.names)], normalised.device
         return normalised.float() * self.scale.to(device) + self.offset.to(device)
 
-    def _require_shape(self, values: Tensor) -> None:
-        if values.ndim < 2 or values.shape[-1] != len(self.names):
+    def _require_shape(self, values: Tensor, width: int) -> None:
+        if values.ndim < 2 or values.shape[-1] != width:
+            padded = f" padded to {width}" if width != len(self.names) else ""
             raise ContractMismatchError(
                 f"{self.label} has shape {tuple(values.shape)}, "
-                f"contract says [..., {len(self.names)}]: {list(self.names)}"
+                f"contract says [..., {len(self.names)}]{padded}: {list(self.names)}"
             )
 
 

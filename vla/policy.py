@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla.checkpoint import latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint import Checkpoint, latest_complete, load_checkpoint, save_checkpoint
 from vla.contract import ObservationBatch, RobotSpec
+from vla.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.lerobot_plugin.description import describe_pipelines, describe_policy
 from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.model_card import model_card
-from vla.normalisation import Statistics
 from vla.processor import Processor, ProcessorConfig, common_size_px
 
 
@@ -26,18 +26,38 @@ class VLAPolicy:
 
     Args:
         model: the network; it is put into evaluation mode at every decision.
-        processor: its conversions; brings the contract.
+        conversions: its processor, which brings the contract; or those of several robots.
+        embodiment: which of the robots it controls; see `Embodiments.choose`.
+
+    Attributes:
+        embodiments: all robots that the model can control, and that a checkpoint holds.
+        processor: of the robot that this policy controls.
+        spec: that robot's contract.
 
     Raises:
-        ValueError: the processor gives something else than the model takes.
+        ValueError: the processor gives something else than the model takes, or several robots and
+            none of them chosen.
     """
 
-    def __init__(self, model: VLA, processor: Processor):
-        if (given := Interface.of(processor)) != model.interface:
-            raise ValueError(f"the model takes {model.interface}, the processor gives {given}")
+    def __init__(
+        self,
+        model: VLA,
+        conversions: Processor | Embodiments,
+        embodiment: str | RobotSpec | None = None,
+    ):
+        if isinstance(conversions, Processor):
+            conversions = Embodiments.of(conversions)
+        for processor in conversions.processors.values():
+            if (given := Interface.of(processor)) != model.interface:
+                raise ValueError(f"the model takes {model.interface}, the processor gives {given}")
         self.model = model
-        self.processor = processor
-        self.spec = processor.spec
+        self.embodiments = conversions
+        self.processor = conversions[conversions.choose(embodiment)]
+        self.spec = self.processor.spec
+
+    def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
+        """The same model in control of another of its robots; see `Embodiments.choose`."""
+        return VLAPolicy(self.model, self.embodiments, embodiment)
 
     @property
     def device(self) -> torch.device:
@@ -82,14 +102,15 @@ class VLAPolicy:
             lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
         """
         config = self.model.to_dict()
+        specs = {name: p.spec for name, p in self.embodiments.processors.items()}
         return save_checkpoint(
             folder,
             model_config=lerobot_config | config
             if lerobot_config is not None
-            else describe_policy(self.spec, config),
+            else describe_policy(specs, config),
             weights=weights or self.model.state_dict(),
-            processor=self.processor,
-            card=model_card(config, self.spec, command),
+            processor=self.embodiments,
+            card=model_card(config, specs, command),
             training_state=training_state,
             documents=describe_pipelines() if lerobot_config is None else None,
         )
@@ -101,13 +122,15 @@ class VLAPolicy:
             None where the run has no checkpoint yet.
 
         Raises:
-            ValueError: the checkpoint holds no training state.
+            ValueError: the checkpoint holds no training state, or is of other robots.
         """
         if (found := latest_complete(run)) is None:
             return None
         checkpoint = load_checkpoint(found, with_training_state=True)
         if checkpoint.training_state is None:
             raise ValueError(f"{found} holds no training state: train into another folder")
+        if (theirs := [*checkpoint.embodiments]) != (ours := [*self.embodiments]):
+            raise ValueError(f"{found} is of the robots {theirs}, not {ours}: train elsewhere")
         self.model.load_state_dict(checkpoint.weights)
         return checkpoint.training_state
 
@@ -115,8 +138,7 @@ class VLAPolicy:
 def vlm_policy(
     name: str,
     backbone: BackboneConfig,
-    spec: RobotSpec,
-    statistics: Statistics,
+    robots: Mapping[str, Embodiment],
     model: VLAConfig,
     processor: ProcessorConfig,
 ) -> VLAPolicy:
@@ -125,8 +147,7 @@ def vlm_policy(
     Args:
         name: hub id, or folder written by `save_pretrained`.
         backbone: how the pretrained model is used.
-        spec: the robot's contract.
-        statistics: for normalisation.
+        robots: what it is to control, by name; the policy returned is that of the first.
         model: what is built on the pretrained model.
         processor: conversions; what the pretrained model decides is overridden.
 
@@ -134,25 +155,51 @@ def vlm_policy(
         FileNotFoundError: there is no such model.
         ValueError: it is of no architecture that can be used, or its picture tokens are no square.
     """
-    size_px = common_size_px(spec, processor)
-    start = load_pretrained(name, backbone, len(spec.cameras), size_px, processor.max_text_tokens)
+    specs = [robot.spec for robot in robots.values()]
+    size_px = common_size_px(specs, processor)
+    cameras = max(processor.camera_slots or 0, *(len(spec.cameras) for spec in specs))
+    start = load_pretrained(name, backbone, cameras, size_px, processor.max_text_tokens)
     config = replace(
-        processor,
+        fit_sizes(processor, specs),
         image_tokens_per_camera=start.image_tokens,
         max_text_tokens=start.max_text_tokens,
     )
-    conversions = Processor(spec, statistics, start.processor, config)
-    return VLAPolicy(VLA(start.backbone, Interface.of(conversions), model), conversions)
+    conversions = Embodiments.make(robots, start.processor, config)
+    first = next(iter(robots))
+    interface = Interface.of(conversions[first])
+    return VLAPolicy(VLA(start.backbone, interface, model), conversions, first)
 
 
-def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> VLAPolicy:
+def load_model(checkpoint: Checkpoint) -> VLA:
+    """The network of a checkpoint, on the CPU.
+
+    Raises:
+        RuntimeError: the weights do not fit the architecture; the message names them.
+    """
+    model = VLA.from_dict(checkpoint.model_config)
+    model.load_state_dict(checkpoint.weights)
+    return model
+
+
+def load_policy(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    embodiment: str | RobotSpec | None = None,
+) -> VLAPolicy:
     """Read a checkpoint strictly: every weight present, none surplus.
+
+    Args:
+        folder: the checkpoint.
+        device: where to compute.
+        embodiment: where it controls several robots, the name of one, or the contract of what it
+            meets, which has to fit exactly one.
 
     Raises:
         CheckpointError: missing, damaged, or of another format.
+        ContractMismatchError: the contract fits none of several robots, or more than one.
+        ValueError: no embodiment of that name, or none named where there are several.
         RuntimeError: the weights do not fit the architecture; the message names them.
     """
     checkpoint = load_checkpoint(folder)
-    model = VLA.from_dict(checkpoint.model_config)
-    model.load_state_dict(checkpoint.weights)
-    return VLAPolicy(model.to(device), checkpoint.processor)
+    model = load_model(checkpoint)
+    return VLAPolicy(model.to(device), checkpoint.embodiments, embodiment)

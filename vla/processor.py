@@ -7,7 +7,7 @@ The only place where numpy meets torch and where physical units meet normalised 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,10 @@ class ProcessorConfig:
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
             batches concatenate; "longest" pads to the longest prompt of the batch, which only the
             embedded model's prompts can.
+        camera_slots: pictures the model sees, black ones after the robot's own; like the next two
+            for a model that several robots share, and None gives the robot's own number.
+        proprio_dim: numbers of proprioception the model sees, zeros after the robot's own.
+        action_dim: numbers of a control step the model gives, zeros after the robot's own.
     """
 
     action_normalisation: Normalisation = "limits"
@@ -57,6 +61,9 @@ class ProcessorConfig:
     image_token: str = IMAGE
     max_text_tokens: int = 32
     padding: Literal["fixed", "longest"] = "fixed"
+    camera_slots: int | None = None
+    proprio_dim: int | None = None
+    action_dim: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("action_normalisation", "proprio_normalisation"):
@@ -66,6 +73,17 @@ class ProcessorConfig:
             raise ValueError(f"padding {self.padding!r} is not 'fixed' or 'longest'")
         if self.image_tokens_per_camera < 1 or self.max_text_tokens < 1:
             raise ValueError(f"image_tokens_per_camera and max_text_tokens start at 1: {self}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ProcessorConfig:
+        """What `dataclasses.asdict` gave, after a way through JSON."""
+        size = data["image_size_px"]
+        return cls(**{**data, "image_size_px": None if size is None else tuple(size)})
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the model has to be told which of its numbers a robot has."""
+        return (self.camera_slots, self.proprio_dim, self.action_dim) != (None, None, None)
 
 
 def collate(observations: Sequence[Observation], spec: RobotSpec) -> ObservationBatch:
@@ -88,15 +106,19 @@ def collate(observations: Sequence[Observation], spec: RobotSpec) -> Observation
     )
 
 
-def common_size_px(spec: RobotSpec, config: ProcessorConfig) -> tuple[int, int]:
-    """Height and width that all pictures get.
+def common_size_px(specs: Iterable[RobotSpec], config: ProcessorConfig) -> tuple[int, int]:
+    """Height and width that all pictures of all these robots get.
 
     Raises:
         ValueError: cameras differ in size and none is configured.
     """
     if config.image_size_px is not None:
         return config.image_size_px
-    sizes = {camera.name: (camera.height, camera.width) for camera in spec.cameras}
+    sizes = {
+        f"{spec.robot}/{camera.name}": (camera.height, camera.width)
+        for spec in specs
+        for camera in spec.cameras
+    }
     if len(set(sizes.values())) != 1:
         raise ValueError(f"cameras differ in size, set image_size_px: {sizes}")
     return next(iter(sizes.values()))
@@ -113,8 +135,13 @@ class Processor:
         config: how to convert.
 
     Raises:
-        ValueError: statistics are missing, limits are infinite, cameras differ in size, or the
-            language and the configuration do not fit.
+        ValueError: statistics are missing, limits are infinite, cameras differ in size, the
+            language and the configuration do not fit, or the configured sizes are too small.
+
+    Attributes:
+        cameras: pictures the model sees of an observation, black ones included.
+        proprio_dim: numbers of proprioception it sees, zeros included.
+        action_dim: numbers of a control step it gives, those that are dropped included.
     """
 
     def __init__(
@@ -129,17 +156,34 @@ class Processor:
         self.language = language
         self.config = config = config or ProcessorConfig()
         action, proprio = (statistics.action, statistics.proprio) if statistics else (None, None)
-        self._action = AffineNormaliser("action", spec.action, action, config.action_normalisation)
-        self._proprio = AffineNormaliser(
-            "proprio", spec.proprio, proprio, config.proprio_normalisation
+        self._action = AffineNormaliser(
+            "action", spec.action, action, config.action_normalisation, config.action_dim
         )
-        self.image_size_px = common_size_px(spec, config)
+        self._proprio = AffineNormaliser(
+            "proprio", spec.proprio, proprio, config.proprio_normalisation, config.proprio_dim
+        )
+        own = len(spec.cameras)
+        self.cameras = own if config.camera_slots is None else config.camera_slots
+        if self.cameras < own:
+            raise ValueError(f"{spec.robot!r} has {own} cameras, {self.cameras} slots are too few")
+        self.proprio_dim, self.action_dim = self._proprio.width, self._action.width
+        self._present = torch.cat(
+            [
+                torch.arange(size) < count
+                for size, count in (
+                    (self.cameras, own),
+                    (self.proprio_dim, spec.proprio.dim),
+                    (self.action_dim, spec.action.dim),
+                )
+            ]
+        )
+        self.image_size_px = common_size_px([spec], config)
         self.prompts = self._make_prompts()
 
     # actions
 
     def encode_actions(self, actions: Tensor | np.ndarray) -> Tensor:
-        """Physical [..., action.dim] to normalised float32, on the same device.
+        """Physical [..., action.dim] to normalised float32 [..., action_dim], on the same device.
 
         Raises:
             ContractMismatchError: wrong shape, or a dimension that is not finite.
@@ -172,7 +216,8 @@ class Processor:
         tensors, flat = self.prompts.pictures(self._stack_images(observation))
         tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
         columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
-        return ModelInputs(**columns, proprio=proprio, extra=tensors, flat=flat)
+        present = self._present.to(device).expand(len(observation), -1)
+        return ModelInputs(**columns, proprio=proprio, present=present, extra=tensors, flat=flat)
 
     def _stack_images(self, observation: ObservationBatch) -> Tensor:
         expected = {camera.name for camera in self.spec.cameras}
@@ -191,10 +236,11 @@ class Processor:
                     f"torch.uint8 {shape}"
                 )
             pictures.append(_resize(image, self.image_size_px))
+        pictures += [torch.zeros_like(pictures[0])] * (self.cameras - len(pictures))
         return torch.stack(pictures, dim=1).permute(0, 1, 4, 2, 3)
 
     def _make_prompts(self) -> Prompts:
-        config, cameras = self.config, len(self.spec.cameras)
+        config, cameras = self.config, self.cameras
         if not isinstance(self.language, ProcessorMixin):
             return EmbeddedPrompts(
                 self.language,
@@ -235,15 +281,12 @@ class Processor:
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             for name in ("contract", "processor")
         )
-        config = dict(data["config"])
-        if config["image_size_px"] is not None:
-            config["image_size_px"] = tuple(config["image_size_px"])
         statistics = data["statistics"]
         return cls(
             RobotSpec.from_dict(contract),
             None if statistics is None else Statistics.from_dict(statistics),
             load_language(folder),
-            ProcessorConfig(**config),
+            ProcessorConfig.from_dict(data["config"]),
         )
 
 

@@ -28,7 +28,10 @@ def read_chunks(root: Path, action: str, horizon: int) -> Tensor:
     if not files:
         raise FileNotFoundError(f"data set {root} holds no data/**/*.parquet")
     tables = [pq.read_table(file, columns=[action, "episode_index"]) for file in files]
-    rows = np.concatenate([np.stack(table[action].to_numpy()) for table in tables])
+    # A vector of one number is stored as that number.
+    rows = np.concatenate(
+        [np.stack(table[action].to_numpy()).reshape(len(table), -1) for table in tables]
+    )
     episode = np.concatenate([table["episode_index"].to_numpy() for table in tables])
     last = np.searchsorted(episode, episode, side="right") - 1  # of each frame's episode
     future = np.arange(len(rows))[:, None] + np.arange(horizon)

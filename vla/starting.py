@@ -1,20 +1,22 @@
-"""A policy to train: the vision-language model of a checkpoint, under the contract of new data."""
+"""A policy to train: the vision-language model of a checkpoint, under the contracts of new data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import vla
+from vla.checkpoint import load_checkpoint
 from vla.contract import RobotSpec
+from vla.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.model.heads.base import HeadConfig
 from vla.model.vla import Interface
-from vla.normalisation import Statistics
-from vla.policy import VLAPolicy
-from vla.processor import Processor
+from vla.policy import VLAPolicy, load_model
+from vla.processor import Processor, ProcessorConfig
 from vla.prompts import EmbeddedPrompts
 
 GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
@@ -23,37 +25,75 @@ GROUNDED = Path(vla.__file__).parent / "weights" / "grounded"
 
 def start_policy(
     start: VLAPolicy,
-    spec: RobotSpec,
-    statistics: Statistics,
+    robots: Mapping[str, Embodiment],
     instructions: Iterable[str],
-    chunks: Tensor,
+    chunks: Mapping[str, Tensor],
     head: HeadConfig,
 ) -> VLAPolicy:
-    """Put `start` under another contract; its model is changed in place.
+    """Put `start` under other contracts; its model is changed in place.
 
-    The actor starts untrained unless it is of the same kind for the same robot. For another robot
-    what its cameras and proprioception decide starts untrained too.
+    The actor starts untrained unless it is of the same kind for the same sizes. Where none of the
+    robots is known to the start, what their cameras and proprioception decide starts untrained too.
 
     Args:
         start: brings the vision-language model and its tokenizer.
-        spec: contract of the data.
-        statistics: of the data.
+        robots: contract and statistics of the data of each robot, by name; the policy returned is
+            that of the first.
         instructions: all that will be met; the prompt is made long enough for them.
-        chunks: expert actions [n, horizon, action.dim] in the contract's units.
+        chunks: by the same names, expert actions [n, horizon, action.dim] in the contract's units.
         head: which action head, and its settings.
     """
-    old, model = start.processor, start.model
-    # The pointer reads proprioception as it was normalised when it learned to point.
-    if old.statistics is not None and old.spec.proprio == spec.proprio:
-        statistics = replace(statistics, proprio=old.statistics.proprio)
-    sizes = {(camera.height, camera.width) for camera in spec.cameras}
+    old = start.embodiments.processors
+    specs = [robot.spec for robot in robots.values()]
+    is_known = any(sees_alike(spec, p.spec) for spec in specs for p in old.values())
+    config = _conversions(start.processor, specs, instructions, is_known)
+    scaled = {name: _keep_scale(name, robot, old) for name, robot in robots.items()}
+    conversions = Embodiments.make(scaled, start.processor.language, config)
+    first = next(iter(robots))
+    start.model.replace_interface(Interface.of(conversions[first]), widen=is_known)
+    encoded = encode_chunks(conversions, chunks)
+    start.model.replace_actor(encoded.shape[1], head.fitted(encoded))
+    return VLAPolicy(start.model, conversions, first)
+
+
+def encode_chunks(embodiments: Embodiments, chunks: Mapping[str, Tensor]) -> Tensor:
+    """Chunks of all robots, by name, normalised and padded: [n, horizon, action_dim]."""
+    return torch.cat([embodiments[name].encode_actions(part) for name, part in chunks.items()])
+
+
+def load_start(folder: Path | str, device: torch.device | str = "cpu") -> VLAPolicy:
+    """A checkpoint to start from, of whichever of its robots; see `load_policy` for the errors."""
+    checkpoint = load_checkpoint(folder)
+    embodiments = checkpoint.embodiments
+    return VLAPolicy(load_model(checkpoint).to(device), embodiments, next(iter(embodiments)))
+
+
+def sees_alike(one: RobotSpec, other: RobotSpec) -> bool:
+    """Whether what points for one robot points for the other."""
+    cameras, others = ([camera.name for camera in spec.cameras] for spec in (one, other))
+    return cameras == others and one.proprio.names == other.proprio.names
+
+
+def _conversions(
+    old: Processor, specs: list[RobotSpec], instructions: Iterable[str], keep_sizes: bool
+) -> ProcessorConfig:
+    """The start's, with places for these robots, their pictures and their words."""
+    sizes = {(camera.height, camera.width) for spec in specs for camera in spec.cameras}
     size = old.config.image_size_px if sizes == {old.image_size_px} else old.image_size_px
     config = replace(old.config, image_size_px=size)
+    if not keep_sizes:
+        config = replace(config, camera_slots=None, proprio_dim=None, action_dim=None)
     if isinstance(old.prompts, EmbeddedPrompts):
         longest = max((len(old.prompts.tokens(text)) for text in instructions), default=0)
         if longest > config.max_text_tokens:
             config = replace(config, max_text_tokens=2 ** (longest - 1).bit_length())
-    processor = Processor(spec, statistics, old.language, config)
-    model.replace_interface(Interface.of(processor))
-    model.replace_actor(chunks.shape[1], head.fitted(processor.encode_actions(chunks)))
-    return VLAPolicy(model, processor)
+    return fit_sizes(config, specs)
+
+
+def _keep_scale(name: str, robot: Embodiment, old: Mapping[str, Processor]) -> Embodiment:
+    """The pointer reads proprioception as it was normalised when it learned to point."""
+    alike = {n: p.statistics for n, p in old.items() if p.spec.proprio == robot.spec.proprio}
+    kept = alike.get(name) or next(filter(None, alike.values()), None)
+    if kept is None or robot.statistics is None:
+        return robot
+    return replace(robot, statistics=replace(robot.statistics, proprio=kept.proprio))

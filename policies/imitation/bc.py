@@ -4,12 +4,14 @@ With frozen perception every frame's context is computed once and only the head 
 takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
 loss of a cloned policy says little about how it acts. Where there is no simulator of the
 demonstrated robot, the loss on held-out episodes has to choose.
+
+Demonstrations of several robots train one model: a batch holds samples of all of them, by weight.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from policies.imitation.augmentation import Augmentation
-from policies.imitation.dataset import DemoBatch, DemoDataset
+from policies.imitation.dataset import DemoBatch, Split
+from policies.imitation.demonstrations import Demonstrations
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
-from vla.model.vla import VLA
 from vla.policy import VLAPolicy
-from vla.processor import Processor
 
 _ENCODE_BATCH = 64
+
+Encoded = tuple[Tensor, Tensor, Tensor]
+"""Contexts, normalised actions [n, horizon, action], and where those are padding [n, horizon]."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class CloningConfig:
             trained, since a frozen one sees every picture once.
         picture_light: augmentation.
         picture_colour: augmentation.
+        phrasings: where there are paraphrases and perception is frozen, in how many of them, drawn
+            anew for each frame, its context is computed; trained perception draws at every sample.
         bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
         seed: of everything random.
     """
@@ -67,6 +73,7 @@ class CloningConfig:
     picture_shift: float = 0.0
     picture_light: float = 0.0
     picture_colour: float = 0.0
+    phrasings: int = 4
     bf16: bool = False
     seed: int = 0
 
@@ -75,6 +82,8 @@ class CloningConfig:
             raise ValueError(
                 "pictures are changed only with perception='trained': a frozen one sees each once"
             )
+        if self.phrasings < 1:
+            raise ValueError(f"phrasings start at 1, got {self.phrasings}")
 
     @property
     def augmentation(self) -> Augmentation:
@@ -86,8 +95,7 @@ class Cloner:
     """One cloning run: `run` trains to the end, from the last checkpoint if there is one.
 
     Args:
-        model: trained in place.
-        processor: conversions, with the statistics of these demonstrations.
+        policy: its model is trained in place, for the robots of these demonstrations.
         data: demonstrations.
         config: how to train.
         folder: where checkpoints `step_<n>`, `best` and metrics go.
@@ -95,15 +103,16 @@ class Cloner:
 
     def __init__(
         self,
-        model: VLA,
-        processor: Processor,
-        data: DemoDataset,
+        policy: VLAPolicy,
+        data: Demonstrations,
         config: CloningConfig,
         folder: RunFolder,
     ):
-        processor.spec.require_match(data.spec, "the model", "the demonstrations")
-        self.policy = VLAPolicy(model, processor)
-        self.model, self.processor, self.data = model, processor, data
+        for name, robot in data.robots.items():
+            ours = policy.embodiments[name].spec
+            ours.require_match(robot.spec, "the model", f"the demonstrations of {name}")
+        self.policy, self.model, self.data = policy, policy.model, data
+        model = policy.model
         self.config, self.folder = config, folder
         self.step, self.best_score = 0, -math.inf
         self._rng = torch.Generator().manual_seed(config.seed)
@@ -117,7 +126,7 @@ class Cloner:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self._optimizer, T_max=config.updates
         )
-        self._contexts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._contexts: dict[Split, Encoded] = {}
 
     def run(
         self,
@@ -134,10 +143,11 @@ class Cloner:
             progress: called with what was logged.
 
         Raises:
-            ContractMismatchError: the environment is of another robot than the demonstrations.
+            ContractMismatchError: the environment is of no robot of the demonstrations.
         """
         if env is not None:
-            self.processor.spec.require_match(env.spec, "the demonstrations", "the environment")
+            self.policy = self.policy.embodied(env.spec)
+            self.policy.spec.require_match(env.spec, "the demonstrations", "the environment")
         self._resume()
         losses: list[float] = []
         while self.step < self.config.updates:
@@ -147,7 +157,7 @@ class Cloner:
                 continue
             values = {
                 "loss/train": float(np.mean(losses)),
-                "loss/heldout": self.heldout_loss(),
+                **self.heldout_losses(),
                 "learning_rate": self._schedule.get_last_lr()[0],
             }
             score = -values["loss/heldout"]
@@ -176,50 +186,77 @@ class Cloner:
         self._schedule.step()
         return float(loss.detach())
 
-    def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _sample(self) -> Encoded:
         size = self.config.batch
         if self.config.perception == "frozen":
             context, actions, is_pad = self._frozen("train")
             rows = torch.from_numpy(self.data.draw(self._rng, size))
+            if (copies := self._copies) > 1:
+                copy = torch.randint(copies, (size,), generator=self._rng)
+                rows += copy * (len(context) // copies)
             context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
         else:
-            batch = self.data.sample(self._rng, size)
+            batches = self.data.sample(self._rng, size)
             if (augmentation := self.config.augmentation).is_on:
-                batch.images = augmentation.apply(batch.images, self._rng)
-            context, actions, is_pad = self._encode(batch)
+                for batch in batches.values():
+                    batch.images = augmentation.apply(batch.images, self._rng)
+            context, actions, is_pad = _join(self._encode(n, b) for n, b in batches.items())
         actor = self.model.actor
         noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
         return actor.perturb(context, self.config.context_noise * noise), actions, is_pad
 
-    def _encode(self, batch: DemoBatch) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = self.processor.encode_observation(batch.observation(self.data.spec))
+    def _encode(self, name: str, batch: DemoBatch) -> Encoded:
+        processor = self.policy.embodiments[name]
+        inputs = processor.encode_observation(batch.observation(processor.spec))
         device = self.policy.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             context = self.model.encode(inputs.to(device))
-        actions = self.processor.encode_actions(batch.actions)
+        actions = processor.encode_actions(batch.actions)
         return context.float(), actions.to(device), batch.is_pad.to(device)
 
+    @property
+    def _copies(self) -> int:
+        """How often a frozen frame is encoded, each time in words drawn for it."""
+        return self.config.phrasings if self.data.paraphrases else 1
+
     @torch.no_grad()
-    def _frozen(self, split: Literal["train", "heldout"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _frozen(self, split: Split) -> Encoded:
         """Contexts, actions and padding of a split; with frozen perception they never change."""
         if split not in self._contexts:
             self.model.eval()
-            parts = [self._encode(batch) for batch in self.data.batches(_ENCODE_BATCH, split)]
-            context, actions, is_pad = (torch.cat(column) for column in zip(*parts, strict=True))
-            self._contexts[split] = context, actions, is_pad
+            # Of its own, so that a resumed training finds the same words in the same places.
+            words = torch.Generator().manual_seed(self.config.seed)
+            parts = []
+            for _ in range(self._copies if split == "train" else 1):
+                for name, batch in self.data.batches(_ENCODE_BATCH, split):
+                    if split == "train":
+                        said = self.data.paraphrases.draw(batch.instructions, words)
+                        batch.instructions = said
+                    parts.append(self._encode(name, batch))
+            self._contexts[split] = _join(parts)
             self.model.train()
         return self._contexts[split]
 
     @torch.no_grad()
-    def heldout_loss(self) -> float:
-        """Mean loss over the held-out episodes; NaN when there are none."""
-        if not len(self.data.rows("heldout")):
-            return float("nan")
+    def heldout_losses(self) -> dict[str, float]:
+        """Mean loss over the held-out episodes, and of each robot where there are several.
+
+        NaN when there are none.
+        """
+        counts = {name: len(robot.rows("heldout")) for name, robot in self.data.robots.items()}
+        if not sum(counts.values()):
+            return {"loss/heldout": float("nan")}
         self.model.eval()
-        context, actions, is_pad = self._frozen("heldout")
+        every = self._frozen("heldout")
         if self.config.perception == "trained":
             self._contexts.clear()
-        return float(self.model.actor.loss(context, actions, is_pad))
+        losses = {"loss/heldout": float(self.model.actor.loss(*every))}
+        if len(counts) > 1:
+            columns = (column.split([*counts.values()]) for column in every)
+            for name, part in zip(counts, zip(*columns, strict=True), strict=True):
+                if len(part[0]):
+                    losses[f"loss/heldout/{name}"] = float(self.model.actor.loss(*part))
+        return losses
 
     def _save(self, name: str, with_state: bool) -> None:
         state = {
@@ -242,3 +279,8 @@ class Cloner:
         self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
+
+
+def _join(parts: Iterable[Encoded]) -> Encoded:
+    context, actions, is_pad = (torch.cat(column) for column in zip(*parts, strict=True))
+    return context, actions, is_pad

@@ -112,17 +112,19 @@ class DemoDataset:
         self._instructions = [text for part in parts for text in part.instructions]
         self._episode = _number_episodes(parts)
         self._set_bounds(heldout_fraction, seed, parts)
-        self._cumulative = {split: self._share(rows, weights) for split, rows in self._rows.items()}
+        self._weights = tuple(weights)
+        self._drawers = {
+            split: Drawer(split, [len(rows)], [self.shares(split)])
+            for split, rows in self._rows.items()
+        }
 
-    def _share(self, rows: np.ndarray, weights: Sequence[float]) -> np.ndarray | None:
-        """Cumulative probability of each of these frames; None where all are equal."""
-        if not weights or not len(rows):
+    def shares(self, split: Split) -> np.ndarray | None:
+        """How often each of `rows(split)` is drawn, in the weights' unit; None for all alike."""
+        if not self._weights:
             return None
-        source = np.searchsorted(self._starts, rows, side="right") - 1
-        counts = np.bincount(source, minlength=len(weights))
-        each = np.divide(weights, counts, where=counts > 0, out=np.zeros(len(weights)))
-        cumulative = np.cumsum(each[source])
-        return cumulative / cumulative[-1]
+        source = np.searchsorted(self._starts, self._rows[split], side="right") - 1
+        counts = np.bincount(source, minlength=len(self._weights))
+        return np.divide(self._weights, counts.clip(1))[source]
 
     def _align_privileged(self, part: Frames) -> np.ndarray:
         aligned = np.zeros((len(part), len(self.privileged_names)), np.float32)
@@ -144,7 +146,10 @@ class DemoDataset:
             heldout += (offset + chosen).tolist()
             offset += count
         is_heldout = np.isin(self._episode, heldout)
-        self._rows = {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
+        self._rows: dict[Split, np.ndarray] = {
+            "train": np.flatnonzero(~is_heldout),
+            "heldout": np.flatnonzero(is_heldout),
+        }
 
     def __len__(self) -> int:
         return len(self._episode)
@@ -182,27 +187,8 @@ class DemoDataset:
     def draw(
         self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
     ) -> np.ndarray:
-        """Positions in `rows(split)`, int64 [size], drawn by weight with replacement.
-
-        The generator's state alone decides what comes, so a checkpoint that holds it resumes
-        exactly.
-
-        Raises:
-            ValueError: the split is empty.
-        """
-        count, cumulative = len(self._rows[split]), self._cumulative[split]
-        if not count:
-            raise ValueError(f"the {split} split is empty; record more or change heldout_fraction")
-        with_numpy = isinstance(generator, np.random.Generator)
-        if cumulative is None:
-            if with_numpy:
-                return generator.integers(count, size=size)
-            return torch.randint(count, (size,), generator=generator).numpy()
-        if with_numpy:
-            uniform = generator.random(size)
-        else:
-            uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
-        return np.searchsorted(cumulative, uniform, side="right")
+        """Positions in `rows(split)`, see `Drawer.draw`."""
+        return self._drawers[split].draw(generator, size)
 
     def batches(self, size: int, split: Split = "heldout") -> Iterator[DemoBatch]:
         """Every frame of a split once, in order; the last batch may be smaller."""
@@ -240,6 +226,48 @@ class DemoDataset:
             mine = source == index
             out[mine] = images[rows[mine] - self._starts[index]]
         return out
+
+
+class Drawer:
+    """Draws frames by weight from parts that lie one after another.
+
+    Args:
+        split: what is drawn from, for messages.
+        counts: frames of each part.
+        shares: how often each frame of a part is drawn, float64 [count], in one unit for all parts;
+            None in every part for all alike.
+    """
+
+    def __init__(self, split: Split, counts: Sequence[int], shares: Sequence[np.ndarray | None]):
+        self._split, self._count = split, sum(counts)
+        weighted = [share for share in shares if share is not None]
+        self._cumulative = np.cumsum(np.concatenate(weighted)) if weighted else None
+        if self._cumulative is not None and self._count:
+            self._cumulative /= self._cumulative[-1]
+
+    def draw(self, generator: np.random.Generator | torch.Generator, size: int) -> np.ndarray:
+        """Positions among all frames, int64 [size], with replacement.
+
+        The generator's state alone decides what comes, so a checkpoint that holds it resumes
+        exactly.
+
+        Raises:
+            ValueError: the split is empty.
+        """
+        if not self._count:
+            raise ValueError(
+                f"the {self._split} split is empty; record more or change heldout_fraction"
+            )
+        with_numpy = isinstance(generator, np.random.Generator)
+        if self._cumulative is None:
+            if with_numpy:
+                return generator.integers(self._count, size=size)
+            return torch.randint(self._count, (size,), generator=generator).numpy()
+        if with_numpy:
+            uniform = generator.random(size)
+        else:
+            uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
+        return np.searchsorted(self._cumulative, uniform, side="right")
 
 
 def _number_episodes(parts: Sequence[Frames]) -> np.ndarray:

@@ -192,4 +192,6 @@ def _read_table(root: Path, frames: int) -> pa.Table:
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     values: Any = column.combine_chunks()
-    return values.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
+    if hasattr(values, "flatten"):  # a list a frame; of a vector of one number LeRobot keeps that
+        values = values.flatten()
+    return values.to_numpy().reshape(len(column), -1).astype(np.float32)

@@ -320,7 +320,8 @@ class PPO:
             for name in {name for values in measured for name in values}
         }
         if self._noise:
-            stds = torch.cat([p.detach().flatten() for p in self._noise]).exp()
+            own = self.policy.spec.action.dim  # of several robots' numbers, which follow
+            stds = torch.cat([p.detach()[..., :own].flatten() for p in self._noise]).exp()
             means["policy/std"] = float(stds.mean())
         means["policy/gradient_steps"] = float(sum("policy/kl" in v for v in measured))
         return means

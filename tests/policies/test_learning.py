@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.paraphrases import Paraphrases
 from policies.reinforcement.ppo import PPO, Batch, PPOConfig
 from policies.run_folder import RunFolder
 from scripts.pretrain import GROUNDED
@@ -82,8 +83,11 @@ def test_ppo_resumes_to_the_same_weights(env: CpuVecEnv, tmp_path: Path) -> None
 class FakeData:
     """Four frames with one chunk each, in memory."""
 
+    paraphrases = Paraphrases()
+
     def __init__(self, policy: VLAPolicy):
         self.spec = policy.spec
+        self.robots = {self.spec.robot: self}
 
     def rows(self, split: str) -> list[int]:
         """Nothing is held out."""
@@ -106,7 +110,10 @@ def make_cloner(env: CpuVecEnv, folder: Path, updates: int) -> Cloner:
     )
     config = CloningConfig(updates=updates, batch=4, evaluate_every=2)
     cloner = Cloner(
-        policy.model, policy.processor, FakeData(policy), config, RunFolder(folder, config)
+        policy,
+        FakeData(policy),  # pyright: ignore[reportArgumentType]
+        config,
+        RunFolder(folder, config),
     )
     generator = torch.Generator().manual_seed(1)
     cloner._schedule.T_max = 4

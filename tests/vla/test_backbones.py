@@ -15,6 +15,7 @@ from example_robot import SPEC, make_observation, make_statistics
 from torch import Tensor, nn
 
 from vla.contract import ContractMismatchError, ObservationBatch
+from vla.embodiments import Embodiment
 from vla.model.backbone import READOUTS, BackboneConfig, Hidden
 from vla.model.registry import backbone_from_dict
 from vla.model.vla import VLAConfig
@@ -39,7 +40,8 @@ def policy_of(name: Path, processor: dict[str, Any] | None = None, **options: An
     torch.manual_seed(0)
     config = ProcessorConfig(**{"image_size_px": (56, 56), **(processor or {})})
     statistics = make_statistics()
-    return vlm_policy(str(name), BackboneConfig(**options), SPEC, statistics, VLAConfig(), config)
+    robots = {SPEC.robot: Embodiment(SPEC, statistics)}
+    return vlm_policy(str(name), BackboneConfig(**options), robots, VLAConfig(), config)
 
 
 def observe(*instructions: str) -> ObservationBatch:

@@ -38,6 +38,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         learning_rate: of AdamW for the actor; falls to 0 along a cosine.
         perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
+        embodiment: which robot of a checkpoint for several; by default the one that fits the data
+            set. Of a new policy the robot's name, by default that of the contract.
         vla: what is built on the vision-language model; written by the checkpoint, not by people.
         interface: sizes of inputs and outputs; written by the checkpoint.
         backbone: the vision-language model's configuration; written by the checkpoint.
@@ -52,6 +54,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     learning_rate: float = 1e-3
     perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    embodiment: str | None = None
     vla: dict[str, Any] | None = None
     interface: dict[str, Any] | None = None
     backbone: dict[str, Any] | None = None

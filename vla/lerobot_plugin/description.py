@@ -6,6 +6,7 @@ ours should wait for; LeRobot fills in the rest with the defaults of `LeRobotVLA
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vla.contract import RobotSpec
@@ -14,13 +15,27 @@ POLICY_TYPE = "vla"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 
 
-def describe_policy(spec: RobotSpec, model: dict[str, Any]) -> dict[str, Any]:
+def describe_policy(specs: Mapping[str, RobotSpec], model: dict[str, Any]) -> dict[str, Any]:
     """config.json: LeRobot's description of a policy and the model's own configuration.
 
     Args:
-        spec: the robot that it is for.
+        specs: the robots that it is for, by name; of several LeRobot learns none of the features,
+            and fills in those of what the policy meets.
         model: `VLA.to_dict`.
     """
+    inputs, outputs = _features(*specs.values()) if len(specs) == 1 else ({}, {})
+    return {
+        "type": POLICY_TYPE,
+        "horizon": model["vla"]["horizon"],
+        "head": model["vla"]["head"]["type"],
+        "input_features": inputs,
+        "output_features": outputs,
+        **model,
+    }
+
+
+def _features(spec: RobotSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a robot gives and takes, under the names of its data sets."""
     pictures = {
         spec.features.camera(camera.name): {
             "type": "VISUAL",
@@ -29,16 +44,8 @@ def describe_policy(spec: RobotSpec, model: dict[str, Any]) -> dict[str, Any]:
         for camera in spec.cameras
     }
     state = {spec.features.proprio: {"type": "STATE", "shape": [spec.proprio.dim]}}
-    return {
-        "type": POLICY_TYPE,
-        "horizon": model["vla"]["horizon"],
-        "head": model["vla"]["head"]["type"],
-        "input_features": pictures | state,
-        "output_features": {
-            spec.features.action: {"type": "ACTION", "shape": [spec.action.dim]},
-        },
-        **model,
-    }
+    action = {spec.features.action: {"type": "ACTION", "shape": [spec.action.dim]}}
+    return pictures | state, action
 
 
 def describe_pipelines() -> dict[str, Any]:

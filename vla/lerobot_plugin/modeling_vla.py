@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
 from vla.dataset_contract import read_contract, require_statistics
+from vla.embodiments import Embodiment
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.description import POLICY_TYPE
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
@@ -29,7 +30,7 @@ from vla.model.heads.registry import HEADS, head_name
 from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import VLAPolicy, load_policy
 from vla.recorded_actions import read_chunks
-from vla.starting import GROUNDED, start_policy
+from vla.starting import GROUNDED, load_start, sees_alike, start_policy
 
 _STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -89,6 +90,8 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         Raises:
             CheckpointError: missing, incomplete or damaged.
             ContractMismatchError: the data set or environment has other actions or another rate.
+            ValueError: it controls several robots; neither `config.embodiment` nor the data set
+                says which is meant.
             RuntimeError: a weight is missing or surplus.
             UnsafeFileError: a processor file names a class.
         """
@@ -97,7 +100,11 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=revision))
         require_safe_pipelines(folder)
         config = config or LeRobotVLAConfig.from_pretrained(folder)
-        policy = load_policy(folder, config.device or "cpu")
+        offered = None
+        if dataset_meta is not None:
+            require_whole_videos(Path(dataset_meta.root))
+            offered = read_contract(Path(dataset_meta.root))
+        policy = load_policy(folder, config.device or "cpu", config.embodiment or offered)
         where = f"checkpoint {folder}"
         built = policy.model.config
         if (config.horizon, config.head) != (built.horizon, head_name(built.head)):
@@ -105,9 +112,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
                 f"{where} has horizon {built.horizon} and head {head_name(built.head)}, which "
                 f"--policy.horizon={config.horizon} and --policy.head={config.head} cannot change"
             )
-        if dataset_meta is not None:
-            require_whole_videos(Path(dataset_meta.root))
-            offered = read_contract(Path(dataset_meta.root))
+        if dataset_meta is not None and offered is not None:
             _require_same_commands(policy.spec, offered, where, f"data set {dataset_meta.root}")
         _require_same_size(policy.spec, config, where)
         loaded = cls(config, policy=policy)
@@ -196,18 +201,16 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
         require_statistics(meta.stats or {}, feature, _STATISTICS, root)
         for feature in (spec.features.action, spec.features.proprio)
     ]
-    start = load_policy(config.start or GROUNDED, config.device or "cpu")
-    known, given = (
-        ([camera.name for camera in each.cameras], each.proprio.names)
-        for each in (start.spec, spec)
-    )
-    config.perception = config.perception or ("frozen" if known == given else "trained")
+    start = load_start(config.start or GROUNDED, config.device or "cpu")
+    known = any(sees_alike(p.spec, spec) for p in start.embodiments.processors.values())
+    config.perception = config.perception or ("frozen" if known else "trained")
+    statistics = Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured))
+    name = config.embodiment or spec.robot
     return start_policy(
         start,
-        spec,
-        Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured)),
+        {name: Embodiment(spec, statistics)},
         [str(task) for task in meta.tasks.index],
-        read_chunks(root, spec.features.action, config.horizon),
+        {name: read_chunks(root, spec.features.action, config.horizon)},
         HEADS[config.head].config(),
     )
 

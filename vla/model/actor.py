@@ -28,6 +28,8 @@ class Actor(nn.Module):
         horizon: control steps a chunk.
         action_dim: numbers a control step.
         head: which head, and its settings.
+        shared: several robots act with it, so the context says which numbers of proprioception and
+            action are real, and the head sees that.
     """
 
     def __init__(
@@ -39,16 +41,25 @@ class Actor(nn.Module):
         horizon: int,
         action_dim: int,
         head: HeadConfig,
+        shared: bool = False,
     ):
         super().__init__()
         self.summary = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, summary))
-        features = summary + _POINTS + 6 + proprio_dim
+        told = proprio_dim + action_dim if shared else 0
+        features = summary + _POINTS + 6 + proprio_dim + told
         self.head: ActionHead = make_head(Sizes(features, width, horizon, action_dim), head)
+        self.shared = shared
         self.width, self.prompt = width, prompt if self.head.attends else 0
-        self.split = (width, _POINTS, proprio_dim, self.prompt * width, self.prompt)
+        self.split = (width, _POINTS, proprio_dim, told, self.prompt * width, self.prompt)
 
     def pack(
-        self, readout: Tensor, points: Tensor, proprio: Tensor, prompt: Tensor, mask: Tensor
+        self,
+        readout: Tensor,
+        points: Tensor,
+        proprio: Tensor,
+        present: Tensor,
+        prompt: Tensor,
+        mask: Tensor,
     ) -> Tensor:
         """Context float32 [n, sum of `split`].
 
@@ -56,21 +67,25 @@ class Actor(nn.Module):
             readout: [n, width].
             points: [n, POINTS, 3].
             proprio: [n, proprio].
+            present: bool [n, proprio + action], which of these numbers the robot has.
             prompt: hidden states [n, tokens, width].
             mask: bool [n, tokens], False at padding.
         """
         parts = [readout, points.flatten(1), proprio]
+        if self.shared:
+            parts.append(present.float())
         if self.head.attends:
             parts += [prompt.flatten(1), mask.float()]
         return torch.cat(parts, dim=1)
 
     def features(self, context: Tensor) -> Features:
         """What the head sees."""
-        readout, points, proprio, prompt, mask = context.split(self.split, dim=1)
+        readout, points, proprio, told, prompt, mask = context.split(self.split, dim=1)
         hand, thing, goal = points.split(3, dim=1)
         ways = _MAGNIFY * torch.cat([thing - hand, goal - thing], dim=1)
-        vector = torch.cat([self.summary(readout), points, ways, proprio], dim=1)
-        return Features(vector, prompt.unflatten(1, (self.prompt, self.width)), mask > 0)
+        vector = torch.cat([self.summary(readout), points, ways, proprio, told], dim=1)
+        real = told[:, proprio.shape[1] :] > 0 if self.shared else None
+        return Features(vector, prompt.unflatten(1, (self.prompt, self.width)), mask > 0, real)
 
     def loss(self, context: Tensor, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Cloning loss for normalised actions [n, horizon, action]."""
@@ -92,6 +107,9 @@ class Actor(nn.Module):
     def perturb(self, context: Tensor, noise: Tensor) -> Tensor:
         """Add `noise` [n, points and proprioception] to a context's points and proprioception."""
         readout, points, proprio, *rest = context.split(self.split, dim=1)
+        if self.shared:  # what the robot does not have stays 0
+            has = rest[0][:, : proprio.shape[1]]
+            noise = torch.cat([noise[:, : points.shape[1]], noise[:, points.shape[1] :] * has], 1)
         measured = torch.cat([points, proprio], dim=1) + noise
         return torch.cat([readout, measured, *rest], dim=1)
 

@@ -80,6 +80,7 @@ class Pointer(nn.Module):
         side = math.isqrt(tokens)
         if side * side != tokens:
             raise ValueError(f"{tokens} tokens a picture are no square grid")
+        self.cameras, self.proprio_dim = cameras, proprio_dim
         self.query = nn.Linear(width, 2 * width)
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width))
         self.offset = nn.Linear(width, 2)
@@ -93,13 +94,34 @@ class Pointer(nn.Module):
             nn.Linear(evidence, 128), nn.GELU(), nn.Linear(128, 3 * len(POINTS))
         )
 
-    def forward(self, queries: Tensor, pictures: Tensor, proprio: Tensor) -> Pointing:
+    def take_wider(self, old: Pointer) -> None:
+        """Point as `old` does where the cameras and numbers that it does not know are padding."""
+        before, after = 3 * old.cameras, 3 * self.cameras
+        width = self.mix.in_features
+        columns = torch.cat(
+            [
+                torch.arange(before),
+                after + torch.arange(old.proprio_dim),
+                after + self.proprio_dim + torch.arange(width),
+            ]
+        )
+        state = old.state_dict()
+        for name in ("line.weight", "bend.0.weight"):
+            wide = torch.zeros_like(self.get_parameter(name))
+            wide[:, columns] = state[name]
+            state[name] = wide
+        self.load_state_dict(state)
+
+    def forward(
+        self, queries: Tensor, pictures: Tensor, proprio: Tensor, present: Tensor | None = None
+    ) -> Pointing:
         """Point.
 
         Args:
             queries: float32 [n, p, width].
             pictures: float32 [n, cameras, t, width], hidden states at the picture tokens.
             proprio: float32 [n, proprio], normalised.
+            present: bool [n, cameras], which pictures are of a camera; all are where None.
         """
         match, ask = self.query(queries).chunk(2, dim=-1)
         key, content = self.key(pictures).chunk(2, dim=-1)
@@ -110,9 +132,12 @@ class Pointer(nn.Module):
         share = scores.softmax(-1)
         expected = (share[..., None] * places).sum(-2)  # [n, p, cameras, 2]
         certainty = share.amax(-1, keepdim=True)
+        found = torch.cat([expected, certainty], -1)
+        if present is not None:  # a real camera is never certain by 0
+            found = found * present[:, None, :, None]
         evidence = torch.cat(
             [
-                torch.cat([expected, certainty], -1).flatten(2),
+                found.flatten(2),
                 proprio[:, None].expand(-1, len(POINTS), -1),
                 queries,
             ],

@@ -54,6 +54,8 @@ class Interface:
         proprio: numbers of proprioception.
         action: numbers a control step.
         prompt: tokens of pictures and words.
+        shared: several robots have these sizes, the smaller ones with padding, and the model is
+            told which numbers are real.
     """
 
     cameras: int
@@ -61,15 +63,17 @@ class Interface:
     proprio: int
     action: int
     prompt: int
+    shared: bool = False
 
     @classmethod
     def of(cls, processor: Processor) -> Interface:
         """What this processor gives and takes."""
-        spec, prompts = processor.spec, processor.prompts
-        cameras, tokens = len(spec.cameras), processor.config.image_tokens_per_camera
+        prompts, config = processor.prompts, processor.config
+        cameras, tokens = processor.cameras, config.image_tokens_per_camera
         # Two towers have their picture tokens beside the text instead of in it.
         beside = cameras * tokens if prompts.image_token_id is None else 0
-        return cls(cameras, tokens, spec.proprio.dim, spec.action.dim, prompts.length + beside)
+        length, sizes = prompts.length + beside, (processor.proprio_dim, processor.action_dim)
+        return cls(cameras, tokens, *sizes, length, config.is_shared)
 
 
 class VLA(nn.Module):
@@ -102,6 +106,7 @@ class VLA(nn.Module):
             config.horizon,
             sizes.action,
             config.head,
+            sizes.shared,
         )
 
     def replace_actor(self, horizon: int, head: HeadConfig) -> None:
@@ -112,17 +117,26 @@ class VLA(nn.Module):
             self.config = config
             self.actor = self._make_actor().to(device)
 
-    def replace_interface(self, interface: Interface) -> None:
-        """Fit another robot: what its sizes decide starts untrained, all else stays."""
+    def replace_interface(self, interface: Interface, widen: bool = False) -> None:
+        """Fit other robots: what their sizes decide starts untrained, all else stays.
+
+        Args:
+            interface: the new sizes.
+            widen: the robot for which the model has learned to point is among them: it goes on
+                pointing as it did, only the actor starts untrained.
+        """
         if interface == self.interface:
             return
         self.interface, old = interface, self.pointer
         kept = old.state_dict()
         device = next(old.parameters()).device
         self.pointer = self._make_pointer().to(device)
-        fresh = self.pointer.state_dict()
-        fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
-        self.pointer.load_state_dict(fresh | fitting)
+        if widen:
+            self.pointer.take_wider(old)
+        else:
+            fresh = self.pointer.state_dict()
+            fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
+            self.pointer.load_state_dict(fresh | fitting)
         self.actor = self._make_actor().to(device)
 
     @property
@@ -138,13 +152,20 @@ class VLA(nn.Module):
     def point(self, inputs: ModelInputs) -> tuple[Pointing, Hidden]:
         """Where things are, and all hidden states."""
         hidden: Hidden = self.backbone(inputs)
-        return self.pointer(hidden.readout[:, :-1], hidden.pictures, inputs.proprio), hidden
+        seen = inputs.present[:, : self.interface.cameras] if self.interface.shared else None
+        queries = hidden.readout[:, :-1]
+        return self.pointer(queries, hidden.pictures, inputs.proprio, seen), hidden
 
     def encode(self, inputs: ModelInputs) -> Tensor:
         """Contexts float32 [n, context_dim], see `Actor.pack`."""
         pointing, hidden = self.point(inputs)
         return self.actor.pack(
-            hidden.readout[:, -1], pointing.world, inputs.proprio, hidden.prompt, hidden.mask
+            hidden.readout[:, -1],
+            pointing.world,
+            inputs.proprio,
+            inputs.present[:, self.interface.cameras :],
+            hidden.prompt,
+            hidden.mask,
         )
 
     def points_m(self, context: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class TokenLikelihood(Likelihood):
         logits: float32 [n, t, vocabulary]; -inf where a token could not come.
         tokens: int64 [n, t].
         share: float32 [n, t, horizon], how much of a token belongs to a control step; 0 for
-            places after the end of the sequence.
+            places after the end of the sequence and for numbers that the robot does not have.
     """
 
     logits: Tensor
@@ -82,8 +82,8 @@ class Autoregressive(nn.Module):
         queries = self.embedding(before) + self.places[:count]
         return self.out(self.expert(queries, features, self.causal[:count, :count]))
 
-    def generate(self, features: Features, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary].
+    def generate(self, features: Features, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary] and its place.
 
         A negative choice ends a row; once all have ended, the rest is -1.
         """
@@ -93,5 +93,5 @@ class Autoregressive(nn.Module):
                 return torch.nn.functional.pad(tokens, (0, self.length - place), value=-1)
             # The place of the token to come holds any token: it is not seen.
             logits = self(features, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
-            tokens = torch.cat([tokens, choose(logits)[:, None]], dim=1)
+            tokens = torch.cat([tokens, choose(logits, place)[:, None]], dim=1)
         return tokens

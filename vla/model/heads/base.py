@@ -23,14 +23,34 @@ class Features:
         memory: float32 [n, tokens, width], the prompt's hidden states; no tokens for a head that
             does not attend to them.
         mask: bool [n, tokens], False at padding.
+        real: bool [n, action], False at numbers of an action that the robot does not have; None
+            where it has all.
     """
 
     vector: Tensor
     memory: Tensor
     mask: Tensor
+    real: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.vector)
+
+    def only_real(self, values: Tensor) -> Tensor:
+        """Values [n, ..., action] with 0 where the robot has no such number."""
+        return only_real(values, self.real)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the robot's numbers of values [n, horizon, action]: [n, horizon]."""
+        if self.real is None:
+            return values.mean(-1)
+        return self.only_real(values).sum(-1) / self.real.sum(-1, keepdim=True)
+
+
+def only_real(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values [n, ..., action] with 0 where `real` [n, action] is False, if there is one."""
+    if real is None:
+        return values
+    return values.masked_fill(~real.view(len(real), *[1] * (values.ndim - 2), -1), 0.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,11 @@ class HeadConfig:
 
 
 class ActionHead(nn.Module, ABC):
-    """From features to a chunk of normalised actions, [n, horizon, action] in [-1, 1]."""
+    """From features to a chunk of normalised actions, [n, horizon, action] in [-1, 1].
+
+    Numbers that the robot does not have (`Features.real`) neither teach nor count in a likelihood,
+    and what is given for them is dropped by the processor.
+    """
 
     attends: ClassVar[bool] = False
     """Whether it reads `Features.memory`; the context then carries the prompt's hidden states."""

@@ -6,6 +6,11 @@ encoding fitted on the data, tokens predicted autoregressively. Departures: the 
 an action expert; only tokens that fit into what is left of the chunk may come, so every sequence
 decodes to a chunk and needs no end token; and since a token belongs to no one control step, the
 sequence's log-probability is divided among the steps in equal parts.
+
+For the same reason padding cannot be left out where several robots share the model: a token spells
+coefficients of real numbers and of padded ones together. Their zeros are learned as part of the
+chunk, cost few tokens, since the encoding merges what always comes together, and count in the
+likelihood.
 """
 
 from __future__ import annotations
@@ -170,7 +175,7 @@ class FastHead(LikelihoodHead):
     ) -> Tensor:
         left = torch.full((len(features),), self.count, device=features.vector.device)
 
-        def choose(logits: Tensor) -> Tensor:
+        def choose(logits: Tensor, _: int) -> Tensor:
             nonlocal left
             logits = self._fitting(logits, left)
             if greedy:

@@ -26,6 +26,7 @@ from vla.model.heads.base import (
     Likelihood,
     LikelihoodHead,
     Sizes,
+    only_real,
 )
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
@@ -59,24 +60,29 @@ class ChainLikelihood(Likelihood):
         mean: float32 [n, k, horizon, action], of each step.
         log_std: float32 broadcastable to `mean`.
         sample: float32 as `mean`, where each step went.
+        real: as in `Features`.
     """
 
     mean: Tensor
     log_std: Tensor
     sample: Tensor
+    real: Tensor | None = None
 
     def log_prob(self) -> Tensor:
         """Log density of the chain given its first noise, [n, horizon]."""
-        return normal.log_density(self.sample, self.mean, self.log_std).sum((1, 3))
+        return self._per_step(normal.log_density(self.sample, self.mean, self.log_std))
 
     def entropy(self) -> Tensor:
         """Of the steps of the chain, [n, horizon]."""
-        return normal.entropy(self.log_std).expand_as(self.mean).sum((1, 3))
+        return self._per_step(normal.entropy(self.log_std).expand_as(self.mean))
 
     def kl(self, reference: ChainLikelihood) -> Tensor:
         """KL(self || reference) of the steps along these chains, [n, horizon]."""
         each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
-        return each.sum((1, 3))
+        return self._per_step(each)
+
+    def _per_step(self, values: Tensor) -> Tensor:
+        return only_real(values, self.real).sum((1, 3))
 
 
 class FlowHead(LikelihoodHead, InpaintingHead):
@@ -115,7 +121,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         at = along * actions + (1 - along) * noise
         velocity, _ = self._velocity(features, at[:, None], time[:, None])
         kept = (~is_pad).float()
-        per_step = (velocity[:, 0] - (actions - noise)).square().mean(-1)
+        per_step = features.mean((velocity[:, 0] - (actions - noise)).square())
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, features: Features) -> Tensor:
@@ -138,7 +144,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
                 here = at.detach().requires_grad_()
                 velocity = self._velocity(features, here[:, None], time.expand(1, 1))[0][:, 0]
                 end = here + (1 - now) * velocity
-                miss = ((wish - end) * weight[..., None]).detach()
+                miss = features.only_real((wish - end) * weight[..., None]).detach()
                 (pull,) = torch.autograd.grad(end, here, miss)
             variance = (1 - now) ** 2 / (now**2 + (1 - now) ** 2)
             gain = min(_PULL, (1 - now) / (now * variance)) if now else _PULL
@@ -170,7 +176,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
     def likelihood(self, features: Features, decisions: Tensor) -> ChainLikelihood:
         """Of chains, all their steps in one pass."""
         mean, log_std = self._step(features, decisions[:, :-1], first=0)
-        return ChainLikelihood(mean, log_std, decisions[:, 1:])
+        return ChainLikelihood(mean, log_std, decisions[:, 1:], features.real)
 
     def noise_parameters(self) -> list[nn.Parameter]:
         """The log level of the noise, one a number of the chunk."""
@@ -197,6 +203,8 @@ class FlowHead(LikelihoodHead, InpaintingHead):
     def _velocity(self, features: Features, at: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity [n, k, horizon, action] and log of the noise level, at k places and times."""
         k, horizon = at.shape[1:3]
+        # Noise in numbers that the robot does not have must not reach those that it has.
+        at = features.only_real(at)
         queries = self.noisy(at) + self.places + self.time(self._wave(time))[:, :, None]
         # The k copies of the chunk share one pass, and do not see each other.
         copy = torch.arange(k * horizon, device=at.device) // horizon

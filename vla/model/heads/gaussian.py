@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vla.model.heads import normal
-from vla.model.heads.base import Features, HeadConfig, Likelihood, LikelihoodHead, Sizes
+from vla.model.heads.base import (
+    Features,
+    HeadConfig,
+    Likelihood,
+    LikelihoodHead,
+    Sizes,
+    only_real,
+)
 
 _EDGE = 0.98  # demonstrated actions are drawn in to this before atanh, which is endless at 1
 
@@ -47,27 +54,30 @@ class GaussianLikelihood(Likelihood):
         mean: float32 [n, horizon, action], before squashing.
         log_std: float32 broadcastable to `mean`.
         sample: float32 as `mean`, before squashing.
+        real: as in `Features`.
     """
 
     mean: Tensor
     log_std: Tensor
     sample: Tensor
+    real: Tensor | None = None
 
     def log_prob(self) -> Tensor:
         """Log density of `tanh(sample)`, [n, horizon], summed over action dimensions."""
         gaussian = normal.log_density(self.sample, self.mean, self.log_std)
         # log(1 - tanh(u)^2), in the form that does not underflow
         squash = 2.0 * (math.log(2.0) - self.sample - F.softplus(-2.0 * self.sample))
-        return (gaussian - squash).sum(-1)
+        return only_real(gaussian - squash, self.real).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy before squashing, [n, horizon]; the squashed one has no closed form."""
-        return normal.entropy(self.log_std).expand_as(self.mean).sum(-1)
+        each = normal.entropy(self.log_std).expand_as(self.mean)
+        return only_real(each, self.real).sum(-1)
 
     def kl(self, reference: GaussianLikelihood) -> Tensor:
         """KL(self || reference), [n, horizon]; squashing leaves it unchanged."""
         each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
-        return each.sum(-1)
+        return only_real(each, self.real).sum(-1)
 
 
 class GaussianHead(LikelihoodHead):
@@ -98,7 +108,8 @@ class GaussianHead(LikelihoodHead):
         target = torch.atanh(actions.clamp(-1, 1) * _EDGE)
         mean, log_std = self._mean(features), self._log_std()
         z = (target - mean) * (-log_std).exp()
-        per_step = (0.5 * z.square() + log_std).sum(-1)
+        # A number that is always 0 for want of a joint would drive its deviation to the least.
+        per_step = features.only_real(0.5 * z.square() + log_std).sum(-1)
         kept = (~is_pad).float()
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
@@ -118,7 +129,7 @@ class GaussianHead(LikelihoodHead):
 
     def likelihood(self, features: Features, decisions: Tensor) -> GaussianLikelihood:
         """Of unsquashed samples."""
-        return GaussianLikelihood(self._mean(features), self._log_std(), decisions)
+        return GaussianLikelihood(self._mean(features), self._log_std(), decisions, features.real)
 
     def noise_parameters(self) -> list[nn.Parameter]:
         """One log standard deviation a number of the chunk."""

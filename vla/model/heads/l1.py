@@ -47,7 +47,7 @@ class L1Head(ActionHead):
     def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean absolute error over unpadded steps."""
         kept = (~is_pad).float()
-        per_step = (self._chunk(features) - actions).abs().mean(-1)
+        per_step = features.mean((self._chunk(features) - actions).abs())
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, features: Features) -> Tensor:

@@ -8,6 +8,7 @@ instead of words of its vocabulary, and they come in chunks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -51,13 +52,14 @@ class TokenHead(LikelihoodHead):
     def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean cross-entropy of a number's bin over unpadded steps, nats."""
         kept = (~is_pad).float()
-        per_step = -self.likelihood(features, self.tokens(actions)).log_prob() / actions.shape[-1]
+        total = -self.likelihood(features, self.tokens(actions)).log_prob()
+        per_step = total / (self._real(features).sum(1, keepdim=True) / self.shape[0])
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     @torch.no_grad()
     def act(self, features: Features) -> Tensor:
         """The likeliest token each time."""
-        return self.actions(self.decoder.generate(features, lambda logits: logits.argmax(-1)))
+        return self.actions(self._generate(features, lambda logits: logits.argmax(-1)))
 
     @torch.no_grad()
     def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
@@ -66,7 +68,7 @@ class TokenHead(LikelihoodHead):
         def draw(logits: Tensor) -> Tensor:
             return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
-        return self.decoder.generate(features, draw)
+        return self._generate(features, draw)
 
     def actions(self, decisions: Tensor) -> Tensor:
         """Centres of the bins."""
@@ -80,7 +82,27 @@ class TokenHead(LikelihoodHead):
 
     def likelihood(self, features: Features, decisions: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; a control step has those of its own numbers."""
+        real = self._real(features)
+        decisions = decisions.where(real, self._middle)
         logits = self.decoder(features, decisions)
         steps = torch.arange(self.shape[0], device=logits.device).repeat_interleave(self.shape[1])
-        share = torch.nn.functional.one_hot(steps).float()
-        return TokenLikelihood(logits, decisions, share.expand(len(decisions), -1, -1))
+        share = torch.nn.functional.one_hot(steps) * real[..., None].float()
+        return TokenLikelihood(logits, decisions, share)
+
+    def _generate(self, features: Features, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        real = self._real(features)
+        return self.decoder.generate(
+            features, lambda logits, place: pick(logits).where(real[:, place], self._middle)
+        )
+
+    @property
+    def _middle(self) -> int:
+        """The bin of 0, which stands wherever the robot has no number."""
+        return self.config.bins // 2
+
+    def _real(self, features: Features) -> Tensor:
+        """Which tokens are of a number that the robot has, bool [n, t]."""
+        count = len(features)
+        if features.real is None:
+            return features.mask.new_ones(count, self.decoder.length)
+        return features.real.repeat(1, self.shape[0])

@@ -1,0 +1,104 @@
+"""Demonstrations of one robot or of several, as one source of training samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer, Split
+from policies.imitation.paraphrases import Paraphrases
+from vla.contract import ContractMismatchError
+from vla.dataset_contract import read_contract
+from vla.embodiments import Embodiment
+
+
+class Demonstrations:
+    """Recorded folders, grouped by robot; each group is a `DemoDataset`, one embodiment.
+
+    Args:
+        roots: folders, of one robot or of several.
+        chunk: actions a sample.
+        heldout_fraction: share of each folder's episodes that is set aside.
+        seed: decides which.
+        weights: share of the drawn samples that each folder gets, in any unit and through all
+            robots; by default every frame is drawn equally often.
+        names: the embodiment of each folder; by default its contract's robot.
+        paraphrases: a JSON file, see `Paraphrases.read`; None trains on what was recorded.
+
+    Attributes:
+        robots: embodiment → its demonstrations, in the folders' order.
+        paraphrases: of their instructions.
+
+    Raises:
+        FileNotFoundError: no data set or no paraphrases there, or a data set without a contract.
+        ContractMismatchError: folders of one embodiment have contracts that differ.
+        ValueError: names or weights that are not one a folder, or what `DemoDataset` refuses.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        chunk: int,
+        heldout_fraction: float = 0.1,
+        seed: int = 0,
+        weights: Sequence[float] = (),
+        names: Sequence[str] = (),
+        paraphrases: Path | None = None,
+    ):
+        for what, given in (("weight", weights), ("embodiment", names)):
+            if given and len(given) != len(roots):
+                listed = [str(root) for root in roots]
+                raise ValueError(f"need one {what} a folder, got {list(given)} for {listed}")
+        names = names or [read_contract(root).robot for root in roots]
+        self.robots: dict[str, DemoDataset] = {}
+        for name in dict.fromkeys(names):
+            mine = [index for index, other in enumerate(names) if other == name]
+            folders, shares = [roots[i] for i in mine], [weights[i] for i in mine if weights]
+            try:
+                data = DemoDataset(folders, chunk, heldout_fraction, seed, shares)
+            except ContractMismatchError as error:
+                raise ContractMismatchError(
+                    f"{error}\nif these are different robots, name them apart: --embodiments, one "
+                    f"name a folder (all of these are {name!r} now)"
+                ) from error
+            self.robots[name] = data
+        recorded = dict.fromkeys(text for d in self.robots.values() for text in d.instructions)
+        self.paraphrases = Paraphrases.read(paraphrases, recorded) if paraphrases else Paraphrases()
+        self.instructions = self.paraphrases.every(recorded)
+        parts = self.robots.values()
+        counts = [len(data.rows("train")) for data in parts]
+        self._starts = np.cumsum([0, *counts])
+        self._drawer = Drawer("train", counts, [data.shares("train") for data in parts])
+
+    def embodiments(self) -> dict[str, Embodiment]:
+        """Contract and statistics of each robot."""
+        return {name: Embodiment(d.spec, d.statistics()) for name, d in self.robots.items()}
+
+    def chunks(self) -> dict[str, Tensor]:
+        """Of each robot the expert's chunk at every training frame, [n, k, action.dim]."""
+        return {name: data.chunks() for name, data in self.robots.items()}
+
+    def draw(self, generator: torch.Generator, size: int) -> np.ndarray:
+        """Positions in the training frames of all robots, one robot after another; by weight."""
+        return self._drawer.draw(generator, size)
+
+    def sample(self, generator: torch.Generator, size: int) -> dict[str, DemoBatch]:
+        """`size` samples by weight in any of their phrasings, apart by robot; none is empty."""
+        positions, batches = self.draw(generator, size), {}
+        source = np.searchsorted(self._starts, positions, side="right") - 1
+        for index, (name, data) in enumerate(self.robots.items()):
+            if len(mine := positions[source == index]):
+                batch = data.batch(data.rows("train")[mine - self._starts[index]])
+                batch.instructions = self.paraphrases.draw(batch.instructions, generator)
+                batches[name] = batch
+        return batches
+
+    def batches(self, size: int, split: Split) -> Iterator[tuple[str, DemoBatch]]:
+        """Every frame of a split once, robot by robot, in the words that were recorded."""
+        for name, data in self.robots.items():
+            for batch in data.batches(size, split):
+                yield name, batch

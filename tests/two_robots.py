@@ -1,0 +1,119 @@
+"""Two robots that share nothing, their recordings, and a tiny model to start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
+from vla.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
+from vla.model.vla import VLA, Interface, VLAConfig
+from vla.normalisation import Statistics
+from vla.policy import VLAPolicy
+from vla.processor import ProcessorConfig
+from vla.tokenizer import train_tokenizer
+
+SIZE = 12
+WORDS = ("go to the left", "lift the red block", "put it down")
+CART = RobotSpec(
+    robot="cart",
+    action=VectorSpec(("x",), ("1",), (-1.0,), (1.0,)),
+    proprio=VectorSpec(("x",), ("m",), (-1.0,), (1.0,)),
+    cameras=(CameraSpec("top", 2, 2),),
+    control_rate_hz=10.0,
+)
+ARM = RobotSpec(
+    robot="arm",
+    action=VectorSpec(("a", "b", "c"), ("deg",) * 3, (100.0,) * 3, (200.0, 300.0, 400.0)),
+    proprio=VectorSpec(("a", "b"), ("deg",) * 2, (0.0,) * 2, (360.0,) * 2),
+    cameras=(CameraSpec("front", SIZE, SIZE), CameraSpec("wrist", SIZE, SIZE)),
+    control_rate_hz=30.0,
+)
+
+
+def measure(spec: RobotSpec, seed: int = 0) -> Statistics:
+    """Statistics of random demonstrations."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(spec.action.low, spec.action.high, (50, spec.action.dim))
+    return Statistics.measure(
+        actions, rng.uniform(spec.proprio.low, spec.proprio.high, (50, spec.proprio.dim))
+    )
+
+
+def observe(spec: RobotSpec, count: int = 3, seed: int = 0) -> ObservationBatch:
+    """Random observations."""
+    rng = np.random.default_rng(seed)
+    proprio = rng.uniform(spec.proprio.low, spec.proprio.high, (count, spec.proprio.dim))
+    return ObservationBatch(
+        images={
+            c.name: torch.from_numpy(
+                rng.integers(256, size=(count, c.height, c.width, 3), dtype="u1")
+            )
+            for c in spec.cameras
+        },
+        proprio=torch.from_numpy(proprio.astype(np.float32)),
+        instructions=[WORDS[i % len(WORDS)] for i in range(count)],
+        time_s=torch.zeros(count),
+    )
+
+
+def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
+    """An untrained model of a few thousand weights for these robots, in control of the first."""
+    torch.manual_seed(0)
+    embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6)
+    tokenizer = train_tokenizer(WORDS)
+    config = ProcessorConfig(
+        image_size_px=(SIZE, SIZE),
+        image_tokens_per_camera=embedded.image_tokens(SIZE),
+        max_text_tokens=16,
+    )
+    robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
+    embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
+    name = specs[0].robot
+    backbone = embedded_backbone(embedded, tokenizer, SIZE)
+    model = VLA(backbone, Interface.of(embodiments[name]), VLAConfig(horizon))
+    return VLAPolicy(model, embodiments, name)
+
+
+def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> Path:
+    """A LeRobotDataset of random episodes, with its contract; an episode has two instructions."""
+    features = {
+        f"observation.images.{c.name}": {
+            "dtype": "image",
+            "shape": (c.height, c.width, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for c in spec.cameras
+    }
+    for key, vector in (("observation.state", spec.proprio), ("action", spec.action)):
+        features[key] = {"dtype": "float32", "shape": (vector.dim,), "names": [*vector.names]}
+    dataset = LeRobotDataset.create(
+        f"local/{spec.robot}",
+        fps=int(spec.control_rate_hz),
+        features=features,
+        root=root,
+        robot_type=spec.robot,
+        use_videos=False,
+    )
+    rng = np.random.default_rng(0)
+    for length in lengths:
+        for step in range(length):
+            frame = {
+                f"observation.images.{c.name}": rng.integers(
+                    256, size=(c.height, c.width, 3), dtype=np.uint8
+                )
+                for c in spec.cameras
+            }
+            for key, vector in (("observation.state", spec.proprio), ("action", spec.action)):
+                frame[key] = rng.uniform(vector.low, vector.high).astype(np.float32)
+            dataset.add_frame(frame | {"task": WORDS[step >= length // 2]})
+        dataset.save_episode()
+    dataset.finalize()
+    (root / "meta" / "contract.json").write_text(json.dumps(spec.to_dict()))
+    return root
