@@ -41,6 +41,9 @@ class PretrainConfig:
             one policy learns to control them all. By default the robot that the data set names.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
             of the phrasings.
+        episodes: only the first ones of each data folder.
+        without: instructions are left out that name all parts of one of these, parts joined by "+"
+            such as "red block+purple zone".
         start: checkpoint that brings the vision-language model.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
@@ -61,6 +64,8 @@ class PretrainConfig:
     weights: tuple[float, ...] = ()
     embodiments: tuple[str, ...] = ()
     paraphrases: Path | None = None
+    episodes: int | None = None
+    without: tuple[str, ...] = ()
     start: Path = GROUNDED
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -92,6 +97,8 @@ def main(config: PretrainConfig) -> int:
         weights=config.weights,
         names=config.embodiments,
         paraphrases=config.paraphrases,
+        episodes=config.episodes,
+        without=config.without,
     )
     torch.manual_seed(config.training.seed)
     policy, training = _start(config, data)

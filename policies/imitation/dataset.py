@@ -67,6 +67,9 @@ class DemoDataset:
         seed: decides which.
         weights: share of the drawn samples that each folder gets, in any unit; by default every
             frame is drawn equally often, so that a folder counts as much as it is long.
+        episodes: only the first ones of each folder; None takes all.
+        without: instructions are left out that name all parts of one of these, parts joined by "+"
+            such as "red block+purple zone".
 
     Attributes:
         spec: the contract that all folders share.
@@ -87,6 +90,8 @@ class DemoDataset:
         heldout_fraction: float = 0.1,
         seed: int = 0,
         weights: Sequence[float] = (),
+        episodes: int | None = None,
+        without: Sequence[str] = (),
     ):
         folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]
         if chunk < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
@@ -112,6 +117,7 @@ class DemoDataset:
         self._instructions = [text for part in parts for text in part.instructions]
         self._episode = _number_episodes(parts)
         self._set_bounds(heldout_fraction, seed, parts)
+        self._keep(parts, episodes, without)
         self._weights = tuple(weights)
         self._drawers = {
             split: Drawer(split, [len(rows)], [self.shares(split)])
@@ -150,6 +156,24 @@ class DemoDataset:
             "train": np.flatnonzero(~is_heldout),
             "heldout": np.flatnonzero(is_heldout),
         }
+
+    def _keep(self, parts: Sequence[Frames], episodes: int | None, without: Sequence[str]) -> None:
+        """Take the other frames out of both splits."""
+        if episodes is None and not without:
+            return
+        named = [entry.split("+") for entry in without]
+        told = {
+            text: not any(all(part in text for part in entry) for entry in named)
+            for text in set(self._instructions)
+        }
+        kept = np.array([told[text] for text in self._instructions])
+        if episodes is not None:
+            first = np.cumsum([0] + [len(np.unique(part.episode)) for part in parts])[:-1]
+            source = np.searchsorted(self._starts, np.arange(len(self)), side="right") - 1
+            kept &= self._episode - first[source] < episodes
+        self._rows = {split: rows[kept[rows]] for split, rows in self._rows.items()}
+        if not len(self._rows["train"]):
+            raise ValueError(f"nothing is left of {episodes} episodes without {list(without)}")
 
     def __len__(self) -> int:
         return len(self._episode)

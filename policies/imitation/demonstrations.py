@@ -28,6 +28,8 @@ class Demonstrations:
             robots; by default every frame is drawn equally often.
         names: the embodiment of each folder; by default its contract's robot.
         paraphrases: a JSON file, see `Paraphrases.read`; None trains on what was recorded.
+        episodes: see `DemoDataset`.
+        without: see `DemoDataset`.
 
     Attributes:
         robots: embodiment → its demonstrations, in the folders' order.
@@ -48,6 +50,8 @@ class Demonstrations:
         weights: Sequence[float] = (),
         names: Sequence[str] = (),
         paraphrases: Path | None = None,
+        episodes: int | None = None,
+        without: Sequence[str] = (),
     ):
         for what, given in (("weight", weights), ("embodiment", names)):
             if given and len(given) != len(roots):
@@ -59,7 +63,9 @@ class Demonstrations:
             mine = [index for index, other in enumerate(names) if other == name]
             folders, shares = [roots[i] for i in mine], [weights[i] for i in mine if weights]
             try:
-                data = DemoDataset(folders, chunk, heldout_fraction, seed, shares)
+                data = DemoDataset(
+                    folders, chunk, heldout_fraction, seed, shares, episodes, without
+                )
             except ContractMismatchError as error:
                 raise ContractMismatchError(
                     f"{error}\nif these are different robots, name them apart: --embodiments, one "

@@ -268,6 +268,19 @@ def test_weights_share_the_samples_between_folders(
 # --- refusals
 
 
+def test_episodes_and_instructions_are_left_out(recorded: tuple[Path, Task]) -> None:
+    """The first episodes alone, and none whose words name every part."""
+    root, _ = recorded
+    every = DemoDataset(root, 2, 0.0)
+    first = DemoDataset(root, 2, 0.0, episodes=2)
+    assert first.rows().tolist() == np.concatenate(every.episodes()[:2]).tolist()
+    some = DemoDataset(root, 2, 0.0, without=("do+thing 1", "do+thing 7"))
+    said = {text for batch in some.batches(64, "train") for text in batch.instructions}
+    assert said == {"do thing 0"}
+    with pytest.raises(ValueError, match="nothing is left"):
+        DemoDataset(root, 2, 0.0, without=("do",))
+
+
 def test_missing_folder_names_the_command_and_the_neighbours(
     recorded: tuple[Path, Task], tmp_path: Path
 ) -> None:
