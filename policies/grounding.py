@@ -53,7 +53,7 @@ class GroundingConfig:
 
     updates: int = 9000
     batch: int = 32
-    questions: int = 8
+    questions: int = 12
     question_weight: float = 0.5
     learning_rate: float = 1e-3
     warmup: int = 200

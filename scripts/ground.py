@@ -39,6 +39,8 @@ QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
     "heldout": ("point to where the {phrase} is",),
 }
+# Before what is asked for, so that its first words are not taken for its meaning.
+OPENINGS = ("", "please ", "now ", "go and ", "with care ", "first of all ", "robot ")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class GroundConfig:
     Attributes:
         tasks: whose scenes are drawn.
         frames: pictures of each task, in the order of `tasks`.
+        keep_pairs_apart: never tell the colours of `UNSEEN_PAIRS` together, and measure with them.
         scenes: where the pictures are kept.
         out: run folder; the checkpoint is `<out>/grounded`.
         device: "cpu" or "cuda".
@@ -67,6 +70,7 @@ class GroundConfig:
         "FetchSlide",
     )
     frames: tuple[int, ...] = (8000, 20000, 14000, 2500, 3000)
+    keep_pairs_apart: bool = False
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
     device: str = "cpu"
@@ -101,12 +105,15 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     return (*said, *asked)
 
 
-def grounding_set(scenes: Scenes) -> GroundingSet:
+def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSet:
     """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
     told, apart = [], []
     for prompt in prompts_of(scenes.task, "train"):
-        (apart if (prompt.object, prompt.target) in UNSEEN_PAIRS else told).append(prompt)
+        if keep_pairs_apart and (prompt.object, prompt.target) in UNSEEN_PAIRS:
+            apart.append(prompt)
+        else:
+            told += [replace(prompt, text=opening + prompt.text) for opening in OPENINGS]
     unseen = {"heldout_phrasing": prompts_of(scenes.task, "heldout")}
     return GroundingSet(
         name=scenes.task,
@@ -132,10 +139,11 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
         return vlm_policy(config.vlm, config.backbone, robots, config.model, ProcessorConfig())
     # It knows the words of all tasks and phrasings.
     sentences = {
-        p.text
+        opening + p.text
         for name in TASKS
         for phrasing in ("train", "heldout")
         for p in prompts_of(name, phrasing)
+        for opening in OPENINGS
     } | all_sentences(["block", "puck", "target", "gripper", *BLOCKS, *ZONES])
     tokenizer = train_tokenizer(sentences)
     image_tokens = config.embedded.image_tokens(config.image_size)
@@ -154,7 +162,7 @@ def main(config: GroundConfig) -> int:
     for task, frames in zip(config.tasks, config.frames, strict=True):
         print(f"scenes of {task}: {frames}", flush=True)
         scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
-        sets.append(grounding_set(make_scenes(scenes)[0]))
+        sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)
     policy.model.to(config.device)
     folder = RunFolder(config.out, config, command_line("ground", config))

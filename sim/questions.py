@@ -18,27 +18,55 @@ from vla.tokenizer import location_token
 
 PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
     "caption": {
-        "train": ("describe the scene", "what do you see", "say what is on the table"),
-        "heldout": ("describe what you see on the table",),
+        "train": (
+            "describe the scene",
+            "what do you see",
+            "say what is on the table",
+            "describe what is on the table",
+            "what is on the table",
+            "say what you see in the scene",
+            "give a caption of the scene",
+            "tell me what you see",
+        ),
+        "heldout": ("describe what you see on the table", "tell me what is in the scene"),
     },
     "where": {
         "train": (
             "locate the {thing}",
             "give the place of the {thing}",
             "where does the {thing} lie",
+            "say where the {thing} lies",
+            "what is the place of the {thing}",
+            "tell me where the {thing} lies",
+            "in which place is the {thing}",
+            "say in which place the {thing} lies",
         ),
-        "heldout": ("say where the {thing} is",),
+        "heldout": ("tell me the place of the {thing}", "in which place does the {thing} lie"),
     },
     "colour": {
         "train": (
             "which colour has the block nearest to the {thing}",
             "what colour is the block closest to the {thing}",
+            "say which colour the block next to the {thing} has",
+            "tell me the colour of the block closest to the {thing}",
+            "give the colour of the block nearest to the {thing}",
+            "which colour is the block next to the {thing}",
         ),
-        "heldout": ("which colour is the block nearest to the {thing}",),
+        "heldout": (
+            "which colour is the block nearest to the {thing}",
+            "say the colour of the block closest to the {thing}",
+        ),
     },
     "gripped": {
-        "train": ("what is gripped", "what does the gripper hold", "say what the fingers hold"),
-        "heldout": ("what do the fingers hold",),
+        "train": (
+            "what is gripped",
+            "what does the gripper hold",
+            "say what the fingers hold",
+            "what is in the gripper",
+            "tell me what is gripped",
+            "which thing do the fingers hold",
+        ),
+        "heldout": ("what do the fingers hold", "tell me what the gripper holds"),
     },
 }
 KINDS = tuple(PHRASINGS)

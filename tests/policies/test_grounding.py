@@ -82,7 +82,9 @@ def test_pairs_of_the_tabletop_are_kept_apart() -> None:
     phrases = ("gripper", "target", "object", *BLOCKS, *ZONES)
     points = np.zeros((1, len(phrases), 3), np.float32)
     empty = np.zeros((1, 0), np.float32)
-    grounding = grounding_set(Scenes("Tabletop", empty, empty, points, empty, phrases))
+    scenes = Scenes("Tabletop", empty, empty, points, empty, phrases)
+    assert "unseen_pair" not in grounding_set(scenes).unseen
+    grounding = grounding_set(scenes, keep_pairs_apart=True)
     pairs = {(prompt.object, prompt.target) for prompt in grounding.prompts}
     apart = {(prompt.object, prompt.target) for prompt in grounding.unseen["unseen_pair"]}
     assert apart == set(UNSEEN_PAIRS)

@@ -73,4 +73,4 @@ def test_held_out_phrasings_are_not_trained_on() -> None:
     """And every word of theirs is in the sentences that the tokenizer learns from."""
     for kind in KINDS:
         assert not set(PHRASINGS[kind]["train"]) & set(PHRASINGS[kind]["heldout"])
-    assert "say where the red block is" in all_sentences(["red block"])
+    assert "tell me the place of the red block" in all_sentences(["red block"])
