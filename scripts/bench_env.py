@@ -169,11 +169,11 @@ def make_gymnasium(task: str, render_mode: str | None, size: int):
 _prepared: Contender | None = None
 
 
-def _prepare(build: Build, env: dict) -> None:
+def _prepare(build: Build, env: dict, warm_up: int) -> None:
     global _prepared
     os.environ.update(env)
     _prepared = build()
-    _prepared.run(64)  # warm caches, page in libraries
+    _prepared.run(warm_up)  # warm caches, page in libraries
 
 
 def _measure(steps: int) -> float:
@@ -190,16 +190,20 @@ def interleave(
     contenders: dict[str, tuple[Build, dict[str, str]]],
     steps: int,
     rounds: int,
+    warm_up: int = 64,
 ) -> dict[str, list[float]]:
-    """Name → steps a second in each round; every contender lives in a process of its own."""
+    """Name → steps a second in each round; every contender lives in a process of its own.
+
+    Twice `warm_up` steps of each come before what is measured.
+    """
     context = multiprocessing.get_context("spawn")
     pools = {
-        name: ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(build, env))
+        name: ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(build, env, warm_up))
         for name, (build, env) in contenders.items()
     }
     try:
         for pool in pools.values():
-            pool.submit(_measure, 64).result()  # all are ready before the first is measured
+            pool.submit(_measure, warm_up).result()  # all are ready before the first is measured
         rates: dict[str, list[float]] = {name: [] for name in pools}
         for _ in range(rounds):
             for name, pool in pools.items():

@@ -10,11 +10,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-# Each command lives in scripts/<name>.py, as a frozen dataclass `<Name>Config` and `main(config)`.
+# Each command lives in scripts/<name>.py, as a frozen dataclass `<Name>Config` and `main(config)`,
+# or, where another program's flags are taken over, as `main(flags)`.
 COMMANDS = {
     "collect": "record expert demonstrations into a LeRobotDataset",
     "ground": "teach the vision-language model where the words' objects are",
     "pretrain": "clone the demonstrations into a vision-language-action policy",
+    "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded pictures",
     "refine": "improve a cloned policy with PPO",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
@@ -29,6 +31,7 @@ OWN_PACKAGES = {"vla", "sim", "policies", "scripts"}
 
 # Commands that take `--preset NAME`: a task's settings as in docs/results.md.
 WITH_PRESETS = {"collect", "pretrain", "refine"}
+WITH_FOREIGN_FLAGS = {"lerobot-train"}
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
@@ -72,7 +75,9 @@ def _run(name: str, flags: Sequence[str]) -> int:
     # Imported here, so that `vla --help` never waits for torch, and no command for another's parts.
     import tyro
 
-    module = importlib.import_module(f"scripts.{name}")
+    module = importlib.import_module(f"scripts.{name.replace('-', '_')}")
+    if name in WITH_FOREIGN_FLAGS:
+        return module.main(flags)
     description, default = COMMANDS[name], {}
     if name in WITH_PRESETS:
         description += " (--preset TASK starts from that task's settings in scripts/presets.py)"

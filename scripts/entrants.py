@@ -55,14 +55,14 @@ class Entrant:
         return BUILT_IN.get(self.kind, self.kind)
 
 
-def read_entrant(text: str, device: str, task: str) -> Entrant:
+def read_entrant(text: str, device: str, task: str, bf16: bool = False) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
     of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`; and
     before that, one for several robots, by `#` and which it controls: else the one that fits the
-    task.
+    task. `bf16` lets LeRobot's policies compute in bfloat16.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
@@ -94,7 +94,7 @@ def read_entrant(text: str, device: str, task: str) -> Entrant:
         )
     else:
         offered = make_task(task, _picture_size(folder)).spec
-        policy = load_lerobot_policy(folder, offered, device)
+        policy = load_lerobot_policy(folder, offered, device, bf16)
     return Entrant(name or Path(kind).name, kind, policy)
 
 

@@ -62,6 +62,8 @@ class EvaluateConfig:
             it by the original goal.
         blank_images: show the actor black pictures.
         device: of the checkpoints.
+        bf16: LeRobot's policies compute in bfloat16: faster, slightly other actions. Our embedded
+            model decides by itself.
         seed: of random actions and planners.
     """
 
@@ -81,6 +83,7 @@ class EvaluateConfig:
     swap_instructions: bool = False
     blank_images: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +93,9 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, write the report, print its table."""
-    entrants = [read_entrant(text, config.device, config.task) for text in config.policies]
+    entrants = [
+        read_entrant(text, config.device, config.task, config.bf16) for text in config.policies
+    ]
     reference = config.reference or entrants[0].name
     require_comparable(entrants, config.task, reference)
     if config.swap_instructions:

@@ -21,6 +21,19 @@ TINY_ACT = (
     "--policy.n_action_steps=5",
 )
 
+TINY_DIFFUSION = (
+    "--policy.type=diffusion",
+    "--policy.push_to_hub=false",
+    "--policy.pretrained_backbone_weights=null",
+    "--policy.use_group_norm=true",
+    "--policy.horizon=8",
+    "--policy.n_action_steps=3",
+    "--policy.drop_n_last_frames=2",
+    "--policy.down_dims=[16,32]",
+    "--policy.n_groups=4",
+    "--policy.diffusion_step_embed_dim=16",
+)
+
 
 def run_command(name: str, *arguments: str, succeeds: bool = True) -> str:
     """Run `lerobot-train` and the like, offline and on the CPU; returns what it printed."""
@@ -41,8 +54,12 @@ def run_command(name: str, *arguments: str, succeeds: bool = True) -> str:
 
 def train(data: Path, out: Path, *policy: str, steps: int = 2) -> str:
     """`lerobot-train` on a local data set, without evaluation or workers."""
-    return run_command(
-        "lerobot-train",
+    return run_command("lerobot-train", *training_flags(data, out, *policy, steps=steps))
+
+
+def training_flags(data: Path, out: Path, *policy: str, steps: int = 2) -> list[str]:
+    """What `train` types."""
+    return [
         f"--dataset.repo_id=local/{data.name}",
         f"--dataset.root={data}",
         *policy,
@@ -53,4 +70,4 @@ def train(data: Path, out: Path, *policy: str, steps: int = 2) -> str:
         "--num_workers=0",
         "--log_freq=1",
         "--env_eval_freq=0",
-    )
+    ]

@@ -90,6 +90,28 @@ def test_it_acts_as_in_lerobot(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
         torch.testing.assert_close(actions[:, 0], expected)
 
 
+def test_in_bfloat16_the_actions_are_nearly_those(act: Path) -> None:
+    """Another precision, not another policy."""
+    full, reduced = (load_lerobot_policy(act, ROBOT, bf16=bf16) for bf16 in (False, True))
+    for policy in (full, reduced):
+        policy.reset([0, 1])
+    for step in range(5):
+        expected, found = (policy.act(observe(step)) for policy in (full, reduced))
+        assert not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+def test_a_chunk_is_played_without_looking(act: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observations that ACT would drop are not prepared: one of three is."""
+    policy = load_lerobot_policy(act, ROBOT)
+    prepared, prepare = [], policy._batch
+    monkeypatch.setattr(policy, "_batch", lambda seen: prepared.append(seen) or prepare(seen))
+    policy.reset([0, 1])
+    for step in range(6):
+        policy.act(observe(step))
+    assert len(prepared) == 2
+
+
 def test_episodes_that_begin_apart_do_not_share_a_queue(act: Path) -> None:
     """Each acts as if it were alone; one that never began does nothing."""
     policy = load_lerobot_policy(act, ROBOT)

@@ -134,10 +134,12 @@ class ForeignPolicy:
         before: from observations to its inputs.
         after: from its outputs to physical actions.
         spec: the robot that it controls.
+        bf16: autocast its computations to bfloat16.
     """
 
-    def __init__(self, policy: Any, before: Any, after: Any, spec: RobotSpec):
-        self.spec = spec
+    def __init__(self, policy: Any, before: Any, after: Any, spec: RobotSpec, bf16: bool = False):
+        self.spec, self._bf16 = spec, bf16
+        self._device = next(policy.parameters()).device
         self._policy, self._before, self._after = policy, before, after
         self._groups: list[tuple[list[int], Any]] = []
         self._group_of: dict[int, int] = {}
@@ -156,17 +158,23 @@ class ForeignPolicy:
         """The next control step, float32 [n, 1, action.dim]; 0 where no episode ever began."""
         chunks = torch.zeros(len(observation), 1, self.spec.action.dim)
         for group, (rows, policy) in enumerate(self._groups):
-            batch = self._before(self._batch(observation.select(rows)))
-            actions = self._after(policy.select_action(batch)).float().cpu()
+            actions = self._after(self._select(policy, observation.select(rows)).float()).cpu()
             for row, action in zip(rows, actions, strict=True):
                 if self._group_of[row] == group:
                     chunks[row, 0] = action
         return chunks.to(observation.proprio.device)
 
+    def _select(self, policy: Any, observation: ObservationBatch) -> Tensor:
+        # act and pi0 look at nothing before the last chunk is used up.
+        waiting = getattr(policy, "_action_queue", ())
+        batch = {} if waiting else self._before(self._batch(observation))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            return policy.select_action(batch)
+
     def _batch(self, observation: ObservationBatch) -> dict[str, Any]:
         names = self.spec.features
         pictures = {
-            names.camera(name): image.permute(0, 3, 1, 2).float() / 255
+            names.camera(name): image.to(self._device).permute(0, 3, 1, 2).float() / 255
             for name, image in observation.images.items()
             if name in {camera.name for camera in self.spec.cameras}
         }
@@ -183,9 +191,15 @@ def _with_own_queues(policy: Any) -> Any:
 
 
 def load_lerobot_policy(
-    folder: Path, offered: RobotSpec, device: torch.device | str = "cpu"
+    folder: Path, offered: RobotSpec, device: torch.device | str = "cpu", bf16: bool = False
 ) -> ForeignPolicy:
     """Load a LeRobot checkpoint strictly, for a robot with this contract.
+
+    Args:
+        folder: of the checkpoint.
+        offered: the robot's contract.
+        device: where to compute.
+        bf16: compute in bfloat16, which is faster and changes actions slightly.
 
     Raises:
         ContractMismatchError: it is for other cameras, or for other sizes of state or action.
@@ -214,7 +228,12 @@ def load_lerobot_policy(
     _require_statistics(folder, config, after, config.output_features or {}, POSTPROCESSOR)
     policy = get_policy_class(config.type)(config)
     _load_weights(policy, folder / "model.safetensors", config)
-    return ForeignPolicy(policy.to(device).eval(), before, after, spec)
+    policy = policy.to(device).eval()
+    if config.type == "act":
+        from vla.lerobot_plugin.fast_act import hasten
+
+        hasten(policy, bf16)
+    return ForeignPolicy(policy, before, after, spec, bf16)
 
 
 def _require_statistics(

@@ -118,15 +118,16 @@ class EmbeddedBackbone(Backbone):
 
     def _hidden(self, inputs: ModelInputs) -> Hidden:
         model = self.language_model.model
-        pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         count, cameras = inputs.pixel_values.shape[:2]
+        pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         embeddings = model.get_input_embeddings()(inputs.input_ids)
-        is_image = inputs.input_ids == self.language_model.config.image_token_id
-        pictures = model.get_image_features(pixels.contiguous(), return_dict=True).pooler_output
-        # One prompt holds all pictures of its row in order, so the flattened rows line up.
-        embeddings = embeddings.masked_scatter(
-            is_image[..., None], pictures.reshape(-1, self.width).to(embeddings.dtype)
-        )
+        pictures = self._see(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
+        # The pictures' places in every prompt, in order; their number is known, so that nothing has
+        # to wait for the device, and the whole can be compiled or captured.
+        is_image = (inputs.input_ids == self.language_model.config.image_token_id).byte()
+        places = is_image.argsort(dim=1, descending=True, stable=True)[:, : pictures.shape[1]]
+        places = places[..., None].expand(-1, -1, self.width)
+        embeddings = embeddings.scatter(1, places, pictures.to(embeddings.dtype))
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
         mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
         hidden: Tensor = model.text_model(
@@ -135,8 +136,27 @@ class EmbeddedBackbone(Backbone):
             use_cache=False,
         ).last_hidden_state.float()
         prompt = hidden[:, :-READOUTS]
-        at_pictures = prompt[is_image].unflatten(0, (count, cameras, -1))
+        at_pictures = prompt.gather(1, places).unflatten(1, (cameras, -1))
         return Hidden(at_pictures, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+
+    def _see(self, pixels: Tensor) -> Tensor:
+        """Whole square pictures [n, 3, size, size] as tokens [n, tokens, width].
+
+        The model's own `get_image_features` first looks for pictures and patches that are missing.
+        """
+        model = self.language_model.model
+        tower, table = model.vision_model, model.vision_model.embeddings
+        patches = table.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        hidden = tower.encoder(patches + table.position_embedding(self._positions(table)))
+        return model.connector(tower.post_layernorm(hidden.last_hidden_state))
+
+    def _positions(self, table: Any) -> Tensor:
+        # Bucketed as the model does it, whose rounding may put two patches into one place.
+        side, device = table.num_patches_per_side, table.position_embedding.weight.device
+        bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
+        where = torch.arange(side, dtype=torch.float32, device=device) * (1.0 / side)
+        line = torch.bucketize(where.clamp(max=1.0 - 1e-6), bounds, right=True)
+        return (line[:, None] * side + line).flatten()
 
     def to_dict(self) -> dict[str, Any]:
         """The SmolVLM's configuration."""
@@ -149,6 +169,7 @@ class EmbeddedBackbone(Backbone):
 
 
 @cache
+@torch.compiler.assume_constant_result
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices."""
     if device.type == "cuda":

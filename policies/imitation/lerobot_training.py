@@ -1,0 +1,56 @@
+"""LeRobot's own training of its own policies, on decoded pictures.
+
+`lerobot-train` runs as it is, with two of the parts that it is made of exchanged: the data set
+reads the decoded cache, and Adam and AdamW update all parameters in one fused pass. The order of
+the samples, loss, schedule, checkpoints and whatever else its flags ask for remain LeRobot's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.factory import make_train_eval_datasets
+from lerobot.optim.factory import make_optimizer_and_scheduler
+from lerobot.scripts import lerobot_train
+from lerobot.utils.import_utils import register_third_party_plugins
+from torch.optim.lr_scheduler import LRScheduler
+
+from policies.imitation.lerobot_data import DecodedDataset
+
+
+def train() -> None:
+    """Train with the flags in `sys.argv`, which are those of `lerobot-train`.
+
+    Raises:
+        ValueError: a streamed data set, or one that cannot be decoded, see `DecodedDataset`.
+    """
+    register_third_party_plugins()
+    with patch.multiple(
+        lerobot_train,
+        make_train_eval_datasets=decoded_datasets,
+        make_optimizer_and_scheduler=fused_optimizer,
+    ):
+        lerobot_train.train()
+
+
+def decoded_datasets(config: TrainPipelineConfig) -> tuple[DecodedDataset, DecodedDataset | None]:
+    """LeRobot's data sets for training and evaluation, read from the decoded cache."""
+    if config.dataset.streaming:
+        raise ValueError("a streamed data set cannot be decoded beforehand: download it")
+    config.num_workers = 0  # a batch costs less than handing it from one process to another
+    training, heldout = make_train_eval_datasets(config)
+    return DecodedDataset(training), None if heldout is None else DecodedDataset(heldout)
+
+
+def fused_optimizer(
+    config: TrainPipelineConfig, policy: Any
+) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """LeRobot's optimizer; Adam and AdamW in one fused pass, which only rounds differently."""
+    optimizer, schedule = make_optimizer_and_scheduler(config, policy)
+    if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        for group in optimizer.param_groups:
+            group["fused"] = True
+    return optimizer, schedule

@@ -1,0 +1,149 @@
+"""LeRobot's training on decoded pictures: the same samples, losses and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from demo_folder import write_folder
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.scripts import lerobot_train
+from lerobot.scripts.lerobot_train import update_policy
+from lerobot.transforms import ImageTransforms, ImageTransformsConfig
+from lerobot_commands import TINY_ACT, TINY_DIFFUSION, training_flags
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from policies.imitation.lerobot_data import DecodedDataset
+from policies.imitation.lerobot_training import decoded_datasets
+from scripts import cli
+from scripts.entrants import read_entrant
+
+WINDOWS = {
+    "action": [step / 25 for step in range(-1, 5)],
+    "observation.state": [-1 / 25, 0.0],
+    "observation.images.front": [-1 / 25, 0.0],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three made-up episodes of FetchReach."""
+    root = tmp_path_factory.mktemp("data") / "FetchReach"
+    write_folder(root, [8, 6, 7], image_size=96)
+    return root
+
+
+def both(root: Path, **options: Any) -> tuple[LeRobotDataset, DecodedDataset]:
+    """The same data set, read by LeRobot and decoded."""
+    theirs = LeRobotDataset("local/data", root=root, return_uint8=True, **options)
+    return theirs, DecodedDataset(theirs)
+
+
+def require_equal(ours: Any, theirs: Any) -> None:
+    """Bit by bit, where LeRobot has turned bytes into 0..1."""
+    if isinstance(ours, torch.Tensor) and ours.dtype == torch.uint8 != theirs.dtype:
+        ours = ours.float() / 255
+    if not isinstance(ours, torch.Tensor):
+        assert ours == theirs
+    else:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"episodes": [0, 2], "delta_timestamps": WINDOWS}])
+def test_every_sample_is_lerobots(data: Path, options: dict[str, Any]) -> None:
+    """Every feature of every frame, with windows across the ends and with episodes left out."""
+    theirs, ours = both(data, **options)
+    assert len(ours) == len(theirs) == ours.num_frames
+    for index in range(len(theirs)):
+        expected, found = theirs[index], ours[index]
+        assert found.keys() == expected.keys()
+        for key in expected:
+            require_equal(found[key], expected[key])
+
+
+def test_a_batch_is_what_lerobot_collates(data: Path) -> None:
+    """Through torch's DataLoader, in the same order."""
+    for theirs, ours in zip(*(DataLoader(d, batch_size=4) for d in both(data)), strict=True):
+        assert type(ours) is dict
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            require_equal(ours[key], theirs[key])
+
+
+def test_pictures_are_changed_one_by_one(data: Path) -> None:
+    """LeRobot's augmentation is applied to every picture."""
+    change = ImageTransforms(ImageTransformsConfig(enable=True))
+    _, plain = both(data)
+    _, changed = both(data, image_transforms=change)
+    torch.manual_seed(0)
+    found = changed.batch([0, 1])["observation.images.front"]
+    assert found.shape == (2, 3, 96, 96)
+    assert not torch.equal(found, plain.batch([0, 1])["observation.images.front"])
+
+
+def test_what_cannot_be_decoded_is_refused(data: Path, tmp_path: Path) -> None:
+    """A stream, and pictures of which the contract knows nothing."""
+    config = TrainPipelineConfig(DatasetConfig("local/data", root=str(data), streaming=True))
+    with pytest.raises(ValueError, match="streamed"):
+        decoded_datasets(config)
+    theirs = LeRobotDataset("local/data", root=data)
+    theirs.meta.info.features["observation.images.new"] = {
+        "dtype": "image",
+        "shape": (96, 96, 3),
+        "names": None,
+    }
+    with pytest.raises(ValueError, match=r"observation.images.new.*and its contract"):
+        DecodedDataset(theirs)
+
+
+@pytest.mark.parametrize("policy", [TINY_ACT, TINY_DIFFUSION], ids=["act", "diffusion"])
+def test_it_trains_as_lerobot_does(
+    policy: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three updates from one seed: the same losses, files and weights, which we load too."""
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(lerobot_train, "init_logging", lambda **_: None)  # it clears pytest's
+    losses: dict[str, list[float]] = {"theirs": [], "ours": []}
+    folders = []
+    for name, seen in losses.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(lerobot_train, "update_policy", _noting(seen))
+            out = tmp_path / name
+            flags = training_flags(data, out, *policy, "--policy.optimizer_lr=1e-3", steps=3)
+            if name == "ours":
+                assert cli.main(["lerobot-train", *flags]) == 0
+            else:
+                patch.setattr("sys.argv", ["lerobot-train", *flags])
+                lerobot_train.train()
+        folders.append(out / "checkpoints" / "last" / "pretrained_model")
+    assert len(losses["theirs"]) == 3
+    assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
+    theirs, ours = folders
+    assert {f.name for f in ours.iterdir()} == {f.name for f in theirs.iterdir()}
+    expected = load_file(theirs / "model.safetensors")
+    apart = [
+        (weight - expected[name]).abs().flatten()
+        for name, weight in load_file(ours / "model.safetensors").items()
+    ]
+    # Three updates move a weight by about 3e-3, whose gradient is not mere rounding.
+    assert len(apart) == len(expected)
+    assert torch.cat(apart).mean() < 1e-5
+    assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
+    assert read_entrant(f"ours={tmp_path / 'ours'}", "cpu", "FetchReach").policy is not None
+
+
+def _noting(losses: list[float]) -> Callable[..., Any]:
+    """LeRobot's update, after which its loss is in the list."""
+
+    def update(metrics: Any, *args: Any, **options: Any) -> Any:
+        told = update_policy(metrics, *args, **options)
+        losses.append(metrics.loss.val)
+        return told
+
+    return update

@@ -1,0 +1,50 @@
+"""The embedded backbone takes shortcuts through transformers' SmolVLM, which change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vla.model.backbone import READOUTS
+from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
+from vla.model_inputs import ModelInputs, normalise_pixels
+from vla.tokenizer import train_tokenizer
+
+
+def make(size: int, patch: int, shuffle: int) -> EmbeddedBackbone:
+    """A small one."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["push the block"], vocab_size=400)
+    sizes = EmbeddedConfig(32, 1, 1, 2, patch, shuffle)
+    return embedded_backbone(sizes, tokenizer, size).eval()
+
+
+# In the last one transformers' rounding puts some patches into the place of their neighbours.
+@pytest.mark.parametrize(("size", "patch", "shuffle"), [(96, 24, 1), (96, 16, 2), (147, 3, 7)])
+def test_it_sees_as_transformers_does(size: int, patch: int, shuffle: int) -> None:
+    """Features of pictures are those of `get_image_features`."""
+    backbone = make(size, patch, shuffle)
+    pixels = torch.rand(2, 3, 3, size, size)
+    model = backbone.language_model.model
+    expected = model.get_image_features(pixels, return_dict=True).pooler_output
+    torch.testing.assert_close(backbone._see(pixels.flatten(0, 1)), expected)
+
+
+def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
+    """Before, between and after words, row by row, as in transformers' own forward pass."""
+    backbone = make(96, 48, 1)
+    image = backbone.language_model.config.image_token_id
+    ids = torch.full((2, 12), 100)
+    ids[0, 2:10] = ids[1, :4] = ids[1, 8:] = image  # two pictures of four tokens
+    pixels = torch.randint(256, (2, 2, 3, 96, 96), dtype=torch.uint8)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vla.model.embedded.multiplies_bfloat16", lambda device: False)
+        hidden = backbone(ModelInputs(pixels, ids, mask, torch.zeros(2, 1)))
+        expected = backbone.language_model.model(
+            input_ids=ids, attention_mask=mask.long(), pixel_values=normalise_pixels(pixels)
+        ).last_hidden_state
+    torch.testing.assert_close(hidden.prompt, expected, rtol=1e-4, atol=1e-5)
+    pictures = expected[ids == image].unflatten(0, (2, 2, 4))
+    torch.testing.assert_close(hidden.pictures, pictures, rtol=1e-4, atol=1e-5)
+    assert hidden.readout.shape == (2, READOUTS, 32)

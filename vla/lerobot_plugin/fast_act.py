@@ -1,0 +1,85 @@
+"""The same ACT with less work a decision, for playing only.
+
+What LeRobot's network computes again at every decision, or camera by camera, is computed once:
+frozen batch norms go into the convolutions before them, all cameras pass through the vision tower
+together, and the decoder's first self-attention, which sees no observation, is kept. Apart from
+rounding the actions are the same.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+
+def hasten(policy: Any, bf16: bool = False) -> None:
+    """Change a LeRobot ACT policy in place; its weights cannot be saved or trained afterwards.
+
+    Args:
+        policy: in evaluation mode, on its device.
+        bf16: keep the weights of matrix products in bfloat16; it then needs autocast around it.
+    """
+    model = policy.model
+    if policy.config.image_features:
+        _fold_norms(model.backbone)
+        model.backbone.to(memory_format=torch.channels_last)
+        model.forward = _TogetherThroughTower(model)
+    attention = model.decoder.layers[0].self_attn
+    attention.forward = _Kept(attention.forward)
+    if bf16:
+        for module in policy.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
+                module.bfloat16()
+
+
+def _fold_norms(module: nn.Module) -> None:
+    """Put every frozen batch norm into the convolution that stands before it."""
+    children: list[tuple[str, Any]] = list(module.named_children())
+    for (_, conv), (name, norm) in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight,
+                conv.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            setattr(module, name, nn.Identity())
+    for _, child in children:
+        _fold_norms(child)
+
+
+class _TogetherThroughTower:
+    """ACT's forward pass, to which the vision tower's features are given instead of pictures."""
+
+    def __init__(self, model: Any):
+        self._forward, self._see = model.forward, model.backbone.forward
+        model.backbone.forward = lambda features: {"feature_map": features}
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        pictures = batch["observation.images"]
+        if len({picture.shape for picture in pictures}) == 1:
+            features = self._see(torch.cat(pictures))["feature_map"].chunk(len(pictures))
+        else:
+            features = [self._see(picture)["feature_map"] for picture in pictures]
+        return self._forward(batch | {"observation.images": features})
+
+
+class _Kept:
+    """A function whose arguments depend on the size of the batch alone, kept for the last size."""
+
+    def __init__(self, compute: Any):
+        self._compute = compute
+        self._size, self._result = -1, ()
+
+    def __call__(self, query: Tensor, *args: Any, **options: Any) -> Any:
+        if query.shape[1] != self._size:
+            self._size, self._result = query.shape[1], self._compute(query, *args, **options)
+        return self._result
