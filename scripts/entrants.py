@@ -55,13 +55,15 @@ class Entrant:
         return BUILT_IN.get(self.kind, self.kind)
 
 
-def read_entrant(text: str, device: str, task: str, bf16: bool = False) -> Entrant:
+def read_entrant(
+    text: str, device: str, task: str, bf16: bool = False, compiled: bool = False
+) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
     of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`.
-    `bf16` lets LeRobot's policies compute in bfloat16.
+    `bf16` lets LeRobot's policies compute in bfloat16, `compiled` compiles ours.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
@@ -81,7 +83,10 @@ def read_entrant(text: str, device: str, task: str, bf16: bool = False) -> Entra
     folder = _checkpoint(Path(kind))
     policy: Policy
     if not is_lerobot_checkpoint(folder):
-        policy = executed(load_policy(folder, device), way or "chunk")
+        ours = load_policy(folder, device)
+        if compiled:
+            ours.compile()
+        policy = executed(ours, way or "chunk")
     elif way:
         raise ValueError(f"policy {text!r}: LeRobot's policies execute chunks in their own way")
     else:

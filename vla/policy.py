@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.model_card import model_card
+from vla.model_inputs import ModelInputs
 from vla.normalisation import Statistics
 from vla.processor import Processor, ProcessorConfig, common_size_px
 
@@ -38,6 +39,15 @@ class VLAPolicy:
         self.model = model
         self.processor = processor
         self.spec = processor.spec
+        self._decide: Callable[[ModelInputs], Tensor] = self._chunk
+
+    def compile(self) -> None:
+        """Compile what `act` computes, for CUDA into graphs; the first decision takes minutes.
+
+        Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
+        """
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self._decide = torch.compile(self._chunk, mode=mode)
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +71,12 @@ class VLAPolicy:
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
         """The greedy chunk, float32 [n, horizon, action.dim]."""
-        chunk = self.model.actor.act(self.encode(observation))
+        self.model.eval()
+        chunk = self._decide(self.processor.encode_observation(observation).to(self.device))
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
+
+    def _chunk(self, inputs: ModelInputs) -> Tensor:
+        return self.model.actor.act(self.model.encode(inputs))
 
     def save(
         self,
