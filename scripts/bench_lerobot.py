@@ -43,6 +43,7 @@ class BenchLeRobotConfig:
         decisions: of each decider in one round, taken in turns.
         worker_counts: numbers of loader workers to choose from for LeRobot.
         device: of the networks.
+        compiled: compile our model for its last row, which takes minutes.
         out: JSON file with every measurement.
     """
 
@@ -54,6 +55,7 @@ class BenchLeRobotConfig:
     decisions: int = 30
     worker_counts: tuple[int, ...] = (0, 1, 2, 4)
     device: Literal["cpu", "cuda"] = "cpu"
+    compiled: bool = True
     out: Path | None = None
 
 
@@ -72,7 +74,7 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
         for side in (OURS, THEIRS)
     }
     rates = interleave(contenders, samples, config.rounds, config.batch_size)
-    chosen = deciders(config.root, config.policy, config.device)
+    chosen = deciders(config.root, config.policy, config.device, config.compiled)
     times, apart = measure(chosen, config.rounds, config.decisions)
     result = {
         "workers_tried": tried,

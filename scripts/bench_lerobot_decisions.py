@@ -65,8 +65,10 @@ def training_config(
     return settings
 
 
-def deciders(root: Path, policy: Sequence[str], device: str) -> dict[str, Decider]:
-    """ACT for this data set's robot, and our grounded model."""
+def deciders(
+    root: Path, policy: Sequence[str], device: str, compiled: bool = True
+) -> dict[str, Decider]:
+    """ACT for this data set's robot, and our grounded model, `compiled` if asked."""
     spec = read_contract(root)
     config: Any = training_config(root, policy, device, 1).policy
     meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
@@ -84,6 +86,9 @@ def deciders(root: Path, policy: Sequence[str], device: str) -> dict[str, Decide
         settings.device = device
         plugin = LeRobotVLAPolicy.from_pretrained(grounded, config=settings)
         around = make_pre_post_processors(settings, str(grounded))
+    captured = load_policy(GROUNDED, device)
+    if compiled:
+        captured.compile()
     act, vla = "ACT, LeRobot", "our model, LeRobot"
     return {
         act: _lerobots(act, spec, network, before, after),
@@ -91,6 +96,7 @@ def deciders(root: Path, policy: Sequence[str], device: str) -> dict[str, Decide
         "ACT, ours, bfloat16": _ours(act, reduced),
         vla: _lerobots(vla, native.spec, plugin, *around),
         "our model, ours": _ours(vla, native),
+        "our model, ours, compiled": _ours(vla, captured),
     }
 
 

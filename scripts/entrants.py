@@ -55,14 +55,17 @@ class Entrant:
         return BUILT_IN.get(self.kind, self.kind)
 
 
-def read_entrant(text: str, device: str, task: str, bf16: bool = False) -> Entrant:
+def read_entrant(
+    text: str, device: str, task: str, bf16: bool = False, compiled: bool = False
+) -> Entrant:
     """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
     of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`; and
     before that, one for several robots, by `#` and which it controls: else the one that fits the
-    task. `bf16` lets LeRobot's policies compute in bfloat16.
+    task. `bf16` lets LeRobot's policies compute in bfloat16, `compiled`
+    compiles ours.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
@@ -86,7 +89,10 @@ def read_entrant(text: str, device: str, task: str, bf16: bool = False) -> Entra
     policy: Policy
     if not is_lerobot_checkpoint(folder):
         wanted = embodiment or make_task(task).spec
-        policy = executed(load_policy(folder, device, wanted), way or "chunk")
+        ours = load_policy(folder, device, wanted)
+        if compiled:
+            ours.compile()
+        policy = executed(ours, way or "chunk")
     elif way or embodiment:
         raise ValueError(
             f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in their "

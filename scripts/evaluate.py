@@ -64,6 +64,7 @@ class EvaluateConfig:
         device: of the checkpoints.
         bf16: LeRobot's policies compute in bfloat16: faster, slightly other actions. Our embedded
             model decides by itself.
+        compile: compile our policies, which takes minutes and pays in long evaluations.
         seed: of random actions and planners.
     """
 
@@ -84,6 +85,7 @@ class EvaluateConfig:
     blank_images: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     bf16: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +96,8 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> int:
     """Evaluate, write the report, print its table."""
     entrants = [
-        read_entrant(text, config.device, config.task, config.bf16) for text in config.policies
+        read_entrant(text, config.device, config.task, config.bf16, config.compile)
+        for text in config.policies
     ]
     reference = config.reference or entrants[0].name
     require_comparable(entrants, config.task, reference)

@@ -32,7 +32,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> BenchLeRobotConfig:
     root = tmp_path_factory.mktemp("data") / "FetchReach"
     write_folder(root, [8, 6], image_size=96)
     return BenchLeRobotConfig(
-        root, batch_size=4, policy=TINY, rounds=2, decisions=2, out=root.parent / "bench.json"
+        root,
+        batch_size=4,
+        policy=TINY,
+        rounds=2,
+        decisions=2,
+        compiled=False,
+        out=root.parent / "bench.json",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
 from vla.model_card import model_card
+from vla.model_inputs import ModelInputs
 from vla.processor import Processor, ProcessorConfig, common_size_px
 
 
@@ -54,10 +55,19 @@ class VLAPolicy:
         self.embodiments = conversions
         self.processor = conversions[conversions.choose(embodiment)]
         self.spec = self.processor.spec
+        self._decide: Callable[[ModelInputs], Tensor] = self._chunk
 
     def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
         """The same model in control of another of its robots; see `Embodiments.choose`."""
         return VLAPolicy(self.model, self.embodiments, embodiment)
+
+    def compile(self) -> None:
+        """Compile what `act` computes, for CUDA into graphs; the first decision takes minutes.
+
+        Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
+        """
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self._decide = torch.compile(self._chunk, mode=mode)
 
     @property
     def device(self) -> torch.device:
@@ -81,8 +91,12 @@ class VLAPolicy:
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
         """The greedy chunk, float32 [n, horizon, action.dim]."""
-        chunk = self.model.actor.act(self.encode(observation))
+        self.model.eval()
+        chunk = self._decide(self.processor.encode_observation(observation).to(self.device))
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
+
+    def _chunk(self, inputs: ModelInputs) -> Tensor:
+        return self.model.actor.act(self.model.encode(inputs))
 
     def save(
         self,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from vla.contract import ObservationBatch
 from vla.model.backbone import READOUTS
 from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
 from vla.model_inputs import ModelInputs, normalise_pixels
+from vla.policy import load_policy
+from vla.starting import GROUNDED
 from vla.tokenizer import train_tokenizer
 
 
@@ -40,7 +45,7 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("vla.model.embedded.multiplies_bfloat16", lambda device: False)
-        hidden = backbone(ModelInputs(pixels, ids, mask, torch.zeros(2, 1)))
+        hidden = backbone(ModelInputs(pixels, ids, mask, torch.zeros(2, 1), mask[:, :4]))
         expected = backbone.language_model.model(
             input_ids=ids, attention_mask=mask.long(), pixel_values=normalise_pixels(pixels)
         ).last_hidden_state
@@ -48,3 +53,27 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
     pictures = expected[ids == image].unflatten(0, (2, 2, 4))
     torch.testing.assert_close(hidden.pictures, pictures, rtol=1e-4, atol=1e-5)
     assert hidden.readout.shape == (2, READOUTS, 32)
+
+
+def test_a_compiled_policy_acts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the compiler's front end; what it generates then is torch's own affair."""
+    plain, compiled = load_policy(GROUNDED), load_policy(GROUNDED)
+    spec = plain.spec
+    seen = ObservationBatch(
+        {
+            c.name: torch.full((2, c.height, c.width, 3), 90, dtype=torch.uint8)
+            for c in spec.cameras
+        },
+        torch.zeros(2, spec.proprio.dim),
+        ["push the block to the red target"] * 2,
+        torch.zeros(2),
+    )
+    real = torch.compile
+
+    def front(function: Any, mode: str | None) -> Any:
+        assert mode is None
+        return real(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", front)
+    compiled.compile()
+    torch.testing.assert_close(compiled.act(seen), plain.act(seen))

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from lerobot.policies.act.modeling_act import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 
 def hasten(policy: Any, bf16: bool = False) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -168,7 +167,6 @@ class EmbeddedBackbone(Backbone):
         return cls(SmolVLMConfig.from_dict(data))
 
 
-@cache
 @torch.compiler.assume_constant_result
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices."""
