@@ -124,18 +124,28 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
     assert settings.optimizer is not None
     clip = settings.optimizer.grad_clip_norm
 
-    def run(samples: int) -> float:
-        for _ in range(prefetched):  # those were loaded while others were measured
-            next(batches)
-        updates = max(1, samples // config.batch_size)
-        begun = time.perf_counter()
-        for _ in range(updates):
+    def update(count: int) -> tuple[float, float]:
+        """Seconds in all, and of them waiting for batches."""
+        waited_s, begun = 0.0, time.perf_counter()
+        for _ in range(count):
+            asked = time.perf_counter()
             batch = next(batches)
+            waited_s += time.perf_counter() - asked
             for key in dataset.meta.camera_keys:
                 if batch[key].dtype == torch.uint8:
                     batch[key] = batch[key].to(dtype=torch.float32) / 255.0
             update_policy(metrics, policy, before(batch), optimizer, clip, accelerator)
-        return updates * config.batch_size / (time.perf_counter() - begun)
+        return time.perf_counter() - begun, waited_s
+
+    def run(samples: int) -> float:
+        updates = max(1, samples // config.batch_size)
+        # What was loaded meanwhile is used up or replaced at the pace of training.
+        update(prefetched)
+        elapsed_s, waited_s = update(updates)
+        if prefetched and waited_s > elapsed_s / 10:
+            # Hungry workers load ahead once more, which must not slow who comes next.
+            time.sleep(prefetched * elapsed_s / updates)
+        return updates * config.batch_size / elapsed_s
 
     return Contender(run, lambda: None)
 

@@ -186,6 +186,17 @@ def test_every_command_exists_and_explains_its_flags(
     assert cli.COMMANDS[name].split(",")[0] in printed
 
 
+def test_flags_of_another_program_are_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vla lerobot-train --help` lists LeRobot's."""
+    monkeypatch.setattr("sys.argv", [])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["lerobot-train", "--help"])
+    assert ended.value.code == 0
+    assert "--dataset.repo_id" in capsys.readouterr().out
+
+
 def test_a_wrong_flag_is_refused(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
