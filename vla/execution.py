@@ -34,7 +34,8 @@ class RecedingHorizon:
         self.spec, self._policy, self._steps = policy.spec, policy, steps
 
     def reset(self, indices: Sequence[int]) -> None:
-        """Nothing is remembered between decisions."""
+        """A new episode begins in these rows."""
+        self._policy.reset(indices)
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """The beginning of the chunk, [n, steps, action.dim]."""
@@ -58,6 +59,7 @@ class TemporalEnsemble:
 
     def reset(self, indices: Sequence[int]) -> None:
         """Forget the chunks of these rows."""
+        self._policy.reset(indices)
         for row in indices:
             self._chunks.pop(row, None)
 
@@ -107,6 +109,7 @@ class RealTimeChunking:
 
     def reset(self, indices: Sequence[int]) -> None:
         """Forget the chunks of these rows."""
+        self._policy.reset(indices)
         for row in indices:
             self._previous.pop(row, None)
 

@@ -55,7 +55,8 @@ class VLAPolicy:
         self.embodiments = conversions
         self.processor = conversions[conversions.choose(embodiment)]
         self.spec = self.processor.spec
-        self._decide: Callable[[ModelInputs], Tensor] = self._chunk
+        self._decide: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self._chunk
+        self._sightings = model.sightings(0)
 
     def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
         """The same model in control of another of its robots; see `Embodiments.choose`."""
@@ -79,24 +80,47 @@ class VLAPolicy:
         """Control steps a chunk."""
         return self.model.config.horizon
 
-    def reset(self, indices: Sequence[int]) -> None:
-        """Nothing is remembered between decisions."""
+    def reset(self, indices: Sequence[int] | None = None) -> None:
+        """Forget where still points were seen in these rows, or in all; see `VLA.hold`."""
+        self._sightings.forget(range(len(self._sightings)) if indices is None else indices)
 
     @torch.no_grad()
-    def encode(self, observation: ObservationBatch) -> Tensor:
-        """Context of every observation, float32 [n, context_dim]."""
+    def encode(self, observation: ObservationBatch, remember: bool = True) -> Tensor:
+        """Context of every observation, float32 [n, context_dim].
+
+        Args:
+            observation: one row a robot, always in the same order.
+            remember: these are decided in, so they count among what has been seen.
+        """
         self.model.eval()
-        return self.model.encode(self.processor.encode_observation(observation).to(self.device))
+        inputs = self.processor.encode_observation(observation).to(self.device)
+        rows = self._rows(observation)
+        seen = self._sightings.of(rows, observation.instructions)
+        held, seen = self.model.hold(self.model.encode(inputs), seen)
+        if remember:
+            self._sightings.keep(rows, seen)
+        return held
 
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
         """The greedy chunk, float32 [n, horizon, action.dim]."""
         self.model.eval()
-        chunk = self._decide(self.processor.encode_observation(observation).to(self.device))
+        inputs = self.processor.encode_observation(observation).to(self.device)
+        rows = self._rows(observation)
+        chunk, seen = self._decide(inputs, self._sightings.of(rows, observation.instructions))
+        self._sightings.keep(rows, seen)
         return self.processor.decode_actions(chunk).to(observation.proprio.device)
 
-    def _chunk(self, inputs: ModelInputs) -> Tensor:
-        return self.model.actor.act(self.model.encode(inputs))
+    def _chunk(self, inputs: ModelInputs, seen: Tensor) -> tuple[Tensor, Tensor]:
+        held, seen = self.model.hold(self.model.encode(inputs), seen)
+        return self.model.actor.act(held), seen
+
+    def _rows(self, observation: ObservationBatch) -> range:
+        """Of what has been seen; another number of robots are other robots."""
+        rows = range(len(observation.instructions))
+        if len(rows) != len(self._sightings):
+            self._sightings = self.model.sightings(len(rows))
+        return rows
 
     def save(
         self,

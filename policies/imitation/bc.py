@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from policies.rollout import rollout
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
 from vla.policy import VLAPolicy
+from vla.sightings import Sightings
 
 _ENCODE_BATCH = 64
 
@@ -55,6 +57,9 @@ class CloningConfig:
             trained, since a frozen one sees every picture once.
         picture_light: augmentation.
         picture_colour: augmentation.
+        still: points that stay where they are during an episode, so that all sightings of them
+            count (see `VLA.hold`); only where perception is frozen, since one that is trained sees
+            every frame alone.
         phrasings: where there are paraphrases and perception is frozen, in how many of them, drawn
             anew for each frame, its context is computed; trained perception draws at every sample.
         bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
@@ -73,6 +78,7 @@ class CloningConfig:
     picture_shift: float = 0.0
     picture_light: float = 0.0
     picture_colour: float = 0.0
+    still: tuple[str, ...] = ("target",)
     phrasings: int = 4
     bf16: bool = False
     seed: int = 0
@@ -114,6 +120,8 @@ class Cloner:
         self.policy, self.model, self.data = policy, policy.model, data
         model = policy.model
         self.config, self.folder = config, folder
+        still = config.still if config.perception == "frozen" else ()
+        model.config = replace(model.config, still=still)
         self.step, self.best_score = 0, -math.inf
         self._rng = torch.Generator().manual_seed(config.seed)
         actor = [*model.actor.parameters()]
@@ -214,6 +222,29 @@ class Cloner:
         actions = processor.encode_actions(batch.actions)
         return context.float(), actions.to(device), batch.is_pad.to(device)
 
+    def _hold(
+        self, context: Tensor, steps: list[int], told: list[str], sightings: Sightings
+    ) -> Tensor:
+        """As a policy sees each frame that decided at every `horizon`-th one before it.
+
+        Args:
+            context: of frames in their order, whole episodes from their first frame on.
+            steps: of each, since its episode began.
+            told: the instruction of each.
+            sightings: of the frames so far, in rows by step modulo horizon.
+        """
+        held, horizon = [], len(sightings)
+        begins = [row for row, step in enumerate(steps) if row and step % horizon == 0]
+        for first, end in pairwise([0, *begins, len(steps)]):  # none of these sees another one
+            phases = [step % horizon for step in steps[first:end]]
+            if steps[first] < horizon:
+                sightings.forget(phases)
+            seen = sightings.of(phases, told[first:end])
+            part, seen = self.model.hold(context[first:end], seen)
+            sightings.keep(phases, seen)
+            held.append(part)
+        return torch.cat(held)
+
     @property
     def _copies(self) -> int:
         """How often a frozen frame is encoded, each time in words drawn for it."""
@@ -228,11 +259,15 @@ class Cloner:
             words = torch.Generator().manual_seed(self.config.seed)
             parts = []
             for _ in range(self._copies if split == "train" else 1):
+                sightings = self.model.sightings(self.model.config.horizon)
                 for name, batch in self.data.batches(_ENCODE_BATCH, split):
+                    told = batch.instructions
                     if split == "train":
-                        said = self.data.paraphrases.draw(batch.instructions, words)
-                        batch.instructions = said
-                    parts.append(self._encode(name, batch))
+                        batch.instructions = self.data.paraphrases.draw(told, words)
+                    context, *rest = self._encode(name, batch)
+                    rate = self.policy.embodiments[name].spec.control_rate_hz
+                    steps = (batch.time_s * rate).round().long().tolist()
+                    parts.append((self._hold(context, steps, told, sightings), *rest))
             self._contexts[split] = _join(parts)
             self.model.train()
         return self._contexts[split]

@@ -129,7 +129,8 @@ class Collector:
         self.rows: list[dict[str, Tensor]] = []
 
     def reset(self, indices: Sequence[int]) -> None:
-        """Nothing is remembered between episodes."""
+        """A new episode begins in these rows."""
+        self._policy.reset(indices)
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """A sampled chunk, float32 [n, horizon, action.dim]."""
@@ -147,7 +148,7 @@ class Collector:
         ended = step.terminated | step.truncated
         view, next_view = transition.privileged, step.privileged
         if self._sees_context:
-            view, next_view = context, self._policy.encode(step.observation)
+            view, next_view = context, self._policy.encode(step.observation, remember=False)
         self.rows.append(
             {
                 "context": context,

@@ -27,6 +27,9 @@ class Counting:
         self.spec, self.horizon, self.decisions = SPEC, HORIZON, 0
         self.model = SimpleNamespace(actor=SimpleNamespace(head=L1Head(SIZES, L1HeadConfig())))
 
+    def reset(self, indices: object) -> None:
+        """It remembers nothing."""
+
     def act(self, observation: object) -> torch.Tensor:
         """Two robots' chunks of one number."""
         self.decisions += 1
@@ -77,6 +80,9 @@ class FlowPolicy:
         head = FlowHead(SIZES, FlowHeadConfig(ExpertConfig(16, 1, 2), steps=10)).eval()
         self.model = SimpleNamespace(actor=SimpleNamespace(head=head, features=self._features))
         self.processor = SimpleNamespace(decode_actions=lambda chunk: chunk)
+
+    def reset(self, indices: object) -> None:
+        """It remembers nothing."""
 
     def encode(self, observation: object) -> torch.Tensor:
         """A context that changes at every decision."""

@@ -26,7 +26,7 @@ def perfect(world: torch.Tensor, pictures: torch.Tensor) -> Pointing:
     column, row = ((pictures.nan_to_num() + 1) / 2 * 3).long().unbind(-1)
     scores = torch.nn.functional.one_hot(row * 3 + column, TOKENS).float() * 100
     places = pictures.nan_to_num()[..., None, :].expand(-1, -1, -1, TOKENS, -1).clone()
-    return Pointing(world.clone(), scores, places)
+    return Pointing(world.clone(), scores, places, torch.zeros(world.shape[:2]))
 
 
 def test_truth_costs_nothing_and_any_error_something() -> None:
@@ -77,6 +77,31 @@ def test_learns_where_the_marked_token_is() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(("present", "unsure"), [((1, 1), 0), ((1, 0), 0), ((0, 1), 1)])
+def test_is_as_sure_as_its_second_sharpest_picture(present: tuple[int, int], unsure: int) -> None:
+    """A point seen sharply by two cameras is sure; of an absent camera nothing is said."""
+    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
+    torch.nn.init.zeros_(pointer.offset.weight)
+    torch.nn.init.zeros_(pointer.offset.bias)
+    key = torch.zeros(1, CAMERAS, TOKENS, WIDTH)
+    torch.nn.init.zeros_(pointer.query.weight)
+    with torch.no_grad():
+        pointer.query.bias.copy_(torch.linspace(-9, 9, 2 * WIDTH))
+    key[:, 0, 4] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
+    sharp = pointer(
+        torch.zeros(1, len(POINTS), WIDTH),
+        key.flip(1) if unsure else key,
+        torch.zeros(1, PROPRIO),
+        torch.tensor([present]) > 0,
+    )
+    scores = sharp.scores[0, 0].detach().softmax(-1)
+    spread = [
+        float((s[:, None] * (pointer.grid - s @ pointer.grid) ** 2).sum().sqrt()) for s in scores
+    ]
+    seen = sorted(s for s, is_there in zip(spread, present, strict=True) if is_there)
+    assert sharp.spread[0].tolist() == pytest.approx([seen[min(1, len(seen) - 1)]] * len(POINTS))
 
 
 def test_refuses_tokens_that_are_no_square() -> None:

@@ -143,12 +143,14 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """A new episode begins: the rest of the last chunk is dropped."""
+        self.policy.reset()
         self._waiting: deque[Tensor] = deque()
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Cloning loss of a batch."""
         processor, features = self.policy.processor, self.policy.spec.features
-        context = self._context(batch)
+        inputs = processor.encode_observation(observation_of(batch, self.policy.spec))
+        context = self.model.encode(inputs.to(self.policy.device))
         actions = processor.encode_actions(batch[features.action])
         is_pad = batch[f"{features.action}_is_pad"]
         return self.model.actor.loss(context, actions, is_pad), {}
@@ -156,8 +158,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
         """The chunk to execute in physical units, float32 [n, horizon, action.dim]."""
-        chunk = self.model.actor.act(self._context(batch))
-        return self.policy.processor.decode_actions(chunk)
+        return self.policy.act(observation_of(batch, self.policy.spec))
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
@@ -165,10 +166,6 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         if not self._waiting:
             self._waiting.extend(self.predict_action_chunk(batch).unbind(1))
         return self._waiting.popleft()
-
-    def _context(self, batch: dict[str, Any]) -> Tensor:
-        inputs = self.policy.processor.encode_observation(observation_of(batch, self.policy.spec))
-        return self.model.encode(inputs.to(self.policy.device))
 
 
 def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:

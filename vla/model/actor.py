@@ -50,12 +50,14 @@ class Actor(nn.Module):
         self.head: ActionHead = make_head(Sizes(features, width, horizon, action_dim), head)
         self.shared = shared
         self.width, self.prompt = width, prompt if self.head.attends else 0
-        self.split = (width, _POINTS, proprio_dim, told, self.prompt * width, self.prompt)
+        spreads = len(POINTS)
+        self.split = (width, _POINTS, proprio_dim, spreads, told, self.prompt * width, self.prompt)
 
     def pack(
         self,
         readout: Tensor,
         points: Tensor,
+        spread: Tensor,
         proprio: Tensor,
         present: Tensor,
         prompt: Tensor,
@@ -66,12 +68,13 @@ class Actor(nn.Module):
         Args:
             readout: [n, width].
             points: [n, POINTS, 3].
+            spread: [n, POINTS], of the points in the pictures; not for the head, see `VLA.hold`.
             proprio: [n, proprio].
             present: bool [n, proprio + action], which of these numbers the robot has.
             prompt: hidden states [n, tokens, width].
             mask: bool [n, tokens], False at padding.
         """
-        parts = [readout, points.flatten(1), proprio]
+        parts = [readout, points.flatten(1), proprio, spread]
         if self.shared:
             parts.append(present.float())
         if self.head.attends:
@@ -80,7 +83,7 @@ class Actor(nn.Module):
 
     def features(self, context: Tensor) -> Features:
         """What the head sees."""
-        readout, points, proprio, told, prompt, mask = context.split(self.split, dim=1)
+        readout, points, proprio, _, told, prompt, mask = context.split(self.split, dim=1)
         hand, thing, goal = points.split(3, dim=1)
         ways = _MAGNIFY * torch.cat([thing - hand, goal - thing], dim=1)
         vector = torch.cat([self.summary(readout), points, ways, proprio, told], dim=1)
@@ -104,11 +107,20 @@ class Actor(nn.Module):
         """Where the things are thought to be, in the model's units: [n, POINTS, 3]."""
         return context.split(self.split, dim=1)[1].unflatten(1, (len(POINTS), 3))
 
+    def replace_points(self, context: Tensor, points: Tensor) -> Tensor:
+        """The context with these points [n, POINTS, 3] in place of its own."""
+        readout, _, *rest = context.split(self.split, dim=1)
+        return torch.cat([readout, points.flatten(1), *rest], dim=1)
+
+    def spread(self, context: Tensor) -> Tensor:
+        """How unsure the pictures left each point, see `Pointing.spread`: [n, POINTS]."""
+        return context.split(self.split, dim=1)[3]
+
     def perturb(self, context: Tensor, noise: Tensor) -> Tensor:
         """Add `noise` [n, points and proprioception] to a context's points and proprioception."""
         readout, points, proprio, *rest = context.split(self.split, dim=1)
         if self.shared:  # what the robot does not have stays 0
-            has = rest[0][:, : proprio.shape[1]]
+            has = rest[1][:, : proprio.shape[1]]
             noise = torch.cat([noise[:, : points.shape[1]], noise[:, points.shape[1] :] * has], 1)
         measured = torch.cat([points, proprio], dim=1) + noise
         return torch.cat([readout, measured, *rest], dim=1)

@@ -31,11 +31,15 @@ class Pointing:
         scores: float32 [n, p, cameras, t], before the softmax over t.
         places: float32 [n, p, cameras, t, 2], picture coordinates if the thing is in that token;
             x to the right and y down, from -1 to 1.
+        spread: float32 [n, p], how far the softmax is spread out (standard deviation in picture
+            coordinates) in the second sharpest picture, since a point in the world takes two; in
+            the only one where there is one.
     """
 
     world: Tensor
     scores: Tensor
     places: Tensor
+    spread: Tensor
 
     def loss(self, world: Tensor, pictures: Tensor) -> Tensor:
         """How far this is from the truth, a scalar.
@@ -133,8 +137,14 @@ class Pointer(nn.Module):
         expected = (share[..., None] * places).sum(-2)  # [n, p, cameras, 2]
         certainty = share.amax(-1, keepdim=True)
         found = torch.cat([expected, certainty], -1)
-        if present is not None:  # a real camera is never certain by 0
-            found = found * present[:, None, :, None]
+        away = (places - expected[..., None, :]).square().sum(-1)
+        spread = (share * away).sum(-1).sqrt()
+        if present is None:
+            present = torch.ones(len(queries), self.cameras, dtype=torch.bool, device=share.device)
+        found = found * present[:, None, :, None]  # a real camera is never certain by 0
+        # No picture is as wide as 2, so what no camera took comes last.
+        sharpest = spread.masked_fill(~present[:, None], 2.0).sort(-1).values
+        second = (present.sum(-1) - 1).clamp(0, 1)[:, None, None].expand(-1, len(POINTS), 1)
         evidence = torch.cat(
             [
                 found.flatten(2),
@@ -146,4 +156,5 @@ class Pointer(nn.Module):
         # Each point has rows of its own in the last layer; the others' are not used.
         every = (self.line(evidence) + self.bend(evidence)).unflatten(-1, (len(POINTS), 3))
         world = every.diagonal(dim1=1, dim2=2).transpose(1, 2)
-        return Pointing(world.float(), scores.float(), places.float())
+        spread = sharpest.gather(-1, second).squeeze(-1)
+        return Pointing(world.float(), scores.float(), places.float(), spread.float())

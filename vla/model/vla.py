@@ -19,10 +19,14 @@ from vla.model.backbone import Backbone, Hidden
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.registry import head_from_dict, head_to_dict
-from vla.model.pointer import Pointer, Pointing
+from vla.model.pointer import POINTS, Pointer, Pointing
 from vla.model.registry import backbone_from_dict
 from vla.model_inputs import ModelInputs
 from vla.processor import Processor
+from vla.sightings import Sightings
+
+_SHARP = 0.02
+"""Standard deviation of a sharp sighting, a picture being 2 wide: some millimetres."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class VLAConfig:
         point_center_m: world position that the pointer calls 0.
         point_scale_m: distance from it that the pointer calls 1.
         head: which action head, and its settings.
+        still: those of `POINTS` that stay where they are while the words stay the same: all
+            sightings of them count, see `VLA.hold`.
     """
 
     horizon: int = 5
@@ -42,6 +48,11 @@ class VLAConfig:
     point_center_m: tuple[float, float, float] = (1.3, 0.75, 0.5)
     point_scale_m: float = 0.2
     head: HeadConfig = field(default_factory=GaussianHeadConfig)
+    still: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.still) - set(POINTS):
+            raise ValueError(f"no points {sorted(unknown)}; there are {', '.join(POINTS)}")
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,39 @@ class VLA(nn.Module):
         return self.actor.pack(
             hidden.readout[:, -1],
             pointing.world,
+            pointing.spread,
             inputs.proprio,
             inputs.present[:, self.interface.cameras :],
             hidden.prompt,
             hidden.mask,
         )
+
+    def hold(self, context: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Put what has been seen so far of the `still` points into a context.
+
+        A thing may be hidden behind the hand for a while. What stands still is the mean of all its
+        sightings, each by the inverse of its variance in the pictures: what Kalman's filter (1960,
+        doi:10.1115/1.3662552) makes of a constant.
+
+        Args:
+            context: of the present observations, [n, context_dim].
+            seen: float32 [n, still, 4], summed weights and weighted sums of places; 0 at first.
+
+        Returns:
+            The context, and what has been seen with the present sightings.
+        """
+        if not self.config.still:
+            return context, seen
+        which = [POINTS.index(name) for name in self.config.still]
+        points = self.actor.points(context).clone()
+        weight = 1 / (_SHARP**2 + self.actor.spread(context)[:, which, None].square())
+        seen = seen + torch.cat([weight, weight * points[:, which]], -1)
+        points[:, which] = seen[..., 1:] / seen[..., :1]
+        return self.actor.replace_points(context, points), seen
+
+    def sightings(self, rows: int) -> Sightings:
+        """Nothing seen so far by so many robots."""
+        return Sightings(rows, len(self.config.still), next(self.parameters()).device)
 
     def points_m(self, context: Tensor) -> Tensor:
         """Where the `POINTS` are thought to be: [n, POINTS, 3], world, metres."""
@@ -186,6 +225,7 @@ class VLA(nn.Module):
         """An untrained model of the architecture that `to_dict` described."""
         fields = dict(data["vla"])
         fields["head"] = head_from_dict(fields["head"])
-        fields["point_center_m"] = tuple(fields["point_center_m"])
+        for name in ("point_center_m", "still"):
+            fields[name] = tuple(fields.get(name, ()))
         backbone = backbone_from_dict(data["backbone"])
         return cls(backbone, Interface(**data["interface"]), VLAConfig(**fields))
