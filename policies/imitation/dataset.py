@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -115,9 +116,9 @@ class DemoDataset:
         )
         self._privileged = np.concatenate([self._align_privileged(part) for part in parts])
         self._instructions = [text for part in parts for text in part.instructions]
-        self._episode = _number_episodes(parts)
-        self._set_bounds(heldout_fraction, seed, parts)
-        self._keep(parts, episodes, without)
+        self._number_episodes(parts)
+        self._set_apart(heldout_fraction, seed)
+        self._keep(episodes, without)
         self._weights = tuple(weights)
         self._drawers = {
             split: Drawer(split, [len(rows)], [self.shares(split)])
@@ -128,7 +129,7 @@ class DemoDataset:
         """How often each of `rows(split)` is drawn, in the weights' unit; None for all alike."""
         if not self._weights:
             return None
-        source = np.searchsorted(self._starts, self._rows[split], side="right") - 1
+        source = self._folder(self._rows[split])
         counts = np.bincount(source, minlength=len(self._weights))
         return np.divide(self._weights, counts.clip(1))[source]
 
@@ -139,25 +140,35 @@ class DemoDataset:
         )
         return aligned
 
-    def _set_bounds(self, heldout_fraction: float, seed: int, parts: Sequence[Frames]) -> None:
+    def _folder(self, rows: np.ndarray) -> np.ndarray:
+        """Which folder each of these frames is from, int64 [b]."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _number_episodes(self, parts: Sequence[Frames]) -> None:
+        """Count episodes through all folders, and find where each begins and ends."""
+        numbered = [np.unique(part.episode, return_inverse=True)[1] for part in parts]
+        counts = [int(numbers.max()) + 1 for numbers in numbered]
+        self._first_episodes = np.cumsum([0, *counts])  # [folders + 1]
+        shifted = zip(numbered, self._first_episodes[:-1], strict=True)
+        self._episode = np.concatenate([numbers + first for numbers, first in shifted])
         _, first, lengths = np.unique(self._episode, return_index=True, return_counts=True)
         self._begin = first[self._episode]
         self._end = (first + lengths)[self._episode]
+
+    def _set_apart(self, heldout_fraction: float, seed: int) -> None:
         rng = np.random.default_rng(seed)
         heldout: list[int] = []
-        offset = 0
-        for part in parts:  # folder by folder, so that each task is held out in proportion
-            count = len(np.unique(part.episode))
-            chosen = rng.permutation(count)[: round(heldout_fraction * count)]
-            heldout += (offset + chosen).tolist()
-            offset += count
+        for first, end in pairwise(self._first_episodes.tolist()):
+            # Folder by folder, so that each task is held out in proportion.
+            chosen = rng.permutation(end - first)[: round(heldout_fraction * (end - first))]
+            heldout += (first + chosen).tolist()
         is_heldout = np.isin(self._episode, heldout)
         self._rows: dict[Split, np.ndarray] = {
             "train": np.flatnonzero(~is_heldout),
             "heldout": np.flatnonzero(is_heldout),
         }
 
-    def _keep(self, parts: Sequence[Frames], episodes: int | None, without: Sequence[str]) -> None:
+    def _keep(self, episodes: int | None, without: Sequence[str]) -> None:
         """Take the other frames out of both splits."""
         if episodes is None and not without:
             return
@@ -168,9 +179,8 @@ class DemoDataset:
         }
         kept = np.array([told[text] for text in self._instructions])
         if episodes is not None:
-            first = np.cumsum([0] + [len(np.unique(part.episode)) for part in parts])[:-1]
-            source = np.searchsorted(self._starts, np.arange(len(self)), side="right") - 1
-            kept &= self._episode - first[source] < episodes
+            first = self._first_episodes[self._folder(np.arange(len(self)))]
+            kept &= self._episode - first < episodes
         self._rows = {split: rows[kept[rows]] for split, rows in self._rows.items()}
         if not len(self._rows["train"]):
             raise ValueError(f"nothing is left of {episodes} episodes without {list(without)}")
@@ -245,7 +255,7 @@ class DemoDataset:
         if len(self._images) == 1:
             return self._images[0][rows]
         out = np.empty((len(rows), *self._images[0].shape[1:]), np.uint8)
-        source = np.searchsorted(self._starts, rows, side="right") - 1
+        source = self._folder(rows)
         for index, images in enumerate(self._images):
             mine = source == index
             out[mine] = images[rows[mine] - self._starts[index]]
@@ -292,13 +302,3 @@ class Drawer:
         else:
             uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
         return np.searchsorted(self._cumulative, uniform, side="right")
-
-
-def _number_episodes(parts: Sequence[Frames]) -> np.ndarray:
-    """Episodes counted through all folders, int64 [frames]."""
-    numbered, offset = [], 0
-    for part in parts:
-        _, numbers = np.unique(part.episode, return_inverse=True)
-        numbered.append(numbers + offset)
-        offset += int(numbers.max()) + 1
-    return np.concatenate(numbered)
