@@ -1,11 +1,11 @@
 """What grounding buys: cloning from the grounded start and from one that has never seen anything.
 
-    python -m scripts.bench_grounding
+    python -m scripts.bench_grounding --grounded runs/ground/grounded
 
 With the grounded start perception is frozen; without it perception is trained with the head, from
 the demonstrations alone. First the same task from few and from more demonstrations, then the
-tabletop without the pairs of colours that grounding never told together either: success on what was
-told, in other words, and on those pairs.
+tabletop without two pairs of colours: success on what was told, in other words, and on those pairs.
+That they are new takes a start that was never told them either: `vla ground --keep-pairs-apart`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class BenchGroundingConfig:
     """What is cloned, and for how long.
 
     Attributes:
+        grounded: made by `vla ground --keep-pairs-apart`.
         task: a preset's name; its demonstrations lie in `data/<task>`.
         demonstrations: how many; every count is cloned from both starts.
         updates: optimizer steps where perception is trained; frozen, the preset's.
@@ -40,6 +41,7 @@ class BenchGroundingConfig:
         out: run folders and results.json.
     """
 
+    grounded: Path
     task: str = "FetchPush"
     demonstrations: tuple[int, ...] = (10, 50)
     updates: int = 3000
@@ -81,7 +83,7 @@ def main(config: BenchGroundingConfig) -> int:
 def _clone(
     config: BenchGroundingConfig, task: str, start: str, folder: Path, **changes: Any
 ) -> None:
-    settings = replace(preset(task).pretrain, out=folder, **changes)
+    settings = replace(preset(task).pretrain, start=config.grounded, out=folder, **changes)
     training = replace(settings.training, seed=config.seed)
     if start == "ungrounded":
         unseen = config.out / "start"

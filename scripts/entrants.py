@@ -64,8 +64,7 @@ def read_entrant(
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
     of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`; and
     before that, one for several robots, by `#` and which it controls: else the one that fits the
-    task. `bf16` lets LeRobot's policies compute in bfloat16, `compiled`
-    compiles ours.
+    task. `bf16` lets LeRobot's policies compute in bfloat16, `compiled` compiles ours.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.

