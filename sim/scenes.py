@@ -3,7 +3,8 @@
 In two episodes of five the arm babbles: it visits random points, blocks and targets, opening and
 closing its fingers. In the others it follows the scripted expert, with noise. So the pictures
 cover what a policy may see. No action is kept: these are not demonstrations. An episode whose
-things leave the fixed cameras' pictures begins anew.
+things leave the fixed cameras' pictures begins anew. In two frames of three the target is shown
+elsewhere, often about the object: an episode has ten frames, and one target each would be few.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _FRAME_EVERY = 4
 _FRAMES_PER_EPISODE = _STEPS // _FRAME_EVERY
 _FIXED_CAMERAS = 2
 _MOST_RESTARTS = 10
+_TARGET_MOVED = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
         "frames": -(-config.frames_per_task // _FRAMES_PER_EPISODE) * _FRAMES_PER_EPISODE,
         "image_size": config.image_size,
         "seed": config.seed,
+        "targets moved": _TARGET_MOVED,
         "cameras": cameras,
         "phrases": _phrases(task),
     }
@@ -185,19 +188,21 @@ def _draw_episodes(
         episode, step, restarts = task.reset(data, seed), 0, 0
         while step < _STEPS:
             task.step(data, episode, babbler.action(task, data, episode))
-            named = task.points(data, episode)
-            nothing = np.full(3, np.nan)
-            points = np.array([named.get(phrase, nothing) for phrase in phrases])
-            pictures = np.stack([project(task.model, data, c, points) for c in cameras], axis=1)
-            fixed = pictures[:, :_FIXED_CAMERAS][np.isfinite(points).all(1)]
-            if (np.abs(fixed) > 1).any() and restarts < _MOST_RESTARTS:
+            points, pictures, is_in_view = _look(task, data, episode, phrases, cameras)
+            if not is_in_view and restarts < _MOST_RESTARTS:
                 episode, restarts = task.reset(data, seed), restarts + 1
                 continue
             step += 1
             if step % _FRAME_EVERY:
                 continue
             row = index * _FRAMES_PER_EPISODE + step // _FRAME_EVERY - 1
-            task.place_markers(data, episode)
+            shown = episode
+            if rng.random() < _TARGET_MOVED:
+                moved = task.move_target(data, episode, rng)
+                *seen, is_in_view = _look(task, data, moved, phrases, cameras)
+                if is_in_view:
+                    shown, (points, pictures) = moved, seen
+            task.place_markers(data, shown)
             renderer.render(data, {c: arrays["images"][row, i] for i, c in enumerate(cameras)})
             arrays["proprio"][row] = task.proprio(data)
             arrays["points"][row] = points
@@ -206,6 +211,17 @@ def _draw_episodes(
     for array in arrays.values():
         array.flush()
     renderer.close()
+
+
+def _look(
+    task: Task, data: mujoco.MjData, episode: Episode, phrases: list[str], cameras: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Points [phrases, 3], their places [phrases, cameras, 2]; do the fixed cameras see all?"""
+    named = task.points(data, episode)
+    points = np.array([named.get(phrase, np.full(3, np.nan)) for phrase in phrases])
+    pictures = np.stack([project(task.model, data, c, points) for c in cameras], axis=1)
+    fixed = pictures[:, :_FIXED_CAMERAS][np.isfinite(points).all(1)]
+    return points, pictures, not (np.abs(fixed) > 1).any()
 
 
 class _NoisyExpert:

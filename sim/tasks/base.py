@@ -100,6 +100,12 @@ class Task(ABC):
     def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
         """Make `model` and `data` show this episode's goal; call before every picture."""
 
+    def move_target(
+        self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
+    ) -> Episode:
+        """The same scene with its target elsewhere, for pictures; as it is where that cannot be."""
+        return episode
+
     @abstractmethod
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Scripted expert, a function of the present state alone: float32 [action.dim]."""

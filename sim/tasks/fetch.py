@@ -8,6 +8,7 @@ only what is seen: added cameras, and parts that no camera needs are left out of
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import mujoco
@@ -35,6 +36,8 @@ SUCCESS_DISTANCE_M = 0.05
 OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
 """Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small picture."""
 _DT_S = 1.0 / CONTROL_RATE_HZ
+_REACH_LOWEST_M = 0.42
+"""Of targets where there is no block that says how high the table is."""
 
 
 class FetchTask(FetchArmTask):
@@ -169,6 +172,20 @@ class FetchTask(FetchArmTask):
         if self.has_object:
             named["object"] = data.site_xpos[self._object_site].copy()
         return named
+
+    def move_target(
+        self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
+    ) -> Episode:
+        """Mostly as a reset draws it, but oftener in the air; else about what has to come to it."""
+        goal, lowest_m = self._draw_goal(rng), self.table_height_m or _REACH_LOWEST_M
+        if self.target_in_the_air and rng.uniform() < 0.5:
+            goal[2] = lowest_m + rng.uniform(0, 0.45)
+        if rng.uniform() < 0.4:
+            goal = self.achieved(data) + rng.normal(0.0, 0.05, 3)
+            if self.has_object and not self.target_in_the_air:
+                goal[2] = lowest_m
+        goal[2] = max(goal[2], lowest_m)
+        return replace(episode, goal=goal)
 
     def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
         """Move the target sphere; no physics is computed, so pictures cannot disturb an episode."""

@@ -80,3 +80,16 @@ def test_without_scenes_says_how_to_make_them(tmp_path: Path) -> None:
     """The command is named."""
     with pytest.raises(FileNotFoundError, match="vla ground"):
         Scenes.open(tmp_path)
+
+
+def test_targets_move_within_an_episode(drawn: tuple[ScenesConfig, Scenes], tmp_path: Path) -> None:
+    """Most frames show one of their own, on the table in FetchPush and above it elsewhere."""
+    _, push = drawn
+    picking = make_scenes(ScenesConfig(("FetchPickAndPlace",), 60, tmp_path, image_size=48))[0]
+    for scenes, in_the_air in ((push, False), (picking, True)):
+        target = scenes.points[:, scenes.phrases.index("target")]
+        assert len(np.unique(target, axis=0)) > 0.5 * len(target)
+        height = target[:, 2] - make_task(scenes.task).table_height_m
+        assert height.min() > -1e-6
+        assert (height.max() > 0.1) == in_the_air
+        assert np.isfinite(scenes.pictures[:, :, :2]).all()  # the fixed cameras see everything
