@@ -4,7 +4,7 @@ In two episodes of five the arm babbles: it visits random points, blocks and tar
 closing its fingers. In the others it follows the scripted expert, with noise. So the pictures
 cover what a policy may see. No action is kept: these are not demonstrations. An episode whose
 things leave the fixed cameras' pictures begins anew. In two frames of three the target is shown
-elsewhere, often about the object: an episode has ten frames, and one target each would be few.
+elsewhere, at times about the object: an episode has ten frames, and one target each would be few.
 """
 
 from __future__ import annotations

@@ -176,11 +176,14 @@ class FetchTask(FetchArmTask):
     def move_target(
         self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
     ) -> Episode:
-        """Mostly as a reset draws it, but oftener in the air; else about what has to come to it."""
+        """As a reset draws it, but oftener in the air; or about what has to come to it.
+
+        That seldom: a hidden target is rather behind the arm than in the hand, as in an episode.
+        """
         goal, lowest_m = self._draw_goal(rng), self.table_height_m or _REACH_LOWEST_M
         if self.target_in_the_air and rng.uniform() < 0.5:
             goal[2] = lowest_m + rng.uniform(0, 0.45)
-        if rng.uniform() < 0.4:
+        if rng.uniform() < 0.15:
             goal = self.achieved(data) + rng.normal(0.0, 0.05, 3)
             if self.has_object and not self.target_in_the_air:
                 goal[2] = lowest_m
