@@ -32,8 +32,8 @@ class Augmentation:
         return max(self.shift, self.light, self.colour) > 0
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Each picture of uint8 [b, camera, h, w, 3] changed on its own; a new tensor."""
-        pictures = images.flatten(0, 1)
+        """Each picture of uint8 [..., h, w, 3] changed on its own; a new tensor."""
+        pictures = images.flatten(0, -4)
         count, height, width, _ = pictures.shape
 
         def draw(bound: float, *sizes: int) -> Tensor:
@@ -48,4 +48,4 @@ class Augmentation:
         contrast = 1 + draw(self.light, 1, 1, 1)
         gain = (1 + draw(self.light, 1, 1, 1)) * (1 + draw(self.colour, 1, 1, 3))
         changed = ((shifted - mean) * contrast + mean) * gain
-        return changed.round().clamp(0, 255).byte().unflatten(0, images.shape[:2])
+        return changed.round().clamp(0, 255).byte().view(images.shape)

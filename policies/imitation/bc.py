@@ -207,7 +207,8 @@ class Cloner:
             batches = self.data.sample(self._rng, size)
             if (augmentation := self.config.augmentation).is_on:
                 for batch in batches.values():
-                    batch.images = augmentation.apply(batch.images, self._rng)
+                    for camera, pictures in batch.images.items():
+                        batch.images[camera] = augmentation.apply(pictures, self._rng)
             context, actions, is_pad = _join(self._encode(n, b) for n, b in batches.items())
         actor = self.model.actor
         noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
@@ -215,7 +216,7 @@ class Cloner:
 
     def _encode(self, name: str, batch: DemoBatch) -> Encoded:
         processor = self.policy.embodiments[name]
-        inputs = processor.encode_observation(batch.observation(processor.spec))
+        inputs = processor.encode_observation(batch.observation())
         device = self.policy.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             context = self.model.encode(inputs.to(device))

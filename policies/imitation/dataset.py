@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policies.imitation.frame_cache import Frames, open_frames
-from vla.contract import ObservationBatch, RobotSpec
+from vla.contract import ObservationBatch
 from vla.dataset_contract import merge_contracts
 from vla.normalisation import Statistics
 
@@ -25,7 +25,7 @@ class DemoBatch:
     """`b` moments of demonstrations and the expert's next `k` actions.
 
     Attributes:
-        images: uint8 [b, camera, h, w, 3], cameras in the contract's order.
+        images: by camera, uint8 [b, h, w, 3].
         proprio: float32 [b, proprio.dim].
         actions: float32 [b, k, action.dim]; beyond the episode's end its last action is repeated.
         is_pad: bool [b, k], True where that happened.
@@ -34,7 +34,7 @@ class DemoBatch:
         time_s: float32 [b], since the episode began.
     """
 
-    images: Tensor
+    images: dict[str, Tensor]
     proprio: Tensor
     actions: Tensor
     is_pad: Tensor
@@ -45,11 +45,10 @@ class DemoBatch:
     def __len__(self) -> int:
         return len(self.instructions)
 
-    def observation(self, spec: RobotSpec) -> ObservationBatch:
+    def observation(self) -> ObservationBatch:
         """What an actor may see of it; shares memory."""
-        cameras = enumerate(camera.name for camera in spec.cameras)
         return ObservationBatch(
-            images={name: self.images[:, index] for index, name in cameras},
+            images=self.images,
             proprio=self.proprio,
             instructions=self.instructions,
             time_s=self.time_s,
@@ -201,7 +200,7 @@ class DemoDataset:
         """The samples that begin at these frames (int64 [b])."""
         actions, is_pad = self._future(rows)
         return DemoBatch(
-            images=torch.from_numpy(self._gather_images(rows)),
+            images={c.name: self._gather_images(c.name, rows) for c in self.spec.cameras},
             proprio=torch.from_numpy(self._proprio[rows]),
             actions=actions,
             is_pad=is_pad,
@@ -251,15 +250,16 @@ class DemoDataset:
         actions = self._actions[np.minimum(future, last)]
         return torch.from_numpy(actions), torch.from_numpy(future > last)
 
-    def _gather_images(self, rows: np.ndarray) -> np.ndarray:
-        if len(self._images) == 1:
-            return self._images[0][rows]
-        out = np.empty((len(rows), *self._images[0].shape[1:]), np.uint8)
+    def _gather_images(self, camera: str, rows: np.ndarray) -> Tensor:
+        parts = [images[camera] for images in self._images]
+        if len(parts) == 1:
+            return torch.from_numpy(parts[0][rows])
+        out = np.empty((len(rows), *parts[0].shape[1:]), np.uint8)
         source = self._folder(rows)
-        for index, images in enumerate(self._images):
+        for index, images in enumerate(parts):
             mine = source == index
             out[mine] = images[rows[mine] - self._starts[index]]
-        return out
+        return torch.from_numpy(out)
 
 
 class Drawer:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Frames:
     Attributes:
         spec: the contract it was recorded under.
         privileged_names: one name per privileged dimension.
-        images: uint8 [frames, camera, h, w, 3], on disk.
+        images: by camera, uint8 [frames, h, w, 3], on disk.
         proprio: float32 [frames, proprio.dim].
         action: float32 [frames, action.dim].
         privileged: float32 [frames, privileged].
@@ -47,7 +48,7 @@ class Frames:
 
     spec: RobotSpec
     privileged_names: tuple[str, ...]
-    images: np.ndarray
+    images: dict[str, np.ndarray]
     proprio: np.ndarray
     action: np.ndarray
     privileged: np.ndarray
@@ -78,7 +79,10 @@ def open_frames(root: Path) -> Frames:
     return Frames(
         spec=spec,
         privileged_names=tuple(manifest["privileged_names"]),
-        images=np.load(cache / "images.npy", mmap_mode="r"),
+        images={
+            camera.name: np.load(_pictures(cache, index), mmap_mode="r")
+            for index, camera in enumerate(spec.cameras)
+        },
         instructions=[manifest["instructions"][index] for index in arrays.pop("task")],
         **arrays,
     )
@@ -86,7 +90,7 @@ def open_frames(root: Path) -> Frames:
 
 def _fingerprint(root: Path) -> str:
     """Changes whenever a file of the data set is added, replaced or rewritten."""
-    digest = hashlib.sha256(b"frame cache 1")  # raise the number when the layout changes
+    digest = hashlib.sha256(b"frame cache 2")  # raise the number when the layout changes
     for part in ("data", "meta", "videos"):
         for path in sorted((root / part).rglob("*")):
             if path.is_file():
@@ -127,18 +131,10 @@ def _building(root: Path, cache: Path) -> Iterator[Path | None]:
 
 def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
     info = json.loads((root / "meta" / "info.json").read_text())
-    sizes = {(camera.height, camera.width) for camera in spec.cameras}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"{root}: cameras of different sizes {sizes} cannot share one array; "
-            "lerobot-train --policy.type=vla takes such data as they are"
-        )
-    shape = (info["total_frames"], len(spec.cameras), *sizes.pop(), 3)
-    free = shutil.disk_usage(folder).free
-    if free < np.prod(shape):
-        raise OSError(
-            errno.ENOSPC, f"needs {np.prod(shape) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
-        )
+    shapes = [(info["total_frames"], c.height, c.width, 3) for c in spec.cameras]
+    need, free = sum(map(math.prod, shapes)), shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(errno.ENOSPC, f"needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
     table = _read_table(root, info["total_frames"])
     columns = {"proprio": spec.features.proprio, "action": spec.features.action}
     arrays = {name: _matrix(table[column]) for name, column in columns.items()}
@@ -151,21 +147,25 @@ def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
         arrays["privileged"] = np.zeros((len(table), 0), np.float32)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     with Progress(transient=True) as progress:
-        for index, camera in enumerate(spec.cameras):
+        for index, (camera, shape) in enumerate(zip(spec.cameras, shapes, strict=True)):
+            path = _pictures(folder, index)
+            images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
             bar = progress.add_task(f"decoding {root.name} {camera.name}", total=len(table))
             key = spec.features.camera(camera.name)
-            for count in decode_pictures(root, info, key, table, images[:, index]):
+            for count in decode_pictures(root, info, key, table, images):
                 progress.advance(bar, count)
-    images.flush()
+            images.flush()
     tasks = pq.read_table(root / "meta" / "tasks.parquet").sort_by("task_index")
     manifest = {
-        "shape": shape,
         "privileged_names": privileged_names,
         "instructions": tasks[_text_column(tasks)].to_pylist(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _pictures(cache: Path, camera: int) -> Path:
+    return cache / f"images_{camera}.npy"  # numbered: a camera's name may be no file's
 
 
 def _text_column(tasks: pa.Table) -> str:

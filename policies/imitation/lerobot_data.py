@@ -45,8 +45,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
                 f"{dataset.root} has the pictures {sorted(meta.camera_keys)} and its contract "
                 f"{sorted(cameras)}, and the words {strange}: both have to be equal and none words"
             )
-        self._camera = {key: index for index, key in enumerate(cameras)}
-        self._images = frames.images
+        self._images = dict(zip(cameras, frames.images.values(), strict=True))
         columns = table.select_columns(numbers)[:]
         self._columns = {key: torch.from_numpy(np.array(columns[key])) for key in numbers}
         self._frame = columns["index"]  # rows of the cache, which holds all episodes
@@ -82,16 +81,16 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         begin, end = self._begin[at, None], self._end[at, None]
         batch: dict[str, Any] = {"task": self._tasks[at].tolist()}
         windows: dict[str, list[int]] = self._dataset.reader.delta_indices or {}
-        rows = dict.fromkeys((*self._columns, *self._camera), at)
+        rows = dict.fromkeys((*self._columns, *self._images), at)
         for key, steps in windows.items():
             wanted = at[:, None] + np.asarray(steps)
             rows[key] = wanted.clip(begin, end - 1)
             batch[f"{key}_is_pad"] = torch.from_numpy(rows[key] != wanted)
         batch |= {key: column[torch.from_numpy(rows[key])] for key, column in self._columns.items()}
-        return batch | {key: self._pictures(key, rows[key]) for key in self._camera}
+        return batch | {key: self._pictures(key, rows[key]) for key in self._images}
 
     def _pictures(self, key: str, rows: np.ndarray) -> Tensor:
-        found = torch.from_numpy(self._images[self._frame[rows], self._camera[key]])
+        found = torch.from_numpy(self._images[key][self._frame[rows]])
         pictures = found.movedim(-1, -3)
         if (change := self._dataset.image_transforms) is not None:
             pictures = torch.stack([change(picture) for picture in pictures])

@@ -81,7 +81,7 @@ def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
     assert len(data) == sum(LENGTHS)
     require_whole_videos(recorded)
     batch = data.batch(np.arange(len(data)))
-    levels = batch.images.float().mean(dim=(2, 3, 4))
+    levels = np.stack([p.float().mean(dim=(1, 2, 3)) for p in batch.images.values()], axis=1)
     expected = 16 * np.arange(len(data))
     np.testing.assert_allclose(levels[:, 0], expected, atol=3)
     np.testing.assert_allclose(levels[:, 1], 255 - expected, atol=3)
@@ -138,7 +138,7 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
     assert "held-out episodes" in capsys.readouterr().out
     policy = load_policy(tmp_path / "clone" / "best")
     data = DemoDataset(recorded, chunk=4)
-    chunk = policy.act(data.batch(np.arange(3)).observation(policy.spec))
+    chunk = policy.act(data.batch(np.arange(3)).observation())
     assert chunk.shape == (3, 4, 2)
     assert policy.spec.robot == "so101"
     assert policy.spec.features.camera("image") == "observation.image"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from point_env import PointVecEnv
-from two_robots import ARM, CART, WORDS, observe, record, tiny_policy
+from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 
 from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
@@ -24,7 +25,7 @@ from scripts import pretrain
 from scripts.entrants import read_entrant, require_comparable
 from scripts.pretrain import PretrainConfig, main
 from sim.tasks.registry import make_task
-from vla.contract import ContractMismatchError
+from vla.contract import CameraSpec, ContractMismatchError
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
 from vla.model.heads.registry import HEADS
@@ -105,6 +106,39 @@ def test_two_robots_train_one_model(
         assert (chunk <= torch.tensor(spec.action.high) + 1e-3).all()
     lines = (tmp_path / head / "metrics.jsonl").read_text().splitlines()
     assert {"loss/heldout", "loss/heldout/point", "loss/heldout/arm"} <= set(json.loads(lines[-1]))
+
+
+@pytest.mark.parametrize("perception", ["frozen", "trained"])
+def test_cameras_of_different_sizes_train(
+    perception: Literal["frozen", "trained"], tmp_path: Path
+) -> None:
+    """Each picture is kept as it was recorded and scaled to what the model sees."""
+    cameras = (CameraSpec("front", SIZE, SIZE), CameraSpec("wrist", 8, 20))
+    spec = replace(ARM, cameras=cameras)
+    root = record(tmp_path / "data", spec, LENGTHS)
+    config = PretrainConfig(
+        task=None,
+        data=(root,),
+        start=tiny_policy(ARM).save(tmp_path / "start"),
+        horizon=3,
+        out=tmp_path / "run",
+        training=CloningConfig(
+            updates=2,
+            batch=6,
+            evaluate_every=2,
+            perception=perception,
+            picture_shift=0.1 * (perception == "trained"),
+        ),
+    )
+    assert main(config) == 0
+    shapes = [
+        p.shape
+        for p in Demonstrations((root,), 2, 0.0).robots["arm"].batch(np.arange(4)).images.values()
+    ]
+    assert shapes == [(4, SIZE, SIZE, 3), (4, 8, 20, 3)]
+    policy = load_policy(tmp_path / "run" / "best")
+    assert policy.spec == spec
+    assert policy.act(observe(spec)).isfinite().all()
 
 
 class CutError(Exception):
@@ -220,7 +254,8 @@ def test_samples_come_by_weight_through_all_robots(folders: tuple[Path, Path]) -
         assert counts["arm"] / 2000 == pytest.approx(share, abs=0.04)
         assert all(torch.equal(first[n].actions, again[n].actions) for n in first)
         assert first["point"].actions.shape[1:] == (2, 1)
-        assert first["arm"].images.shape[1:] == (2, 12, 12, 3)
+        shapes = {name: pictures.shape[1:] for name, pictures in first["arm"].images.items()}
+        assert shapes == {"front": (12, 12, 3), "wrist": (12, 12, 3)}
     assert [n for n, _ in data.batches(100, "train")] == ["point", "arm"]
 
 
