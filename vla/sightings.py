@@ -27,7 +27,7 @@ class Sightings:
     def forget(self, rows: Sequence[int]) -> None:
         """A new episode begins in these rows; those that there are not are passed over."""
         known = [row for row in rows if row < len(self)]
-        self._seen[known] = 0.0
+        self.keep(known, torch.zeros_like(self._seen[known]))
         for row in known:
             self._words[row] = None
 
@@ -41,4 +41,6 @@ class Sightings:
 
     def keep(self, rows: Sequence[int], seen: Tensor) -> None:
         """Remember what `VLA.hold` gave for these rows."""
-        self._seen[list(rows)] = seen
+        copy = self._seen.clone()  # what inference mode has made is not written to outside of it
+        copy[list(rows)] = seen
+        self._seen = copy
