@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from policies.imitation.augmentation import Augmentation
-from policies.imitation.dataset import DemoBatch, Split
+from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
 from vla.policy import VLAPolicy
-from vla.sightings import Sightings
 
 _ENCODE_BATCH = 64
 
@@ -223,25 +221,36 @@ class Cloner:
         actions = processor.encode_actions(batch.actions)
         return context.float(), actions.to(device), batch.is_pad.to(device)
 
-    def _hold(
-        self, context: Tensor, steps: list[int], told: list[str], sightings: Sightings
-    ) -> Tensor:
+    def _episode(
+        self, name: str, data: DemoDataset, rows: np.ndarray, words: torch.Generator | None
+    ) -> Encoded:
+        """What a policy sees at each frame of an episode; `words` draws how it is told."""
+        parts, told = [], []
+        for first in range(0, len(rows), _ENCODE_BATCH):
+            batch = data.batch(rows[first : first + _ENCODE_BATCH])
+            told += batch.instructions
+            if words is not None:
+                batch.instructions = self.data.paraphrases.draw(batch.instructions, words)
+            parts.append(self._encode(name, batch))
+        context, actions, is_pad = _join(parts)
+        return self._hold(context, told), actions, is_pad
+
+    def _hold(self, context: Tensor, told: list[str]) -> Tensor:
         """As a policy sees each frame that decided at every `horizon`-th one before it.
 
         Args:
-            context: of frames in their order, whole episodes from their first frame on.
-            steps: of each, since its episode began.
+            context: of an episode's frames in their order.
             told: the instruction of each.
-            sightings: of the frames so far, in rows by step modulo horizon.
         """
-        held, horizon = [], len(sightings)
-        begins = [row for row, step in enumerate(steps) if row and step % horizon == 0]
-        for first, end in pairwise([0, *begins, len(steps)]):  # none of these sees another one
-            phases = [step % horizon for step in steps[first:end]]
-            if steps[first] < horizon:
-                sightings.forget(phases)
-            seen = sightings.of(phases, told[first:end])
-            part, seen = self.model.hold(context[first:end], seen)
+        horizon = self.model.config.horizon
+        sightings = self.model.sightings(horizon)  # a row for each phase of deciding
+        held = []
+        for first in range(0, len(told), horizon):
+            words = told[first : first + horizon]
+            phases = range(len(words))
+            part, seen = self.model.hold(
+                context[first : first + horizon], sightings.of(phases, words)
+            )
             sightings.keep(phases, seen)
             held.append(part)
         return torch.cat(held)
@@ -257,18 +266,12 @@ class Cloner:
         if split not in self._contexts:
             self.model.eval()
             # Of its own, so that a resumed training finds the same words in the same places.
-            words = torch.Generator().manual_seed(self.config.seed)
+            words = torch.Generator().manual_seed(self.config.seed) if split == "train" else None
             parts = []
-            for _ in range(self._copies if split == "train" else 1):
-                sightings = self.model.sightings(self.model.config.horizon)
-                for name, batch in self.data.batches(_ENCODE_BATCH, split):
-                    told = batch.instructions
-                    if split == "train":
-                        batch.instructions = self.data.paraphrases.draw(told, words)
-                    context, *rest = self._encode(name, batch)
-                    rate = self.policy.embodiments[name].spec.control_rate_hz
-                    steps = (batch.time_s * rate).round().long().tolist()
-                    parts.append((self._hold(context, steps, told, sightings), *rest))
+            for _ in range(self._copies if words else 1):
+                for name, data in self.data.robots.items():
+                    for rows in data.episodes(split):
+                        parts.append(self._episode(name, data, rows, words))
             self._contexts[split] = _join(parts)
             self.model.train()
         return self._contexts[split]

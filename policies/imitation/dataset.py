@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -222,12 +222,6 @@ class DemoDataset:
     ) -> np.ndarray:
         """Positions in `rows(split)`, see `Drawer.draw`."""
         return self._drawers[split].draw(generator, size)
-
-    def batches(self, size: int, split: Split = "heldout") -> Iterator[DemoBatch]:
-        """Every frame of a split once, in order; the last batch may be smaller."""
-        rows = self._rows[split]
-        for start in range(0, len(rows), size):
-            yield self.batch(rows[start : start + size])
 
     def statistics(self) -> Statistics:
         """Over the training episodes, in the contract's units."""

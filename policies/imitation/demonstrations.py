@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer, Split
+from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
 from policies.imitation.paraphrases import Paraphrases
 from vla.contract import ContractMismatchError
 from vla.dataset_contract import read_contract
@@ -102,9 +102,3 @@ class Demonstrations:
                 batch.instructions = self.paraphrases.draw(batch.instructions, generator)
                 batches[name] = batch
         return batches
-
-    def batches(self, size: int, split: Split) -> Iterator[tuple[str, DemoBatch]]:
-        """Every frame of a split once, robot by robot, in the words that were recorded."""
-        for name, data in self.robots.items():
-            for batch in data.batches(size, split):
-                yield name, batch

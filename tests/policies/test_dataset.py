@@ -91,8 +91,6 @@ def test_episodes_are_held_out_whole(recorded: tuple[Path, Task]) -> None:
     assert len(splits) > 1
     drawn = dataset.sample(np.random.default_rng(0), 200)
     assert set(drawn.proprio[:, 0].tolist()) == set(dataset.batch(train).proprio[:, 0].tolist())
-    seen = torch.cat([batch.proprio for batch in dataset.batches(3)])
-    assert torch.equal(seen, dataset.batch(heldout).proprio)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -278,8 +276,7 @@ def test_episodes_and_instructions_are_left_out(recorded: tuple[Path, Task]) -> 
     first = DemoDataset(root, 2, 0.0, episodes=2)
     assert first.rows().tolist() == np.concatenate(every.episodes()[:2]).tolist()
     some = DemoDataset(root, 2, 0.0, without=("do+thing 1", "do+thing 7"))
-    said = {text for batch in some.batches(64, "train") for text in batch.instructions}
-    assert said == {"do thing 0"}
+    assert set(some.batch(some.rows()).instructions) == {"do thing 0"}
     with pytest.raises(ValueError, match="nothing is left"):
         DemoDataset(root, 2, 0.0, without=("do",))
 
