@@ -7,6 +7,7 @@ the samples, loss, schedule, checkpoints and whatever else its flags ask for rem
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
 
@@ -51,6 +52,13 @@ def fused_optimizer(
     """LeRobot's optimizer; Adam and AdamW in one fused pass, which only rounds differently."""
     optimizer, schedule = make_optimizer_and_scheduler(config, policy)
     if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
-        for group in optimizer.param_groups:
-            group["fused"] = True
+        _fuse(optimizer.param_groups, True)
+        # LeRobot goes on only from what its own optimizer would have written.
+        optimizer.register_state_dict_post_hook(lambda _, s: _fuse(s["param_groups"], None))
+        optimizer.register_load_state_dict_pre_hook(lambda _, s: _fuse(s["param_groups"], True))
     return optimizer, schedule
+
+
+def _fuse(groups: Iterable[dict[str, Any]], fused: bool | None) -> None:
+    for group in groups:
+        group["fused"] = fused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,33 @@ def test_it_trains_as_lerobot_does(
     assert torch.cat(apart).mean() < 1e-5
     assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
     assert read_entrant(f"ours={tmp_path / 'ours'}", "cpu", "FetchReach").policy is not None
+
+
+def test_it_goes_on_as_lerobot_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a checkpoint of two updates, with LeRobot's own flags: the next losses are the same."""
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(lerobot_train, "init_logging", lambda **_: None)
+    out = tmp_path / "begun"
+    begun = training_flags(data, out, *TINY_ACT, "--policy.optimizer_lr=1e-3")
+    assert cli.main(["lerobot-train", *begun]) == 0
+    losses: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for name, seen in losses.items():
+        copy = shutil.copytree(out, tmp_path / name, symlinks=True)
+        told = copy / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+        told.write_text(told.read_text().replace(str(out), str(copy)))
+        flags = [f"--config_path={told}", "--resume=true", "--steps=4"]
+        with monkeypatch.context() as patch:
+            patch.setattr(lerobot_train, "update_policy", _noting(seen))
+            if name == "ours":
+                assert cli.main(["lerobot-train", *flags]) == 0
+            else:
+                patch.setattr("sys.argv", ["lerobot-train", *flags])
+                lerobot_train.train()
+        assert sorted(p.name for p in (copy / "checkpoints").iterdir())[-2:] == ["000004", "last"]
+    assert len(losses["theirs"]) == 2
+    assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
 
 
 def _noting(losses: list[float]) -> Callable[..., Any]:
