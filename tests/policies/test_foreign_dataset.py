@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from lerobot.configs.video import RGBEncoderConfig
@@ -90,6 +91,36 @@ def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
     assert batch.privileged.shape == (12, 0)
     assert batch.instructions[0].startswith("put the green")
     assert data.instructions == [batch.instructions[0], batch.instructions[-1]]
+
+
+@pytest.mark.parametrize("index", ["behind", "in front"])
+def test_a_single_byte_that_lacks_is_found(copied: Path, index: str) -> None:
+    """Wherever the file keeps its index; nothing is wrong with it before."""
+    (video, _) = sorted((copied / "videos").rglob("*.mp4"))
+    if index == "in front":
+        _put_index_in_front(video)
+    require_whole_videos(copied)
+    whole = video.read_bytes()
+    video.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=rf"copy them again: {video.relative_to(copied)}"):
+        require_whole_videos(copied)
+    video.write_bytes(whole + b"\0\0\0\3")
+    with pytest.raises(ValueError, match="copy them again"):
+        require_whole_videos(copied)
+
+
+def _put_index_in_front(video: Path) -> None:
+    """As a server would that streams it."""
+    with av.open(str(video)) as source:
+        options = {"movflags": "faststart"}
+        with av.open(str(video.with_suffix(".new.mp4")), "w", options=options) as copy:
+            stream = copy.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    copy.mux(packet)
+    video.with_suffix(".new.mp4").replace(video)
+    assert video.read_bytes().index(b"moov") < video.read_bytes().index(b"mdat")
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "other size"])
