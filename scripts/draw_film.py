@@ -34,7 +34,7 @@ class DrawFilmConfig:
 
     task: str = "FetchPush"
     policies: tuple[str, ...] = ("expert",)
-    out: Path = Path("docs/films/push.gif")
+    out: Path = Path("runs/film.gif")
     seeds: tuple[int, ...] = (1_000_000, 1_000_001, 1_000_002, 1_000_003)
     camera: str = "front"
     size: int = 144
