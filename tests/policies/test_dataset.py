@@ -91,6 +91,8 @@ def test_episodes_are_held_out_whole(recorded: tuple[Path, Task]) -> None:
     assert len(splits) > 1
     drawn = dataset.sample(np.random.default_rng(0), 200)
     assert set(drawn.proprio[:, 0].tolist()) == set(dataset.batch(train).proprio[:, 0].tolist())
+    seen = torch.cat([dataset.batch(rows).proprio for rows in dataset.episodes("heldout")])
+    assert torch.equal(seen, dataset.batch(heldout).proprio)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

@@ -108,20 +108,12 @@ def test_it_trains_as_lerobot_does(
     policy: tuple[str, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three updates from one seed: the same losses, files and weights, which we load too."""
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr(lerobot_train, "init_logging", lambda **_: None)  # it clears pytest's
-    losses: dict[str, list[float]] = {"theirs": [], "ours": []}
+    losses: dict[str, list[float]] = {}
     folders = []
-    for name, seen in losses.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(lerobot_train, "update_policy", _noting(seen))
-            out = tmp_path / name
-            flags = training_flags(data, out, *policy, "--policy.optimizer_lr=1e-3", steps=3)
-            if name == "ours":
-                assert cli.main(["lerobot-train", *flags]) == 0
-            else:
-                patch.setattr("sys.argv", ["lerobot-train", *flags])
-                lerobot_train.train()
+    for name in ("theirs", "ours"):
+        out = tmp_path / name
+        flags = training_flags(data, out, *policy, "--policy.optimizer_lr=1e-3", steps=3)
+        losses[name] = _train(name, flags, monkeypatch)
         folders.append(out / "checkpoints" / "last" / "pretrained_model")
     assert len(losses["theirs"]) == 3
     assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
@@ -143,27 +135,33 @@ def test_it_goes_on_as_lerobot_does(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a checkpoint of two updates, with LeRobot's own flags: the next losses are the same."""
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr(lerobot_train, "init_logging", lambda **_: None)
     out = tmp_path / "begun"
     begun = training_flags(data, out, *TINY_ACT, "--policy.optimizer_lr=1e-3")
-    assert cli.main(["lerobot-train", *begun]) == 0
-    losses: dict[str, list[float]] = {"theirs": [], "ours": []}
-    for name, seen in losses.items():
+    assert len(_train("ours", begun, monkeypatch)) == 2
+    losses: dict[str, list[float]] = {}
+    for name in ("theirs", "ours"):
         copy = shutil.copytree(out, tmp_path / name, symlinks=True)
         told = copy / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
         told.write_text(told.read_text().replace(str(out), str(copy)))
         flags = [f"--config_path={told}", "--resume=true", "--steps=4"]
-        with monkeypatch.context() as patch:
-            patch.setattr(lerobot_train, "update_policy", _noting(seen))
-            if name == "ours":
-                assert cli.main(["lerobot-train", *flags]) == 0
-            else:
-                patch.setattr("sys.argv", ["lerobot-train", *flags])
-                lerobot_train.train()
+        losses[name] = _train(name, flags, monkeypatch)
         assert sorted(p.name for p in (copy / "checkpoints").iterdir())[-2:] == ["000004", "last"]
     assert len(losses["theirs"]) == 2
     assert losses["ours"] == pytest.approx(losses["theirs"], rel=1e-5)
+
+
+def _train(whose: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """By our command or by LeRobot's; the loss of each update."""
+    losses: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(lerobot_train, "init_logging", lambda **_: None)  # it clears pytest's
+        patch.setattr(lerobot_train, "update_policy", _noting(losses))
+        patch.setattr("sys.argv", ["lerobot-train", *flags] if whose == "theirs" else [])
+        if whose == "theirs":
+            lerobot_train.train()
+        else:
+            assert cli.main(["lerobot-train", *flags]) == 0
+    return losses
 
 
 def _noting(losses: list[float]) -> Callable[..., Any]:

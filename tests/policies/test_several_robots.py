@@ -16,6 +16,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from point_env import PointVecEnv
 from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 
+from policies.imitation import bc
 from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.paraphrases import Paraphrases
@@ -322,6 +323,30 @@ def test_frozen_frames_are_encoded_in_several_phrasings(
     assert varied[[i for i, text in enumerate(recorded) if text == WORDS[0]]].float().mean() > 0.7
     assert not varied[[i for i, text in enumerate(recorded) if text != WORDS[0]]].any()
     cloner._sample()
+
+
+def test_frozen_frames_are_held_within_their_episode(
+    folders: tuple[Path, Path], together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first decision sees nothing of the one before, wherever batches of frames end."""
+    data = Demonstrations(folders, 3, 0.0, without=(WORDS[1],))
+    config = CloningConfig(updates=1, batch=4)
+    contexts = []
+    for name, size in (("large", 64), ("small", 2)):
+        monkeypatch.setattr(bc, "_ENCODE_BATCH", size)
+        policy = load_policy(together, embodiment="point")
+        cloner = pretrain.Cloner(policy, data, config, RunFolder(tmp_path / name, config))
+        contexts.append(cloner._frozen("train")[0])
+    torch.testing.assert_close(*contexts)
+    first = 0
+    for robot, part in data.robots.items():
+        starts = np.array([rows[0] for rows in part.episodes()])
+        with torch.no_grad():
+            alone, _, _ = cloner._encode(robot, part.batch(starts))
+        for rows, start in zip(part.episodes(), alone, strict=True):
+            torch.testing.assert_close(contexts[0][first], start)
+            first += len(rows)
+    assert first == len(contexts[0]) < 2 * sum(LENGTHS)
 
 
 @pytest.mark.parametrize(
