@@ -55,11 +55,12 @@ def pick_and_place() -> Preset:
 
 
 def tabletop() -> Preset:
-    """One policy for all twelve instructions."""
+    """One policy for all twelve instructions, 50 demonstrations of each; a larger head."""
     return Preset(
-        RecordConfig(("Tabletop",), episodes=300),
+        RecordConfig(("Tabletop",), episodes=600),
         PretrainConfig(
             "Tabletop",
+            head="gaussian:hidden=512,dropout=0.2",
             selection_episodes=100,
             training=CloningConfig(updates=4000, evaluate_every=1000),
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from policies.imitation.bc import Cloner, CloningConfig
@@ -18,13 +19,12 @@ from scripts.provenance import command_line
 from sim.vector import CpuVecEnv
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
+from vla.model.heads.base import HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processor import ProcessorConfig
 from vla.starting import GROUNDED, encode_chunks, load_start, start_policy
-
-HeadName = Literal["gaussian", "token", "fast", "l1", "flow"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class PretrainConfig:
             `save_pretrained`. It has not learned to point, so perception is trained.
         backbone: how `vlm` is used.
         conversions: how observations and actions reach `vlm`.
-        head: action head; a start with another one gets an untrained one of this kind.
+        head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
+            off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
+            `gaussian:help` shows them all. A start with another head gets an untrained one.
         horizon: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
@@ -70,7 +72,7 @@ class PretrainConfig:
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     conversions: ProcessorConfig = field(default_factory=ProcessorConfig)
-    head: HeadName = "gaussian"
+    head: str = "gaussian"
     horizon: int = 5
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
@@ -117,7 +119,7 @@ def main(config: PretrainConfig) -> int:
 
 def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
     """What is trained, and how."""
-    head = HEADS[config.head].config()
+    head = read_head(config.head)
     if config.vlm is None:
         start = load_start(config.start, config.device)
         if config.training.perception == "frozen":
@@ -130,6 +132,20 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     encoded = encode_chunks(policy.embodiments, data.chunks())
     policy.model.replace_actor(config.horizon, head.fitted(encoded))
     return policy, replace(config.training, perception="trained")
+
+
+def read_head(text: str) -> HeadConfig:
+    """Settings of a head, from `name` or `name:setting=value,setting=value`.
+
+    Raises:
+        ValueError: no head of that name; lists those there are.
+        SystemExit: no such setting or value; what is valid has been printed.
+    """
+    name, _, settings = text.partition(":")
+    if name not in HEADS:
+        raise ValueError(f"no action head {name!r}; valid: {', '.join(HEADS)}")
+    words = [f"--{setting}" for setting in settings.split(",") if setting]
+    return tyro.cli(HEADS[name].config, prog=f"--head {name}:", args=words)
 
 
 def _require_seen(start: VLAPolicy, data: Demonstrations) -> None:

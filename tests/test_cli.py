@@ -236,3 +236,20 @@ def test_the_printed_command_line_repeats_the_run() -> None:
     words = command_line("pretrain", config).split()
     assert words[:2] == ["vla", "pretrain"]
     assert tyro.cli(PretrainConfig, args=words[2:]) == config
+
+
+def test_a_head_is_described_in_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name, and settings off their defaults, down to those of the action expert."""
+    from scripts.pretrain import read_head
+    from vla.model.heads.expert import ExpertConfig
+    from vla.model.heads.flow import FlowHeadConfig
+    from vla.model.heads.l1 import L1HeadConfig
+
+    assert read_head("l1") == L1HeadConfig()
+    expected = FlowHeadConfig(ExpertConfig(width=64), steps=5)
+    assert read_head("flow:expert.width=64,steps=5") == expected
+    with pytest.raises(ValueError, match="no action head 'glow'; valid: gaussian, token"):
+        read_head("glow:steps=5")
+    with pytest.raises(SystemExit):
+        read_head("flow:step=5")
+    assert "--steps INT" in capsys.readouterr().err

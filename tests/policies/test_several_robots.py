@@ -87,7 +87,7 @@ def test_two_robots_train_one_model(
         data=folders,
         weights=(1, 2),
         start=alone,
-        head=head,  # pyright: ignore[reportArgumentType]
+        head=head,
         horizon=3,
         out=tmp_path / head,
         training=CloningConfig(
