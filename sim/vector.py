@@ -165,12 +165,12 @@ class CpuVecEnv:
         length = actions.shape[1]
         self._shared.arrays["actions"][:, :length] = actions
         self._ask("step", dict.fromkeys(range(len(self._lines)), length))
-        success = self._copy("success")[:, :length]
+        success = self._shared.arrays["success"][:, :length]
         return StepBatch(
             observation=self._observation(),
             privileged=self._copy("privileged"),
-            rewards=success.float(),
-            success=success,
+            rewards=torch.from_numpy(success.astype(np.float32)),
+            success=torch.from_numpy(success.copy()),
             valid=self._copy("valid")[:, :length],
             terminated=torch.zeros(self.num_envs, dtype=torch.bool),
             truncated=self._copy("truncated"),
