@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,11 @@ from vla.tokenizer import train_tokenizer
 QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
     "heldout": ("point to where the {phrase} is",),
+}
+# Any two things, so that no word's meaning hangs on the words that it was told with.
+PATHS: Mapping[Phrasing, tuple[str, ...]] = {
+    "train": ("from the {object} to the {target}", "the way from the {object} to the {target}"),
+    "heldout": ("away from the {object} and over to the {target}",),
 }
 # Before what is asked for, so that its first words are not taken for its meaning.
 OPENINGS = ("", "please ", "now ", "go and ", "with care ", "first of all ", "robot ")
@@ -102,7 +108,12 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
         said = [Prompt(template, moved, "target") for template in templates]
         phrases = []
     asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS[phrasing]]
-    return (*said, *asked)
+    paths = [
+        Prompt(path.format(object=start, target=end), start, end)
+        for start, end in permutations(sorted({*BLOCKS, *ZONES} & {*phrases}), 2)
+        for path in PATHS[phrasing]
+    ]
+    return (*said, *asked, *paths)
 
 
 def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSet:
@@ -110,7 +121,7 @@ def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSe
     questioner = Questioner(scenes)
     told, apart = [], []
     for prompt in prompts_of(scenes.task, "train"):
-        if keep_pairs_apart and (prompt.object, prompt.target) in UNSEEN_PAIRS:
+        if keep_pairs_apart and {prompt.object, prompt.target} in map(set, UNSEEN_PAIRS):
             apart.append(prompt)
         else:
             told += [replace(prompt, text=opening + prompt.text) for opening in OPENINGS]

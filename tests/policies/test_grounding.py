@@ -85,9 +85,9 @@ def test_pairs_of_the_tabletop_are_kept_apart() -> None:
     scenes = Scenes("Tabletop", empty, empty, points, empty, phrases)
     assert "unseen_pair" not in grounding_set(scenes).unseen
     grounding = grounding_set(scenes, keep_pairs_apart=True)
-    pairs = {(prompt.object, prompt.target) for prompt in grounding.prompts}
-    apart = {(prompt.object, prompt.target) for prompt in grounding.unseen["unseen_pair"]}
-    assert apart == set(UNSEEN_PAIRS)
+    pairs = {frozenset((prompt.object, prompt.target)) for prompt in grounding.prompts}
+    apart = {frozenset((p.object, p.target)) for p in grounding.unseen["unseen_pair"]}
+    assert apart == set(map(frozenset, UNSEEN_PAIRS))
     assert not apart & pairs
     assert {word for pair in apart for word in pair} <= {word for pair in pairs for word in pair}
 
