@@ -98,7 +98,7 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
 
 
 def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) -> Contender:
-    """LeRobot's update on its own loader, or on decoded pictures with a fused optimizer."""
+    """LeRobot's update as it is, or with the parts that `vla lerobot-train` exchanges."""
     from accelerate import Accelerator
     from lerobot.datasets.factory import make_train_eval_datasets
     from lerobot.optim.factory import make_optimizer_and_scheduler
@@ -106,12 +106,16 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
     from lerobot.scripts.lerobot_train import update_policy
     from lerobot.utils.logging_utils import AverageMeter, MetricsTracker
 
-    from policies.imitation.lerobot_training import decoded_datasets, fused_optimizer
+    from policies.imitation.lerobot_training import (
+        decoded_datasets,
+        fused_optimizer,
+        hastened_policy,
+    )
 
     settings = training_config(config.root, config.policy, config.device, config.batch_size)
     settings.num_workers = workers
     dataset: Any = (decoded_datasets if ours else make_train_eval_datasets)(settings)[0]
-    policy = make_policy(settings.policy, dataset.meta)
+    policy = (hastened_policy if ours else make_policy)(settings.policy, dataset.meta)
     before, _ = make_pre_post_processors(settings.policy, dataset_stats=dataset.meta.stats)
     optimizer, _ = (fused_optimizer if ours else make_optimizer_and_scheduler)(settings, policy)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=config.device == "cpu")

@@ -19,6 +19,7 @@ TINY_ACT = (
     "--policy.latent_dim=4",
     "--policy.chunk_size=5",
     "--policy.n_action_steps=5",
+    "--policy.dropout=0",  # ours draws fewer numbers
 )
 
 TINY_DIFFUSION = (

@@ -1,8 +1,9 @@
 """LeRobot's own training of its own policies, on decoded pictures.
 
-`lerobot-train` runs as it is, with two of the parts that it is made of exchanged: the data set
-reads the decoded cache, and Adam and AdamW update all parameters in one fused pass. The order of
-the samples, loss, schedule, checkpoints and whatever else its flags ask for remain LeRobot's.
+`lerobot-train` runs as it is, with three of the parts that it is made of exchanged: the data set
+reads the decoded cache, ACT leaves out what nobody reads, and Adam and AdamW update all parameters
+in one fused pass. The order of the samples, loss, schedule, checkpoints and whatever else its flags
+ask for remain LeRobot's.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_train_eval_datasets
 from lerobot.optim.factory import make_optimizer_and_scheduler
+from lerobot.policies import make_policy
 from lerobot.scripts import lerobot_train
 from lerobot.utils.import_utils import register_third_party_plugins
 from torch.optim.lr_scheduler import LRScheduler
 
 from policies.imitation.lerobot_data import DecodedDataset
+from vla.lerobot_plugin.fast_act import hasten_training
 
 
 def train() -> None:
@@ -32,6 +35,7 @@ def train() -> None:
     with patch.multiple(
         lerobot_train,
         make_train_eval_datasets=decoded_datasets,
+        make_policy=hastened_policy,
         make_optimizer_and_scheduler=fused_optimizer,
     ):
         lerobot_train.train()
@@ -44,6 +48,14 @@ def decoded_datasets(config: TrainPipelineConfig) -> tuple[DecodedDataset, Decod
     config.num_workers = 0  # a batch costs less than handing it from one process to another
     training, heldout = make_train_eval_datasets(config)
     return DecodedDataset(training), None if heldout is None else DecodedDataset(heldout)
+
+
+def hastened_policy(*args: Any, **options: Any) -> Any:
+    """LeRobot's policy; ACT computes less."""
+    policy: Any = make_policy(*args, **options)
+    if policy.name == "act":
+        hasten_training(policy)
+    return policy
 
 
 def fused_optimizer(

@@ -12,7 +12,10 @@ import torch
 from demo_folder import write_folder
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies import make_policy
+from lerobot.policies.factory import make_policy_config
 from lerobot.scripts import lerobot_train
 from lerobot.scripts.lerobot_train import update_policy
 from lerobot.transforms import ImageTransforms, ImageTransformsConfig
@@ -21,7 +24,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from policies.imitation.lerobot_data import DecodedDataset
-from policies.imitation.lerobot_training import decoded_datasets
+from policies.imitation.lerobot_training import decoded_datasets, hastened_policy
 from scripts import cli
 from scripts.entrants import read_entrant
 
@@ -129,6 +132,33 @@ def test_it_trains_as_lerobot_does(
     assert torch.cat(apart).mean() < 1e-5
     assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
     assert read_entrant(f"ours={tmp_path / 'ours'}", "cpu", "FetchReach").policy is not None
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_what_act_leaves_out_changes_nothing(pre_norm: bool, data: Path) -> None:
+    """The same loss and gradients, of every parameter."""
+    config = make_policy_config("act", push_to_hub=False, device="cpu", pre_norm=pre_norm)
+    config.dropout, config.pretrained_backbone_weights = 0.0, None
+    meta = LeRobotDatasetMetadata("local/data", root=data)
+    torch.manual_seed(0)
+    theirs = make_policy(config, meta).train()
+    ours = hastened_policy(config, meta).train()
+    ours.load_state_dict(theirs.state_dict())
+    features = config.input_features | config.output_features
+    batch = {name: torch.rand(2, *feature.shape) for name, feature in features.items()}
+    batch["action"] = torch.rand(2, config.chunk_size, *features["action"].shape)
+    batch["action_is_pad"] = torch.arange(config.chunk_size).expand(2, -1) > 60
+    losses = []
+    for policy in (theirs, ours):
+        torch.manual_seed(1)  # of the latent's sample
+        loss, _ = policy.forward(batch)
+        loss.backward()
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        found = expected[name].grad
+        torch.testing.assert_close(parameter.grad, found, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_it_goes_on_as_lerobot_does(

@@ -1,13 +1,16 @@
-"""The same ACT with less work a decision, for playing only.
+"""The same ACT with less work, in training and in playing.
 
-What LeRobot's network computes again at every decision, or camera by camera, is computed once:
-frozen batch norms go into the convolutions before them, all cameras pass through the vision tower
-together, and the decoder's first self-attention, which sees no observation, is kept. Apart from
-rounding the actions are the same.
+Nobody reads the attention weights that LeRobot's network averages over heads, nor, of the
+variational encoder's last layer, any token but the first. For playing alone, what it computes again
+at every decision, or camera by camera, is computed once: frozen batch norms go into the
+convolutions before them, all cameras pass through the vision tower together, and the decoder's
+first self-attention, which sees no observation, is kept. Apart from rounding, and from which
+numbers dropout draws, all results are the same.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +18,14 @@ import torch
 from lerobot.policies.act.modeling_act import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+def hasten_training(policy: Any) -> None:
+    """Change how a LeRobot ACT policy computes, in place; its weights remain what they were."""
+    _leave_out_weights(policy.model)
+    if policy.config.use_vae:
+        last = policy.model.vae_encoder.layers[-1]
+        last.forward = _FirstToken(last)
 
 
 def hasten(policy: Any, bf16: bool = False) -> None:
@@ -25,6 +36,7 @@ def hasten(policy: Any, bf16: bool = False) -> None:
         bf16: keep the weights of matrix products in bfloat16; it then needs autocast around it.
     """
     model = policy.model
+    _leave_out_weights(model)
     if policy.config.image_features:
         _fold_norms(model.backbone)
         model.backbone.to(memory_format=torch.channels_last)
@@ -35,6 +47,13 @@ def hasten(policy: Any, bf16: bool = False) -> None:
         for module in policy.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
                 module.bfloat16()
+
+
+def _leave_out_weights(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            attention: Any = module
+            attention.forward = partial(attention.forward, need_weights=False)
 
 
 def _fold_norms(module: nn.Module) -> None:
@@ -54,6 +73,24 @@ def _fold_norms(module: nn.Module) -> None:
             setattr(module, name, nn.Identity())
     for _, child in children:
         _fold_norms(child)
+
+
+class _FirstToken:
+    """A layer of ACT's encoder for its first token alone, which attends to all."""
+
+    def __init__(self, layer: Any):
+        self._layer, self._forward = layer, layer.forward
+        self._attend = layer.self_attn.forward
+        layer.self_attn.forward = self._attend_to_all
+        self._keys = self._values = torch.empty(0)
+
+    def __call__(self, x: Tensor, pos_embed: Tensor, key_padding_mask: Tensor) -> Tensor:
+        self._values = self._layer.norm1(x) if self._layer.pre_norm else x
+        self._keys = self._values + pos_embed
+        return self._forward(x[:1], pos_embed[:1], key_padding_mask)
+
+    def _attend_to_all(self, query: Tensor, _key: Tensor, value: Tensor, **mask: Any) -> Any:
+        return self._attend(query, self._keys, self._values, **mask)
 
 
 class _TogetherThroughTower:
