@@ -36,7 +36,7 @@ class BenchHeadsConfig:
     task: str = "FetchPush"
     heads: tuple[str, ...] = tuple(HEADS)
     horizon: int = 5
-    updates: int = 2000
+    updates: int = 1000
     episodes: int = 200
     seed: int = 0
     out: Path = Path("runs/heads")

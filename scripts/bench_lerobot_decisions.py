@@ -66,9 +66,9 @@ def training_config(
 
 
 def deciders(
-    root: Path, policy: Sequence[str], device: str, compiled: bool = True
+    root: Path, policy: Sequence[str], device: str, compiled: bool = True, bf16: bool = True
 ) -> dict[str, Decider]:
-    """ACT for this data set's robot, and our grounded model, `compiled` if asked."""
+    """ACT for this data set's robot, also in `bf16`, and our grounded model, also `compiled`."""
     spec = read_contract(root)
     config: Any = training_config(root, policy, device, 1).policy
     meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
@@ -80,24 +80,26 @@ def deciders(
         for part in (network, before, after):
             part.save_pretrained(folder)
         ours = load_lerobot_policy(folder, spec, device)
-        reduced = load_lerobot_policy(folder, spec, device, bf16=True)
+        reduced = load_lerobot_policy(folder, spec, device, bf16=True) if bf16 else None
         native.save(grounded)
         settings = LeRobotVLAConfig.from_pretrained(grounded)
         settings.device = device
         plugin = LeRobotVLAPolicy.from_pretrained(grounded, config=settings)
         around = make_pre_post_processors(settings, str(grounded))
-    captured = load_policy(GROUNDED, device)
-    if compiled:
-        captured.compile()
     act, vla = "ACT, LeRobot", "our model, LeRobot"
-    return {
+    chosen = {
         act: _lerobots(act, spec, network, before, after),
         "ACT, ours": _ours(act, ours),
-        "ACT, ours, bfloat16": _ours(act, reduced),
         vla: _lerobots(vla, native.spec, plugin, *around),
         "our model, ours": _ours(vla, native),
-        "our model, ours, compiled": _ours(vla, captured),
     }
+    if reduced is not None:
+        chosen["ACT, ours, bfloat16"] = _ours(act, reduced)
+    if compiled:
+        captured = load_policy(GROUNDED, device)
+        captured.compile()
+        chosen["our model, ours, compiled"] = _ours(vla, captured)
+    return chosen
 
 
 def _lerobots(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) -> Decider:

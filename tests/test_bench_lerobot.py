@@ -83,6 +83,7 @@ def test_it_reports_every_measurement(
         return {name: [speed[name]] * rounds for name in contenders}
 
     monkeypatch.setattr(bench_lerobot, "interleave", interleave)
+    monkeypatch.setattr(bench_lerobot, "multiplies_bfloat16", lambda device: True)
     result = main(config)
     assert config.out
     assert json.loads(config.out.read_text())["samples_per_s"] == result["samples_per_s"]

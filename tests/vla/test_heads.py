@@ -105,8 +105,25 @@ def test_padded_steps_teach_nothing(name: str) -> None:
     is_pad[:, 3] = True
     other = actions.clone()
     other[:, 3] = -1.0
-    losses = [head.loss(features(), shown, is_pad) for shown in (actions, other)]
+    losses = []
+    for shown in (actions, other):
+        torch.manual_seed(0)  # of the noise
+        losses.append(head.loss(features(), shown, is_pad))
     assert torch.allclose(losses[0], losses[1], atol=1e-6)
+
+
+def test_bins_around_a_demonstrated_number_count() -> None:
+    """Its own bin most, none where there is no spread; the shares are those of a Gaussian."""
+    for spread, near in ((0.0, 0.0), (0.05, 1.0)):
+        head = TokenHead(SIZES, TokenHeadConfig(bins=64, spread=spread))
+        actions = chunks(5).clamp(-0.7, 0.7)
+        shares = head._shares(actions)
+        assert torch.allclose(shares.sum(-1), torch.ones(()), atol=1e-5)
+        own = head.tokens(actions)[..., None]
+        assert (shares.gather(-1, own) >= shares - 1e-6).all()
+        assert float((shares.gather(-1, own + 1) > 0).float().mean()) == near
+        centres = (torch.arange(64) + 0.5) / 32 - 1
+        assert ((shares @ centres) - actions.flatten(1)).abs().max() < 1 / 32
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "gaussian"])

@@ -30,19 +30,20 @@ class TokenLikelihood(Likelihood):
     def log_prob(self) -> Tensor:
         """Log-probability of the tokens, [n, horizon]."""
         log_p = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
-        return self._per_step(log_p)
+        return self.per_step(log_p)
 
     def entropy(self) -> Tensor:
         """Of every token given those before it, [n, horizon]."""
         log_p = self.logits.log_softmax(-1)
-        return self._per_step(-(log_p.exp() * _finite(log_p)).sum(-1))
+        return self.per_step(-(log_p.exp() * _finite(log_p)).sum(-1))
 
     def kl(self, reference: TokenLikelihood) -> Tensor:
         """KL(self || reference) of every token given those before it, [n, horizon]."""
         log_p, other = self.logits.log_softmax(-1), reference.logits.log_softmax(-1)
-        return self._per_step((log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1))
+        return self.per_step((log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1))
 
-    def _per_step(self, values: Tensor) -> Tensor:
+    def per_step(self, values: Tensor) -> Tensor:
+        """Values of tokens [n, t], shared out over the control steps: [n, horizon]."""
         return torch.einsum("nt,nth->nh", values, self.share)
 
 

@@ -3,7 +3,10 @@
 Source: Brohan et al. 2023 (RT-2, arXiv:2307.15818), section 3.2, and Kim et al. 2024 (OpenVLA,
 arXiv:2406.09246), section 3.2: 256 bins a dimension, predicted autoregressively with
 cross-entropy. Departures: the tokens are those of an action expert that attends to the backbone
-instead of words of its vocabulary, and they come in chunks.
+instead of words of its vocabulary, and they come in chunks. A few dozen demonstrations are learned
+by heart when each number has one right bin among 256, so the bins around it count, too (HL-Gauss,
+Imani and White 2018, arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950), and the tokens
+before are drawn with the same spread, so that a number is not merely the last one again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
 from vla.model.heads.base import Features, HeadConfig, LikelihoodHead, Sizes
@@ -26,10 +30,13 @@ class TokenHeadConfig(HeadConfig):
     Attributes:
         expert: the transformer.
         bins: of one number, equally wide over [-1, 1].
+        spread: std of the Gaussian around a demonstrated number, whose share of each bin is
+            learned; 0 for the number's own bin alone.
     """
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     bins: int = 256
+    spread: float = 0.05
 
 
 class TokenHead(LikelihoodHead):
@@ -50,16 +57,23 @@ class TokenHead(LikelihoodHead):
         self.decoder = Autoregressive(sizes, config.expert, config.bins, length)
 
     def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
-        """Mean cross-entropy of a number's bin over unpadded steps, nats."""
+        """Mean cross-entropy of a number's bins over unpadded steps, nats."""
         kept = (~is_pad).float()
-        total = -self.likelihood(features, self.tokens(actions)).log_prob()
+        before = self.tokens(actions + self.config.spread * torch.randn_like(actions))
+        guess = self.likelihood(features, before)
+        total = guess.per_step(-(self._shares(actions) * guess.logits.log_softmax(-1)).sum(-1))
         per_step = total / (self._real(features).sum(1, keepdim=True) / self.shape[0])
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     @torch.no_grad()
     def act(self, features: Features) -> Tensor:
-        """The likeliest token each time."""
-        return self.actions(self._generate(features, lambda logits: logits.argmax(-1)))
+        """The mean of what each token may be: of many bins that are learned, none stands out."""
+        centres = self._centres(torch.arange(self.config.bins, device=features.vector.device))
+
+        def mean(logits: Tensor) -> Tensor:
+            return self.tokens((logits.softmax(-1) @ centres)[:, None])[:, 0]
+
+        return self.actions(self._generate(features, mean))
 
     @torch.no_grad()
     def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
@@ -72,13 +86,24 @@ class TokenHead(LikelihoodHead):
 
     def actions(self, decisions: Tensor) -> Tensor:
         """Centres of the bins."""
-        centres = (decisions.float() + 0.5) * (2 / self.config.bins) - 1
-        return centres.unflatten(1, self.shape)
+        return self._centres(decisions).unflatten(1, self.shape)
+
+    def _centres(self, tokens: Tensor) -> Tensor:
+        return (tokens.float() + 0.5) * (2 / self.config.bins) - 1
 
     def tokens(self, actions: Tensor) -> Tensor:
-        """The bins that normalised chunks [n, horizon, action] fall into, int64 [n, t]."""
+        """The bins that normalised numbers [n, ...] fall into, int64 [n, t]."""
         place = (actions.clamp(-1, 1) + 1) * (self.config.bins / 2)
         return place.long().clamp_max(self.config.bins - 1).flatten(1)
+
+    def _shares(self, actions: Tensor) -> Tensor:
+        """How much each bin has of normalised chunks [n, horizon, action]: [n, t, bins]."""
+        if not self.config.spread:
+            return one_hot(self.tokens(actions), self.config.bins).float()
+        edges = torch.linspace(-1, 1, self.config.bins + 1, device=actions.device)
+        around = actions.clamp(-1, 1).flatten(1)[..., None]
+        shares = torch.special.ndtr((edges - around) / self.config.spread).diff(dim=-1)
+        return shares / shares.sum(-1, keepdim=True)
 
     def likelihood(self, features: Features, decisions: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; a control step has those of its own numbers."""
@@ -86,7 +111,7 @@ class TokenHead(LikelihoodHead):
         decisions = decisions.where(real, self._middle)
         logits = self.decoder(features, decisions)
         steps = torch.arange(self.shape[0], device=logits.device).repeat_interleave(self.shape[1])
-        share = torch.nn.functional.one_hot(steps) * real[..., None].float()
+        share = one_hot(steps) * real[..., None].float()
         return TokenLikelihood(logits, decisions, share)
 
     def _generate(self, features: Features, pick: Callable[[Tensor], Tensor]) -> Tensor:
