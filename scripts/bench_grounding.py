@@ -114,7 +114,7 @@ def _success(
     config: BenchGroundingConfig, task: str, folder: Path, **changes: Any
 ) -> dict[str, float]:
     """Share of episodes that end in success, with its interval."""
-    words = "-".join(str(value) for value in changes.values()).replace(" ", "_")
+    words = "".join(c for c in str([*changes.values()]) if c.isalnum())
     settings = evaluate.EvaluateConfig(
         task,
         (f"clone={folder}",),

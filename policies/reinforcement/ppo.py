@@ -48,7 +48,7 @@ class PPOConfig:
         clip: range of the ratio.
         epochs: passes over what was collected.
         minibatch: macro-steps a gradient step.
-        actor_learning_rate: of Adam.
+        actor_learning_rate: of Adam; None for the head's own.
         std_learning_rate: of Adam for the exploration's log standard deviation.
         critic_learning_rate: of Adam.
         critic: what the critic sees: "privileged" simulator state, or the actor's "context".
@@ -72,7 +72,7 @@ class PPOConfig:
     clip: float = 0.3
     epochs: int = 10
     minibatch: int = 1000
-    actor_learning_rate: float = 3e-4
+    actor_learning_rate: float | None = None
     std_learning_rate: float = 3e-3
     critic_learning_rate: float = 1e-3
     critic: Literal["privileged", "context"] = "privileged"
@@ -180,7 +180,8 @@ class PPO:
         torch.manual_seed(config.seed)
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
         self.reference = deepcopy(model.actor)
-        self._noise = require_likelihood(model.actor.head, "PPO").noise_parameters()
+        head = require_likelihood(model.actor.head, "PPO")
+        self._noise = head.noise_parameters()
         with torch.no_grad():
             for log_std in self._noise:
                 log_std.fill_(config.log_std_start)
@@ -191,7 +192,7 @@ class PPO:
         means = [p for p in self._actor if all(p is not log_std for log_std in self._noise)]
         self._actor_optimizer = torch.optim.Adam(
             [
-                {"params": means, "lr": config.actor_learning_rate},
+                {"params": means, "lr": config.actor_learning_rate or head.learning_rate},
                 {"params": self._noise, "lr": config.std_learning_rate},
             ],
             fused=True,

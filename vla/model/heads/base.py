@@ -124,6 +124,9 @@ class LikelihoodHead(ActionHead):
     squashing, the tokens, or the chain of denoising steps.
     """
 
+    learning_rate: ClassVar[float] = 2e-5
+    """At which reinforcement with Adam moves the policy a little, not the loss of cloning."""
+
     @abstractmethod
     def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
         """Decisions, drawn at random."""

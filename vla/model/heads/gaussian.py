@@ -88,6 +88,8 @@ class GaussianHead(LikelihoodHead):
         config: sizes and noise.
     """
 
+    learning_rate = 3e-4
+
     def __init__(self, sizes: Sizes, config: GaussianHeadConfig):
         super().__init__()
         self.config = config
