@@ -189,10 +189,11 @@ class PPO:
         self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
         self.critic.to(policy.device)
         self._actor = [*model.actor.parameters()]
+        rate = config.actor_learning_rate
         means = [p for p in self._actor if all(p is not log_std for log_std in self._noise)]
         self._actor_optimizer = torch.optim.Adam(
             [
-                {"params": means, "lr": config.actor_learning_rate or head.learning_rate},
+                {"params": means, "lr": head.learning_rate if rate is None else rate},
                 {"params": self._noise, "lr": config.std_learning_rate},
             ],
             fused=True,

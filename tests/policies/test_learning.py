@@ -149,6 +149,15 @@ def test_a_frozen_batch_is_learned(env: CpuVecEnv, tmp_path: Path) -> None:
     assert float(gain[better].mean()) > float(gain[~better].mean()) + 0.01
 
 
+@pytest.mark.parametrize(("told", "taken"), [(None, 3e-4), (0.0, 0.0), (1e-3, 1e-3)])
+def test_the_actor_learns_at_the_rate_told_or_its_heads(
+    told: float | None, taken: float, env: CpuVecEnv, tmp_path: Path
+) -> None:
+    """Zero is a rate, too."""
+    ppo = make_ppo(env, tmp_path, actor_learning_rate=told)
+    assert ppo._actor_optimizer.param_groups[0]["lr"] == taken
+
+
 def test_training_samples_and_evaluation_does_not(env: CpuVecEnv, tmp_path: Path) -> None:
     """Two collections of the same episodes differ; two evaluations do not."""
     ppo = make_ppo(env, tmp_path)
