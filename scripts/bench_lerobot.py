@@ -62,10 +62,15 @@ class BenchLeRobotConfig:
 
 def main(config: BenchLeRobotConfig) -> dict[str, Any]:
     """Measure, print two Markdown tables, and return every measurement."""
-    load = os.getloadavg()[0]
+    load, begun = os.getloadavg()[0], time.perf_counter()
+
+    def announce(phase: str) -> None:
+        print(f"[{time.perf_counter() - begun:5.0f} s] {phase}", flush=True)
+
     samples = config.updates * config.batch_size
     tried = {}
     for workers in config.worker_counts:  # one after the other: idle workers would take memory
+        announce(f"LeRobot's training with {workers} loader workers")
         alone = {"": (partial(trainer, config, False, False, workers), {})}
         tried[workers] = interleave(alone, samples, 1, config.batch_size)[""][0]
     best = max(tried, key=lambda workers: tried[workers])
@@ -77,7 +82,9 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
         for precision, bf16 in precisions.items()
         for side in (OURS, THEIRS)
     }
+    announce(f"{config.rounds} rounds of training: {', '.join(contenders)}")
     rates = interleave(contenders, samples, config.rounds, config.batch_size)
+    announce("decisions")
     chosen = deciders(config.root, config.policy, config.device, config.compiled, reduced)
     times, apart = measure(chosen, config.rounds, config.decisions)
     result = {

@@ -67,8 +67,11 @@ class VLAPolicy:
 
         Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
         """
-        mode = "reduce-overhead" if self.device.type == "cuda" else None
-        self._decide = torch.compile(self._chunk, mode=mode)
+        # For one observation the calls count as much as the products: graphs, or C++ that calls.
+        if self.device.type == "cuda":
+            self._decide = torch.compile(self._chunk, mode="reduce-overhead")
+        else:
+            self._decide = torch.compile(self._chunk, options={"cpp_wrapper": True})
 
     @property
     def device(self) -> torch.device:

@@ -70,8 +70,8 @@ def test_a_compiled_policy_acts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     real = torch.compile
 
-    def front(function: Any, mode: str | None) -> Any:
-        assert mode is None
+    def front(function: Any, options: dict[str, bool]) -> Any:
+        assert options == {"cpp_wrapper": True}
         return real(function, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(torch, "compile", front)

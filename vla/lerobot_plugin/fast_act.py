@@ -4,8 +4,9 @@ Nobody reads the attention weights that LeRobot's network averages over heads, n
 variational encoder's last layer, any token but the first. For playing alone, what it computes again
 at every decision, or camera by camera, is computed once: frozen batch norms go into the
 convolutions before them, all cameras pass through the vision tower together, and the decoder's
-first self-attention, which sees no observation, is kept. Apart from rounding, and from which
-numbers dropout draws, all results are the same.
+first self-attention, which sees no observation, is kept; on a CPU the large weights are kept in the
+layout in which they are multiplied. Apart from rounding, and from which numbers dropout draws, all
+results are the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from lerobot.policies.act.modeling_act import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from vla.lerobot_plugin.packed import can_pack, pack
 
 
 def hasten_training(policy: Any) -> None:
@@ -47,6 +50,8 @@ def hasten(policy: Any, bf16: bool = False) -> None:
         for module in policy.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
                 module.bfloat16()
+    if can_pack(policy.config.device, bf16):
+        pack(model)
 
 
 def _leave_out_weights(model: Any) -> None:
