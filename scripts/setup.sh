@@ -24,7 +24,7 @@ fingerprint() {
 usable_uv() { [[ $("$1" pip install --help 2>/dev/null) == *--group* ]]; }
 
 find_uv() {
-  local candidate
+  local candidate python
   for candidate in uv .venv/bin/uv "${HOME:-}/.local/bin/uv" "$UV_HOME/bin/uv"; do
     if usable_uv "$candidate"; then
       printf '%s' "$candidate"
@@ -34,7 +34,11 @@ find_uv() {
   say "installing uv into $UV_HOME"
   # --target leaves the system's packages alone, also where they are externally managed; from /,
   # because a version manager that lacks 3.12 refuses any python3 beside our .python-version.
-  (cd / && PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --upgrade --target "$UV_HOME" uv) >&2 ||
+  # The first python3 may be that of an activated environment without pip.
+  while read -r python; do
+    (cd / && PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --upgrade --target "$UV_HOME" uv) >&2 </dev/null && break
+  done < <(type -ap python3)
+  usable_uv "$UV_HOME/bin/uv" ||
     die "uv is missing and python3 -m pip could not install it; install uv, or pip (Debian: apt-get install python3-pip)"
   printf '%s' "$UV_HOME/bin/uv"
 }

@@ -127,6 +127,18 @@ def test_a_failed_install_is_repeated(checkout: Checkout) -> None:
     assert checkout.uv_calls() == ["pip install"]
 
 
+def test_a_python_without_pip_is_passed_over(checkout: Checkout) -> None:
+    """An activated environment stands first on PATH; the next python3 brings uv."""
+    uv = checkout.path / "bin" / "uv"
+    uv.unlink()
+    write_script(checkout.path / "bin" / "python3", "#!/bin/sh\nexit 1\n")
+    brings_uv = f'mkdir -p "$7/bin" && cat >"$7/bin/uv" <<\'E\'\n{FAKE_UV}E\nchmod +x "$7/bin/uv"\n'
+    write_script(checkout.path / "other" / "python3", f"#!/bin/sh\n{brings_uv}")
+    path = f"{checkout.path}/bin:{checkout.path}/other:/usr/bin:/bin"
+    assert checkout.run("scripts/setup.sh", PATH=path).returncode == 0
+    assert checkout.uv_calls() == ["venv --clear", "pip install"]
+
+
 def test_no_python_and_no_way_to_fetch_one(checkout: Checkout) -> None:
     """Says which Python to install."""
     failed = checkout.run("scripts/setup.sh", FAIL="venv")
