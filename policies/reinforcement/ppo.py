@@ -53,7 +53,7 @@ class PPOConfig:
         critic_learning_rate: of Adam.
         critic: what the critic sees: "privileged" simulator state, or the actor's "context".
         entropy: weight of the entropy bonus.
-        reference_kl: weight of the penalty KL(policy || clone).
+        reference_kl: weight of the penalty KL(policy || clone), at the policy's own exploration.
         target_kl: epochs stop once the policy has moved this far from the collecting one, in nats
             a control step.
         max_grad_norm: gradients are clipped to this norm.
@@ -182,6 +182,7 @@ class PPO:
         self.reference = deepcopy(model.actor)
         head = require_likelihood(model.actor.head, "PPO")
         self._noise = head.noise_parameters()
+        self._reference_noise = require_likelihood(self.reference.head, "PPO").noise_parameters()
         with torch.no_grad():
             for log_std in self._noise:
                 log_std.fill_(config.log_std_start)
@@ -243,8 +244,9 @@ class PPO:
         config = self.config
         done = self.iteration / config.iterations
         ceiling = config.log_std_start + done * (config.log_std_end - config.log_std_start)
-        for log_std in self._noise:
+        for log_std, reference in zip(self._noise, self._reference_noise, strict=True):
             log_std.clamp_(max=ceiling)
+            reference.copy_(log_std)  # how far the means went, not the exploration that is set
         first = config.first_seed + (config.seed * 100_000 + self.iteration) * config.episodes
         collector = Collector(self.policy, config.critic, self._generator)
         seeds = range(first, first + config.episodes)

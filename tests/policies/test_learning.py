@@ -37,9 +37,10 @@ def make_ppo(env: CpuVecEnv, folder: Path, **changes: object) -> PPO:
 
 
 def test_ratio_is_one_before_the_first_update(env: CpuVecEnv, tmp_path: Path) -> None:
-    """At ratio 1 nothing is clipped and the gradient is the policy gradient's."""
+    """At ratio 1 nothing is clipped, the gradient is the policy gradient's, the clone is near."""
     ppo = make_ppo(env, tmp_path)
-    batch, _ = ppo.collect()
+    batch, collected = ppo.collect()
+    assert abs(collected["policy/reference_kl"]) < 1e-6
     model = ppo.policy.model
     new = model.actor.likelihood(batch.context, batch.decision).log_prob()
     assert ((new - batch.log_prob).exp() - 1).abs().max() < 1e-3

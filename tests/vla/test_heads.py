@@ -41,7 +41,7 @@ CONFIGS: dict[str, HeadConfig] = {
     "fast": FastHeadConfig(_EXPERT, scale=8.0, vocabulary=128).fitted(chunks(500)),
     "l1": L1HeadConfig(_EXPERT),
     "flow": FlowHeadConfig(_EXPERT, steps=4),
-    "flow noise": FlowHeadConfig(_EXPERT, steps=4, sampler="noise"),
+    "flow sde": FlowHeadConfig(_EXPERT, steps=4, sampler="sde", random_steps=4),
 }
 LIKELY = [name for name in CONFIGS if name != "l1"]
 
@@ -228,7 +228,7 @@ def test_flow_sde_keeps_the_marginals() -> None:
     training (Flow-GRPO, arXiv:2505.05470, appendix A).
     """
     torch.manual_seed(0)
-    head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, steps=200, log_std_start=-0.5))
+    head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, 200, "sde", 200, -0.5))
     mean, std = 0.3, 0.2
 
     def exact(_: Features, at: torch.Tensor, time: torch.Tensor):
@@ -244,6 +244,21 @@ def test_flow_sde_keeps_the_marginals() -> None:
         ends = head.sample(many, torch.Generator().manual_seed(1))[:, -1]
     assert abs(float(ends.mean()) - mean) < 0.01
     assert abs(float(ends.std()) - std) < 0.02
+
+
+def test_only_the_last_steps_of_a_flow_are_random() -> None:
+    """A decision holds those; the steps before are the ones that a chain without noise takes."""
+    chains = []
+    for random_steps in (2, 4):
+        torch.manual_seed(0)
+        head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, 4, "noise", random_steps, -20.0))
+        with torch.no_grad():
+            chains.append(head.sample(features(), torch.Generator().manual_seed(1)))
+    end, whole = chains
+    assert end.shape == (5, 3, SIZES.horizon, SIZES.action)
+    torch.testing.assert_close(end, whole[:, 2:], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="start at 1"):
+        FlowHeadConfig(random_steps=0)
 
 
 def test_a_head_without_likelihood_says_so() -> None:

@@ -5,13 +5,15 @@ noise at time 0 to the chunk at time 1, times drawn towards noise, Euler steps. 
 likelihood, after Chen et al. 2025 (pi_RL, arXiv:2510.25889): Flow-SDE (Liu et al. 2025, Flow-GRPO,
 arXiv:2505.05470) turns the ordinary differential equation into a stochastic one with the same
 marginals, Flow-Noise (Zhang et al. 2025, ReinFlow, arXiv:2505.22094) adds noise of a learned,
-bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood.
+bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood. As in
+Ren et al. 2024 (DPPO, arXiv:2409.00588, section 4.3) only the last steps need be drawn at random.
 Departures: one level of noise a number of the chunk, the drift's time is kept above one step, and
 the greedy chunk starts at the middle of the noise, so that it is the same for the same features.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,13 +45,20 @@ class FlowHeadConfig(HeadConfig):
         expert: the transformer.
         steps: Euler steps from noise to chunk.
         sampler: how it samples for reinforcement: "sde" or "noise".
+        random_steps: so many of the last steps are random for reinforcement, and are what it
+            trains; those before are Euler steps from random noise. Where there are fewer, all.
         log_std_start: log of the noise level where reinforcement does not set another one.
     """
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     steps: int = 10
-    sampler: Literal["sde", "noise"] = "sde"
+    sampler: Literal["sde", "noise"] = "noise"
+    random_steps: int = 3
     log_std_start: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.random_steps < 1:
+            raise ValueError(f"steps and random_steps start at 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class ChainLikelihood(Likelihood):
 
 
 class FlowHead(LikelihoodHead, InpaintingHead):
-    """Noise to chunks; a decision is the chain [n, steps + 1, horizon, action].
+    """Noise to chunks; a decision is the chain's end [n, random_steps + 1, horizon, action].
 
     Args:
         sizes: of features and chunks.
@@ -127,10 +136,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
     def act(self, features: Features) -> Tensor:
         """Euler steps from the middle of the noise, drawn in to [-1, 1]."""
         at = features.vector.new_zeros(len(features), *self.shape)
-        for time in self._times(at):
-            velocity, _ = self._velocity(features, at[:, None], time.expand(1, 1))
-            at = at + velocity[:, 0] / self.config.steps
-        return at.clamp(-1, 1)
+        return self._flow(features, at, self.config.steps).clamp(-1, 1)
 
     def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
         """Euler steps as in `act`, pulled so that the chunk they lead to meets the wish.
@@ -163,9 +169,9 @@ class FlowHead(LikelihoodHead, InpaintingHead):
                 dtype=like.dtype,
             )
 
-        chain = [noise()]
-        for step in range(self.config.steps):
-            mean, log_std = self._step(features, chain[-1][:, None], first=step)
+        chain = [self._flow(features, noise(), self._first)]
+        for step in range(self._first, self.config.steps):
+            mean, log_std = self._step(features, chain[-1][:, None], step)
             chain.append((mean + log_std.exp() * noise()[:, None])[:, 0])
         return torch.stack(chain, dim=1)
 
@@ -174,13 +180,25 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         return decisions[:, -1].clamp(-1, 1)
 
     def likelihood(self, features: Features, decisions: Tensor) -> ChainLikelihood:
-        """Of chains, all their steps in one pass."""
-        mean, log_std = self._step(features, decisions[:, :-1], first=0)
+        """Of chains, all their random steps in one pass."""
+        mean, log_std = self._step(features, decisions[:, :-1], self._first)
         return ChainLikelihood(mean, log_std, decisions[:, 1:], features.real)
 
     def noise_parameters(self) -> list[nn.Parameter]:
         """The log level of the noise, one a number of the chunk."""
         return [self.raw_log_std]
+
+    @property
+    def _first(self) -> int:
+        """The first random step."""
+        return max(0, self.config.steps - self.config.random_steps)
+
+    def _flow(self, features: Features, at: Tensor, count: int) -> Tensor:
+        """The first `count` Euler steps."""
+        for time in self._times(at)[:count]:
+            velocity, _ = self._velocity(features, at[:, None], time.expand(1, 1))
+            at = at + velocity[:, 0] / self.config.steps
+        return at
 
     def _times(self, like: Tensor) -> Tensor:
         return torch.arange(self.config.steps, device=like.device) / self.config.steps
@@ -191,7 +209,8 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         time = self._times(at)[first : first + at.shape[1]]
         velocity, log_std = self._velocity(features, at, time[None])
         if self.config.sampler == "noise":
-            return at + velocity / count, log_std
+            # The level is that of all random steps together.
+            return at + velocity / count, log_std - 0.5 * math.log(count - self._first)
         now = time[:, None, None]
         after_start = now.clamp_min(1 / count)
         # sigma^2 = level^2 (1 - t) / t; sigma^2 / 2 times the score of the marginal at t is:
