@@ -50,6 +50,11 @@ class Entrant:
         return next((place for place in near if (place / "run.json").is_file()), None)
 
     @property
+    def checkpoint(self) -> Path:
+        """The folder that was loaded, of a run its best checkpoint; not for the built-in."""
+        return _checkpoint(Path(self.kind))
+
+    @property
     def source(self) -> str:
         """Where the behaviour comes from, for the table."""
         return BUILT_IN.get(self.kind, self.kind)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,11 +205,24 @@ def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
 
 
 def _training_steps(entrant: Entrant, curves: dict[str, Curve]) -> int | None:
-    """The last count of simulator steps that a run logged; nothing built in was trained."""
+    """Simulator steps that were logged up to the checkpoint; nothing built in was trained."""
     if entrant.policy is None:
         return 0
-    counts = [c.values[-1] for tag, c in curves.items() if tag.endswith("simulator_steps")]
-    return int(max(counts)) if counts else None
+    counted = [curve for tag, curve in curves.items() if tag.endswith("simulator_steps")]
+    if not counted:
+        return None
+    end = _iteration(entrant.checkpoint.name, curves)
+    points = [point for curve in counted for point in zip(curve.steps, curve.values, strict=True)]
+    return int(max((count for step, count in points if step <= end), default=0))
+
+
+def _iteration(checkpoint: str, curves: dict[str, Curve]) -> float:
+    """Of `step_<n>`, or of `best`: where greedy success was highest, of several the last."""
+    if number := re.fullmatch(r"step_(\d+)", checkpoint):
+        return int(number[1])
+    if checkpoint != "best" or (success := curves.get("success/end")) is None:
+        return math.inf
+    return max(zip(success.values, success.steps, strict=True))[1]
 
 
 def _add_films(

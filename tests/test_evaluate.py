@@ -17,6 +17,7 @@ import tyro
 from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
+from policies.report.data import Curve
 from scripts import entrants
 from scripts.entrants import (
     Entrant,
@@ -27,7 +28,7 @@ from scripts.entrants import (
     read_entrant,
     require_comparable,
 )
-from scripts.evaluate import EvaluateConfig, _seeds, goals_of, main, play
+from scripts.evaluate import EvaluateConfig, _seeds, _training_steps, goals_of, main, play
 from scripts.provenance import command_line, machine_facts
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
@@ -96,6 +97,22 @@ def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert len(frames) == 51
         assert (frames[0] != frames[-1]).any(), "something moves"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("best", 2000), ("step_000001", 1000), ("final", 3000)]
+)
+def test_training_counts_up_to_the_checkpoint(name, steps, tmp_path):
+    """Not what the run did afterwards; all of it where the checkpoint does not say when."""
+    checkpoint = tmp_path / name
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").touch()
+    curves = {
+        "collect/simulator_steps": Curve([1, 2, 3], [1000.0, 2000.0, 3000.0]),
+        "success/end": Curve([0, 1, 2, 3], [0.5, 0.9, 0.9, 0.6]),
+    }
+    entrant = Entrant("refined", str(checkpoint), Staring(checkpoint))
+    assert _training_steps(entrant, curves) == steps
 
 
 @pytest.mark.render
