@@ -151,7 +151,7 @@ def _result_line(row: Row, colour: int, trials: int) -> str:
     )
     return (
         f'<tr><td><span class="dot c{colour % COLOURS}"></span>{escape(row.name)}'
-        f'<small class="source">{escape(row.source)}</small></td>'
+        f'<small class="source">{escape(row.source).replace("/", "/<wbr>")}</small></td>'
         f'<td class="rate">{rate_bar(end, colour % COLOURS)}'
         f"{rate(end, trials)} <small>{bounds(end, trials)}</small></td>"
         f"<td>{rate(ever, trials)} <small>{bounds(ever, trials)}</small></td>"
