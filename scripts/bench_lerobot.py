@@ -25,6 +25,7 @@ import tyro
 from policies.statistics import median_of_ratios
 from scripts.bench_env import Contender, interleave
 from scripts.bench_lerobot_decisions import deciders, measure, training_config
+from scripts.progress import stages
 from vla.model.embedded import multiplies_bfloat16
 
 OURS, THEIRS = "ours", "LeRobot"
@@ -62,11 +63,7 @@ class BenchLeRobotConfig:
 
 def main(config: BenchLeRobotConfig) -> dict[str, Any]:
     """Measure, print two Markdown tables, and return every measurement."""
-    load, begun = os.getloadavg()[0], time.perf_counter()
-
-    def announce(phase: str) -> None:
-        print(f"[{time.perf_counter() - begun:5.0f} s] {phase}", flush=True)
-
+    load, announce = os.getloadavg()[0], stages()
     samples = config.updates * config.batch_size
     tried = {}
     for workers in config.worker_counts:  # one after the other: idle workers would take memory

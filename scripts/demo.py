@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts import collect, evaluate, pretrain, refine
 from scripts.presets import preset
+from scripts.progress import stages
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ class DemoConfig:
 
 def main(config: DemoConfig) -> int:
     """Run every stage; a stage that was cut goes on where it stopped when called again."""
-    started = time.perf_counter()
+    announce = stages()
     data, clone, refined = (config.out / name for name in ("data", "clone", "refined"))
-
-    def announce(stage: str) -> None:
-        print(f"\n[{time.perf_counter() - started:5.0f} s] {stage}", flush=True)
 
     announce(f"recording {config.demonstrations} demonstrations of {config.task}")
     settings = preset(config.task)

@@ -1,7 +1,9 @@
-"""A progress bar that also prints what was measured, one line each time."""
+"""How far a command is: a bar that also prints what was measured, and the stages of a long run."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,3 +41,9 @@ class Bar:
         self._progress.update(self._task, completed=step)
         shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN if name in values)
         self._progress.print(f"{step:>6}  {shown}")
+
+
+def stages() -> Callable[[str], None]:
+    """A function that prints the stage which begins, after the seconds since now."""
+    started = time.perf_counter()
+    return lambda stage: print(f"\n[{time.perf_counter() - started:5.0f} s] {stage}", flush=True)
