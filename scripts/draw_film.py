@@ -11,7 +11,7 @@ import tyro
 from PIL import Image
 
 from policies.rollout import Episode, rollout
-from scripts.entrants import make_built_in, make_env, read_entrant, require_comparable
+from scripts.policy_loading import make_built_in, make_env, read_entrant, require_comparable
 from sim.film import replay
 from sim.tasks.registry import make_task
 

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from policies.baselines import BlankImages
+from policies.evaluation.baselines import BlankImages
+from policies.evaluation.report.curves import Log, read_log
+from policies.evaluation.report.data import Curve, Film, PolicyResult, Report, Row, table
+from policies.evaluation.report.page import write_report
+from policies.evaluation.report.selection import choose_episodes
+from policies.evaluation.statistics import Interval
 from policies.planning.receding import PlannerPolicy
-from policies.report.curves import Log, read_log
-from policies.report.data import Curve, Film, PolicyResult, Report, Row, table
-from policies.report.page import write_report
-from policies.report.selection import choose_episodes
 from policies.rollout import Episode, Transition, rollout
-from policies.statistics import Interval
-from scripts.entrants import (
+from scripts.policy_loading import (
     Entrant,
     make_built_in,
     make_env,

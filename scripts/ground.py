@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from policies.grounding import Grounder, GroundingConfig
-from policies.grounding_set import GroundingSet, Prompt
+from policies.grounding.grounder import Grounder, GroundingConfig
+from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
@@ -27,14 +27,14 @@ from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from sim.tasks.tabletop import INSTRUCTIONS, UNSEEN_PAIRS, Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
-from vla.embodiments import Embodiment
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
-from vla.normalisation import Statistics
 from vla.policy import VLAPolicy, vlm_policy
-from vla.processor import Processor, ProcessorConfig
-from vla.tokenizer import train_tokenizer
+from vla.processing.embodiments import Embodiment
+from vla.processing.normalisation import Statistics
+from vla.processing.processor import Processor, ProcessorConfig
+from vla.processing.tokenizer import train_tokenizer
 
 QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),

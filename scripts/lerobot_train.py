@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from policies.imitation.lerobot_training import train
+from policies.lerobot.training import train
 
 
 def main(flags: Sequence[str]) -> int:

@@ -7,11 +7,11 @@ from typing import Literal
 
 from rich.progress import Progress
 
+from policies.evaluation.statistics import wilson_interval
 from policies.planning.cem import Cem, CemConfig
 from policies.planning.mppi import Mppi, MppiConfig
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import rollout
-from policies.statistics import wilson_interval
 from sim.dynamics import ExactDynamics
 from sim.vector import CpuVecEnv
 

@@ -17,14 +17,14 @@ from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.vector import CpuVecEnv
+from vla.checkpoint.initialisation import GROUNDED, encode_chunks, load_start, start_policy
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
-from vla.processor import ProcessorConfig
-from vla.starting import GROUNDED, encode_chunks, load_start, start_policy
+from vla.processing.processor import ProcessorConfig
 
 
 @dataclass(frozen=True)

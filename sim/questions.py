@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.scenes import Scenes
 from sim.tasks.base import Phrasing
-from vla.tokenizer import location_token
+from vla.processing.tokenizer import location_token
 
 PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
     "caption": {

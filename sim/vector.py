@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sim.line import Line, make_line
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.worker import Layout, SharedArrays, WorkerConfig, serve
+from sim.worker_channel import Line, make_line
 from vla.contract import ObservationBatch, StepBatch
 
 CAMERAS = ("front", "side", "wrist")

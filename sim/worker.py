@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sim.line import Line
 from sim.tasks.base import Episode, Phrasing, Task, pack_state
 from sim.tasks.registry import make_task
+from sim.worker_channel import Line
 
 Layout = dict[str, tuple[tuple[int, ...], str]]
 _ALIGNMENT = 64

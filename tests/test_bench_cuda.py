@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bench_cuda import BenchCudaConfig, main, make_inputs, make_model, peak_tflops
-from vla.model_inputs import ModelInputs
+from scripts.bench.cuda import BenchCudaConfig, main, make_inputs, make_model, peak_tflops
+from vla.processing.model_inputs import ModelInputs
 
 
 def test_it_runs_small_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

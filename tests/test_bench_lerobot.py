@@ -11,8 +11,8 @@ import pytest
 import torch
 from demo_folder import write_folder
 
-from scripts import bench_lerobot
-from scripts.bench_lerobot import BenchLeRobotConfig, main, trainer
+from scripts.bench import lerobot as bench_lerobot
+from scripts.bench.lerobot import BenchLeRobotConfig, main, trainer
 
 TINY = (
     "dim_model=32",

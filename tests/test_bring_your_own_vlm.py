@@ -12,18 +12,18 @@ import torch
 from demo_folder import write_folder
 from torch import Tensor
 
-from policies.grounding import Grounder, GroundingConfig
-from policies.grounding_set import GroundingSet, Prompt
+from policies.grounding.grounder import Grounder, GroundingConfig
+from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.imitation.bc import CloningConfig
 from policies.run_folder import RunFolder
 from scripts import ground, pretrain
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
-from vla.embodiments import Embodiment
 from vla.model.backbone import BackboneConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
-from vla.processor import ProcessorConfig
+from vla.processing.embodiments import Embodiment
+from vla.processing.processor import ProcessorConfig
 
 
 @pytest.fixture(scope="module")

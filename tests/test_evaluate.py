@@ -17,9 +17,10 @@ import tyro
 from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
-from policies.report.data import Curve
+from policies.evaluation.report.data import Curve
 from scripts import entrants
-from scripts.entrants import (
+from scripts.evaluate import EvaluateConfig, _seeds, _training_steps, goals_of, main, play
+from scripts.policy_loading import (
     Entrant,
     SwappedVecEnv,
     make_built_in,
@@ -28,7 +29,6 @@ from scripts.entrants import (
     read_entrant,
     require_comparable,
 )
-from scripts.evaluate import EvaluateConfig, _seeds, _training_steps, goals_of, main, play
 from scripts.provenance import command_line, machine_facts
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError

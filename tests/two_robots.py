@@ -11,13 +11,13 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
-from vla.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, Interface, VLAConfig
-from vla.normalisation import Statistics
 from vla.policy import VLAPolicy
-from vla.processor import ProcessorConfig
-from vla.tokenizer import train_tokenizer
+from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.processing.normalisation import Statistics
+from vla.processing.processor import ProcessorConfig
+from vla.processing.tokenizer import train_tokenizer
 
 SIZE = 12
 WORDS = ("go to the left", "lift the red block", "put it down")

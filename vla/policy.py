@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla.checkpoint import Checkpoint, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.folder import Checkpoint, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.model_card import model_card
 from vla.contract import ObservationBatch, RobotSpec
-from vla.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.lerobot_plugin.description import describe_pipelines, describe_policy
 from vla.model.backbone import BackboneConfig
 from vla.model.registry import load_pretrained
 from vla.model.vla import VLA, Interface, VLAConfig
-from vla.model_card import model_card
-from vla.model_inputs import ModelInputs
-from vla.processor import Processor, ProcessorConfig, common_size_px
+from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.processing.model_inputs import ModelInputs
+from vla.processing.processor import Processor, ProcessorConfig, common_size_px
 
 
 class VLAPolicy:

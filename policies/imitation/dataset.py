@@ -14,8 +14,8 @@ from torch import Tensor
 
 from policies.imitation.frame_cache import Frames, open_frames
 from vla.contract import ObservationBatch
-from vla.dataset_contract import merge_contracts
-from vla.normalisation import Statistics
+from vla.data.dataset_contract import merge_contracts
+from vla.processing.normalisation import Statistics
 
 Split = Literal["train", "heldout"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
 from policies.imitation.paraphrases import Paraphrases
 from vla.contract import ContractMismatchError
-from vla.dataset_contract import read_contract
-from vla.embodiments import Embodiment
+from vla.data.dataset_contract import read_contract
+from vla.processing.embodiments import Embodiment
 
 
 class Demonstrations:

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from policies.imitation.pictures import decode_pictures
+from policies.imitation.images import decode_pictures
 from vla.contract import RobotSpec
-from vla.dataset_contract import read_contract
+from vla.data.dataset_contract import read_contract
 
 _PRIVILEGED = "privileged.state"
 _VECTORS = ("proprio", "action", "privileged")

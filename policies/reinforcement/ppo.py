@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policies.advantages import discount_within, generalised_advantages
-from policies.critic import Critic
+from policies.reinforcement.advantages import discount_within, generalised_advantages
+from policies.reinforcement.critic import Critic
 from policies.rollout import Transition, rollout
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch, RobotSpec, VecEnv

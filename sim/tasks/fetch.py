@@ -14,7 +14,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from sim import costs, experts
+from sim import experts, planner_costs
 from sim.tasks import fetch_words
 from sim.tasks.base import Episode, Phrasing
 from sim.tasks.fetch_arm import (
@@ -253,8 +253,8 @@ class FetchPush(FetchTask):
         return experts.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
 
     def cost(self, data: mujoco.MjData, episode: Episode) -> float:
-        """See `costs.push`."""
-        return costs.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
+        """See `planner_costs.push`."""
+        return planner_costs.push(self.arm.grip_position(data), self.achieved(data), episode.goal)
 
 
 class FetchSlide(FetchTask):
@@ -296,8 +296,8 @@ class FetchPickAndPlace(FetchTask):
         )
 
     def cost(self, data: mujoco.MjData, episode: Episode) -> float:
-        """See `costs.pick_and_place`."""
-        return costs.pick_and_place(
+        """See `planner_costs.pick_and_place`."""
+        return planner_costs.pick_and_place(
             self.arm.grip_position(data), self.arm.fingers(data), self.achieved(data), episode.goal
         )
 

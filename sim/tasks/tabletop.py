@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import mujoco
 import numpy as np
 
-from sim import costs
+from sim import planner_costs
 from sim.tasks import tabletop_expert
 from sim.tasks.base import Episode, Phrasing, Task
 from sim.tasks.fetch_arm import FetchArm, FetchArmTask, fetch_robot_spec
@@ -216,8 +216,8 @@ class Tabletop(FetchArmTask):
         """Named block to target, plus the gripper's way to where the verb wants it."""
         grip, block = self.arm.grip_position(data), self.object_position(data, episode)
         if _is_push(episode):
-            return costs.push(grip, block, episode.goal[:3])
-        return costs.pick_and_place(grip, self.arm.fingers(data), block, episode.goal[:3])
+            return planner_costs.push(grip, block, episode.goal[:3])
+        return planner_costs.pick_and_place(grip, self.arm.fingers(data), block, episode.goal[:3])
 
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Positions in metres, velocities in m/s, world frame; then the instruction's words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policies.advantages import discount_within, generalised_advantages
+from policies.reinforcement.advantages import discount_within, generalised_advantages
 
 
 def test_rewards_inside_a_macro_step_are_discounted_and_unexecuted_ones_left_out() -> None:

@@ -18,8 +18,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from policies.imitation import frame_cache
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.imitation.frame_cache import open_frames
-from scripts import bench_data
-from scripts.bench_data import BenchDataConfig
+from scripts.bench import data as bench_data
+from scripts.bench.data import BenchDataConfig
 from sim.tasks.base import Task
 from vla.contract import ContractMismatchError
 

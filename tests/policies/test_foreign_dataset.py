@@ -18,9 +18,9 @@ from policies.imitation.bc import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from scripts.pretrain import PretrainConfig, main
 from vla.contract import ContractMismatchError
+from vla.data.whole_videos import require_whole_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
-from vla.lerobot_plugin.whole_videos import require_whole_videos
 from vla.policy import load_policy
 
 LENGTHS = (7, 5)

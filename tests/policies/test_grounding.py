@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from policies.grounding import Grounder, GroundingConfig, GroundingSampler
-from policies.grounding_set import GroundingSet, Prompt
-from policies.questioning import QuestionSampler
+from policies.grounding.grounder import Grounder, GroundingConfig, GroundingSampler
+from policies.grounding.grounding_set import GroundingSet, Prompt
+from policies.grounding.vqa_sampler import QuestionSampler
 from policies.run_folder import RunFolder
 from scripts.ground import grounding_set, prompts_of
 from scripts.pretrain import GROUNDED

@@ -23,10 +23,10 @@ from lerobot_commands import TINY_ACT, TINY_DIFFUSION, training_flags
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from policies.imitation.lerobot_data import DecodedDataset
-from policies.imitation.lerobot_training import decoded_datasets, hastened_policy
+from policies.lerobot.decoded_dataset import DecodedDataset
+from policies.lerobot.training import decoded_datasets, make_optimised_policy
 from scripts import cli
-from scripts.entrants import read_entrant
+from scripts.policy_loading import read_entrant
 
 WINDOWS = {
     "action": [step / 25 for step in range(-1, 5)],
@@ -142,7 +142,7 @@ def test_what_act_leaves_out_changes_nothing(pre_norm: bool, data: Path) -> None
     meta = LeRobotDatasetMetadata("local/data", root=data)
     torch.manual_seed(0)
     theirs = make_policy(config, meta).train()
-    ours = hastened_policy(config, meta).train()
+    ours = make_optimised_policy(config, meta).train()
     ours.load_state_dict(theirs.state_dict())
     features = config.input_features | config.output_features
     batch = {name: torch.rand(2, *feature.shape) for name, feature in features.items()}

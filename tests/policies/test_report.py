@@ -14,13 +14,13 @@ import av
 import numpy as np
 import pytest
 
-from policies.report.charts import Line, line_chart, spread_chart
-from policies.report.curves import charts, read_log
-from policies.report.data import Curve, Film, PolicyResult, Report, Spread, table
-from policies.report.goals import goals_section
-from policies.report.page import render, write_report
-from policies.report.selection import choose_episodes
-from policies.report.wording import duration, number
+from policies.evaluation.report.charts import Line, line_chart, spread_chart
+from policies.evaluation.report.curves import charts, read_log
+from policies.evaluation.report.data import Curve, Film, PolicyResult, Report, Spread, table
+from policies.evaluation.report.formatting import duration, number
+from policies.evaluation.report.goals import goals_section
+from policies.evaluation.report.page import render, write_report
+from policies.evaluation.report.selection import choose_episodes
 from policies.rollout import Episode, Episodes
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from point_env import STEP_M, PointVecEnv
 
-from policies.baselines import BlankImages, ExpertPolicy, RandomPolicy, ZeroPolicy
+from policies.evaluation.baselines import BlankImages, ExpertPolicy, RandomPolicy, ZeroPolicy
 from policies.rollout import rollout
 from vla.contract import ContractMismatchError, Policy, VecEnv
 

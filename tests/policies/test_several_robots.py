@@ -23,15 +23,15 @@ from policies.imitation.paraphrases import Paraphrases
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
 from scripts import pretrain
-from scripts.entrants import read_entrant, require_comparable
+from scripts.policy_loading import read_entrant, require_comparable
 from scripts.pretrain import PretrainConfig, main
 from sim.tasks.registry import make_task
 from vla.contract import CameraSpec, ContractMismatchError
+from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
 from vla.model.heads.registry import HEADS
 from vla.policy import load_policy
-from vla.recorded_actions import read_chunks
 
 POINT = replace(CART, robot="point")  # the robot of PointVecEnv
 LENGTHS = (5, 4, 6, 3, 4, 5)

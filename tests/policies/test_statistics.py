@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from policies.statistics import mcnemar_exact, median_of_ratios, paired_difference, wilson_interval
+from policies.evaluation.statistics import (
+    mcnemar_exact,
+    median_of_ratios,
+    paired_difference,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(

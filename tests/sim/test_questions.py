@@ -7,7 +7,7 @@ import pytest
 
 from sim.questions import KINDS, PHRASINGS, Questioner, all_sentences
 from sim.scenes import Scenes
-from vla.tokenizer import location_fraction
+from vla.processing.tokenizer import location_fraction
 
 PHRASES = ("gripper", "target", "object", "blue zone", "red block", "green block")
 POINTS = [

@@ -9,8 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from vla.contract import CameraSpec, Observation, RobotSpec, VectorSpec
-from vla.processor import Processor, ProcessorConfig, Statistics
-from vla.tokenizer import train_tokenizer
+from vla.processing.processor import Processor, ProcessorConfig, Statistics
+from vla.processing.tokenizer import train_tokenizer
 
 SENTENCES = ("push the red block to the blue zone", "lift the green block", "move to the red ball")
 SPEC = RobotSpec(

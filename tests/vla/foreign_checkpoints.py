@@ -23,7 +23,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from vla.tokenizer import train_tokenizer
+from vla.processing.tokenizer import train_tokenizer
 
 PIXELS = 32
 INPUTS = {

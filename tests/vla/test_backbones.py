@@ -15,13 +15,13 @@ from example_robot import SPEC, make_observation, make_statistics
 from torch import Tensor, nn
 
 from vla.contract import ContractMismatchError, ObservationBatch
-from vla.embodiments import Embodiment
 from vla.model.backbone import READOUTS, BackboneConfig, Hidden
 from vla.model.registry import backbone_from_dict
 from vla.model.vla import VLAConfig
-from vla.model_inputs import ModelInputs
 from vla.policy import VLAPolicy, load_policy, vlm_policy
-from vla.processor import Processor, ProcessorConfig, collate
+from vla.processing.embodiments import Embodiment
+from vla.processing.model_inputs import ModelInputs
+from vla.processing.processor import Processor, ProcessorConfig, collate
 
 IMAGE_TEXT = ("smolvlm", "idefics3", "paligemma", "qwen2_5_vl")
 EVERY = (*IMAGE_TEXT, "siglip")

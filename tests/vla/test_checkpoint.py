@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vla import checkpoint
-from vla.checkpoint import CheckpointError, latest_complete, load_checkpoint, save_checkpoint
-from vla.nested import flatten_state, restore_state
-from vla.processor import collate
+from vla.checkpoint.folder import CheckpointError, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.state_dict_io import flatten_state, restore_state
+from vla.processing.processor import collate
 
 WEIGHTS = {
     "layer.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -126,7 +126,7 @@ def test_fresh_process_computes_the_same(tmp_path):
     torch.save([batch.images, batch.proprio], tmp_path / "batch.pt")
     program = """if True:
         import sys, torch
-        from vla.checkpoint import load_checkpoint
+        from vla.checkpoint.folder import load_checkpoint
         from vla.contract import ObservationBatch
         loaded = load_checkpoint(sys.argv[1] + "/a")
         images, proprio = torch.load(sys.argv[1] + "/batch.pt")

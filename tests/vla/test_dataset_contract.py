@@ -11,7 +11,7 @@ import pytest
 from demo_folder import write_folder
 
 from vla.contract import CameraSpec, ContractMismatchError, RobotSpec
-from vla.dataset_contract import PROPRIO, derive_contract, merge_contracts, read_contract
+from vla.data.dataset_contract import PROPRIO, derive_contract, merge_contracts, read_contract
 
 PICTURE = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
 INFO: dict[str, Any] = {

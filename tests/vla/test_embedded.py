@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ObservationBatch
 from vla.model.backbone import READOUTS
 from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
-from vla.model_inputs import ModelInputs, normalise_pixels
 from vla.policy import load_policy
-from vla.starting import GROUNDED
-from vla.tokenizer import train_tokenizer
+from vla.processing.model_inputs import ModelInputs, normalise_pixels
+from vla.processing.tokenizer import train_tokenizer
 
 
 def make(size: int, patch: int, shuffle: int) -> EmbeddedBackbone:

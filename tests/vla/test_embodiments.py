@@ -15,15 +15,15 @@ from hypothesis.extra.numpy import arrays
 from tiny_models import make
 from two_robots import ARM, CART, measure, observe, tiny_policy
 
-from vla.checkpoint import CheckpointError, load_checkpoint
+from vla.checkpoint.folder import CheckpointError, load_checkpoint
+from vla.checkpoint.initialisation import GROUNDED, load_start, start_policy
 from vla.contract import CameraSpec, ContractMismatchError
-from vla.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.model.backbone import BackboneConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import Interface, VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
-from vla.processor import ProcessorConfig
-from vla.starting import GROUNDED, load_start, start_policy
+from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.processing.processor import ProcessorConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from demo_folder import write_folder
 from lerobot_commands import TINY_ACT, run_command, train
 
 from scripts.evaluate import EvaluateConfig, main
-from vla.checkpoint import load_checkpoint
+from vla.checkpoint.folder import load_checkpoint
 from vla.policy import load_policy
 
 pytestmark = pytest.mark.render

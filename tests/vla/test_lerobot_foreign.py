@@ -15,6 +15,7 @@ from foreign_checkpoints import PIXELS, make_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from policies.lerobot.act_acceleration import optimise_inference
 from sim.tasks.fetch_arm import fetch_robot_spec
 from vla.contract import CameraSpec, ContractMismatchError, ObservationBatch
 from vla.lerobot_plugin.foreign import (
@@ -72,11 +73,17 @@ def copied(act: Path, tmp_path: Path) -> Path:
     return shutil.copytree(act, tmp_path / "act")
 
 
+@pytest.mark.parametrize("optimise", [None, optimise_inference], ids=["plain", "optimised"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_acts_as_in_lerobot(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_acts_as_in_lerobot(
+    kind: str,
+    optimise: Callable[[Any, bool], None] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Five control steps, beyond the first chunk: equal to LeRobot's own loop."""
     theirs, before, after = make_checkpoint(kind, tmp_path / kind, monkeypatch)
-    ours = load_lerobot_policy(tmp_path / kind, ROBOT)
+    ours = load_lerobot_policy(tmp_path / kind, ROBOT, optimise=optimise)
     assert [camera.name for camera in ours.spec.cameras] == ["front", "wrist"]
     ours.reset([0, 1])
     theirs.reset()
@@ -92,7 +99,10 @@ def test_it_acts_as_in_lerobot(kind: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_in_bfloat16_the_actions_are_nearly_those(act: Path) -> None:
     """Another precision, not another policy."""
-    full, reduced = (load_lerobot_policy(act, ROBOT, bf16=bf16) for bf16 in (False, True))
+    full, reduced = (
+        load_lerobot_policy(act, ROBOT, bf16=bf16, optimise=optimise_inference)
+        for bf16 in (False, True)
+    )
     for policy in (full, reduced):
         policy.reset([0, 1])
     for step in range(5):

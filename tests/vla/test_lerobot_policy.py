@@ -16,15 +16,15 @@ from lerobot.policies.factory import make_policy, make_pre_post_processors
 from torch.utils.data import DataLoader
 
 from sim.lerobot_plugin.config_env import VlaSimEnv
-from vla.checkpoint import CheckpointError
+from vla.checkpoint.folder import CheckpointError
+from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ContractMismatchError
+from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin import modeling_vla
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy, observation_of
 from vla.lerobot_plugin.safe_files import UnsafeFileError
 from vla.policy import VLAPolicy, load_policy
-from vla.recorded_actions import read_chunks
-from vla.starting import GROUNDED
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla.contract import CameraSpec, ContractMismatchError
-from vla.model_inputs import ModelInputs, normalise_pixels
-from vla.normalisation import NORMALISATIONS, VectorStatistics
-from vla.processor import Processor, ProcessorConfig, Statistics, collate
+from vla.processing.model_inputs import ModelInputs, normalise_pixels
+from vla.processing.normalisation import NORMALISATIONS, VectorStatistics
+from vla.processing.processor import Processor, ProcessorConfig, Statistics, collate
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -272,7 +272,7 @@ def test_each_distinct_instruction_is_tokenised_once(monkeypatch):
     for _ in range(3):
         processor.prompts.texts([SENTENCES[0], SENTENCES[1], SENTENCES[0]])
     assert calls == [SENTENCES[0], SENTENCES[1]]
-    monkeypatch.setattr("vla.prompts._CACHED_INSTRUCTIONS", 3)
+    monkeypatch.setattr("vla.processing.prompts._CACHED_INSTRUCTIONS", 3)
     ids = processor.prompts.texts([SENTENCES[2], SENTENCES[0]])["input_ids"]
     assert calls[2:] == [SENTENCES[2], SENTENCES[0]]
     fresh = make_processor().prompts.texts([SENTENCES[2], SENTENCES[0]])

@@ -10,7 +10,7 @@ from example_robot import SENTENCES, tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.tokenizer import (
+from vla.processing.tokenizer import (
     LOCATION_BINS,
     SMALLEST_VOCABULARY,
     SPECIAL_TOKENS,
@@ -70,7 +70,7 @@ def test_trained_words_are_one_token_wherever_they_stand():
 def test_equal_sentences_give_equal_files_in_any_process_and_order(tmp_path):
     """Saved, trained elsewhere in another order, or loaded and saved again."""
     program = (
-        "import sys; from vla.tokenizer import train_tokenizer; "
+        "import sys; from vla.processing.tokenizer import train_tokenizer; "
         f"train_tokenizer({list(reversed(SENTENCES))}, 512).save_pretrained(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "theirs")], check=True)

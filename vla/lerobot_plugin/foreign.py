@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,11 @@ def _with_own_queues(policy: Any) -> Any:
 
 
 def load_lerobot_policy(
-    folder: Path, offered: RobotSpec, device: torch.device | str = "cpu", bf16: bool = False
+    folder: Path,
+    offered: RobotSpec,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    optimise: Callable[[Any, bool], None] | None = None,
 ) -> ForeignPolicy:
     """Load a LeRobot checkpoint strictly, for a robot with this contract.
 
@@ -200,6 +204,7 @@ def load_lerobot_policy(
         offered: the robot's contract.
         device: where to compute.
         bf16: compute in bfloat16, which is faster and changes actions slightly.
+        optimise: changes LeRobot's policy in place, before it plays; it is given `bf16` too.
 
     Raises:
         ContractMismatchError: it is for other cameras, or for other sizes of state or action.
@@ -229,10 +234,8 @@ def load_lerobot_policy(
     policy = get_policy_class(config.type)(config)
     _load_weights(policy, folder / "model.safetensors", config)
     policy = policy.to(device).eval()
-    if config.type == "act":
-        from vla.lerobot_plugin.fast_act import hasten
-
-        hasten(policy, bf16)
+    if optimise is not None:
+        optimise(policy, bf16)
     return ForeignPolicy(policy, before, after, spec, bf16)
 
 

@@ -19,18 +19,18 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from vla.checkpoint.initialisation import GROUNDED, load_start, sees_alike, start_policy
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
-from vla.dataset_contract import read_contract, require_statistics
-from vla.embodiments import Embodiment
+from vla.data.dataset_contract import read_contract, require_statistics
+from vla.data.recorded_actions import read_chunks
+from vla.data.whole_videos import require_whole_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.description import POLICY_TYPE
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
-from vla.lerobot_plugin.whole_videos import require_whole_videos
 from vla.model.heads.registry import HEADS, head_name
-from vla.normalisation import Statistics, VectorStatistics
 from vla.policy import VLAPolicy, load_policy
-from vla.recorded_actions import read_chunks
-from vla.starting import GROUNDED, load_start, sees_alike, start_policy
+from vla.processing.embodiments import Embodiment
+from vla.processing.normalisation import Statistics, VectorStatistics
 
 _STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 

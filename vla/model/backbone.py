@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
-from vla.model_inputs import ModelInputs
+from vla.processing.model_inputs import ModelInputs
 
 READOUTS = len(POINTS) + 1
 """Learned positions after the prompt: one asks for each point, the last is read by the actor."""

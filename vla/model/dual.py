@@ -27,7 +27,7 @@ from transformers import (
 
 from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
-from vla.model_inputs import ModelInputs
+from vla.processing.model_inputs import ModelInputs
 
 _HEAD_WIDTH = 64
 

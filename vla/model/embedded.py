@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from vla.model.backbone import READOUTS, Backbone, Hidden
-from vla.model_inputs import ModelInputs, normalise_pixels
-from vla.tokenizer import IMAGE
+from vla.processing.model_inputs import ModelInputs, normalise_pixels
+from vla.processing.tokenizer import IMAGE
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from vla.model.backbone import READOUTS, Backbone, BackboneConfig
 from vla.model.dual import DualBackbone, tower_class
 from vla.model.embedded import EmbeddedBackbone
 from vla.model.vlm import VLMBackbone
-from vla.prompts import ForeignPrompts
+from vla.processing.prompts import ForeignPrompts
 
 KINDS: dict[str, Callable[[dict[str, Any]], Backbone]] = {
     "embedded": EmbeddedBackbone.from_dict,

@@ -19,11 +19,11 @@ from vla.model.backbone import Backbone, Hidden
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.registry import head_from_dict, head_to_dict
+from vla.model.point_filter import Sightings
 from vla.model.pointer import POINTS, Pointer, Pointing
 from vla.model.registry import backbone_from_dict
-from vla.model_inputs import ModelInputs
-from vla.processor import Processor
-from vla.sightings import Sightings
+from vla.processing.model_inputs import ModelInputs
+from vla.processing.processor import Processor
 
 _SHARP = 0.02
 """Standard deviation of a sharp sighting, a picture being 2 wide: some millimetres."""

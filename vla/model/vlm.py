@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
-from vla.model_inputs import ModelInputs
+from vla.processing.model_inputs import ModelInputs
 
 # Token types of what follows the prompt. PaliGemma's prompt attends to itself both ways (0), and
 # what is answered looks back only (1). Everywhere else 0 is a word.

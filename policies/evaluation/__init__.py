@@ -1,0 +1,1 @@
+"""Comparing policies: baselines, statistics and the report."""

@@ -1,0 +1,105 @@
+"""What a run logged, read back from its TensorBoard files, and the order in which to show it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.evaluation.report.data import Curve, Spread
+
+# A reader asks in this order; a tag that holds none of these words comes last.
+ORDER = (
+    "success",
+    "return",
+    "reward",
+    "kl",
+    "entropy",
+    "clip",
+    "ratio",
+    "explained",
+    "value",
+    "critic",
+    "advantage",
+    "grad",
+    "loss",
+    "learning_rate",
+)
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a run logged, by tag."""
+
+    curves: dict[str, Curve]
+    spreads: dict[str, Spread]
+
+
+def read_log(folder: Path) -> Log:
+    """Every scalar and histogram below a run folder; empty where nothing was logged.
+
+    A run that was resumed has several event files: they are merged, and where two wrote the same
+    step the later one counts.
+    """
+    # Imported here: tensorboard takes a second, and a report without curves needs none of it.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scalars: dict[str, dict[int, float]] = {}
+    histograms: dict[str, dict[int, np.ndarray]] = {}
+    files = sorted(folder.rglob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
+    for path in files:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                scalars.setdefault(tag, {})[event.step] = event.value
+        for tag in events.Tags()["histograms"]:
+            for event in events.Histograms(tag):
+                found = quantiles(event.histogram_value)
+                histograms.setdefault(tag, {})[event.step] = found
+    return Log(
+        curves={
+            tag: Curve(*map(list, zip(*sorted(points.items()), strict=True)))
+            for tag, points in scalars.items()
+        },
+        spreads={tag: _spread(points) for tag, points in histograms.items()},
+    )
+
+
+def quantiles(histogram: Any) -> np.ndarray:
+    """Values at the levels `QUANTILES` of a TensorBoard histogram, linear inside its buckets."""
+    counts = np.concatenate([[0.0], np.asarray(histogram.bucket, dtype=float)])
+    limits = np.asarray(histogram.bucket_limit, dtype=float)
+    # The outermost buckets reach to infinity; the smallest and largest value bound them.
+    edges = np.clip(np.concatenate([[histogram.min], limits]), histogram.min, histogram.max)
+    shares = np.cumsum(counts) / max(counts.sum(), 1.0)
+    return np.interp(QUANTILES, shares, edges)
+
+
+def _spread(points: dict[int, np.ndarray]) -> Spread:
+    steps = sorted(points)
+    values = np.stack([points[step] for step in steps], axis=1)
+    return Spread(steps, {level: values[row].tolist() for row, level in enumerate(QUANTILES)})
+
+
+def charts(tags: Iterable[str]) -> list[list[str]]:
+    """Which tags share a chart, in the order of reading.
+
+    What the critic promised and what came belong together: tags of one group whose names begin
+    with "predicted_" and "actual_".
+    """
+    groups: dict[str, list[str]] = {}
+    for tag in sorted(tags, key=lambda tag: (_rank(tag), tag)):
+        groups.setdefault(re.sub(r"(predicted|actual)_\w+$", "", tag), []).append(tag)
+    return list(groups.values())
+
+
+def _rank(tag: str) -> int:
+    return next((i for i, word in enumerate(ORDER) if word in tag.lower()), len(ORDER))

@@ -1,0 +1,1 @@
+"""Teaching the vision-language model where things are."""

@@ -1,0 +1,276 @@
+"""Grounding: teach the vision-language model what it sees and where the things that words name are.
+
+The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
+the hand, the thing to move and the goal, in every picture and in the world. Beside that it answers
+questions in words: it captions, locates, tells colours and what is gripped. Only pictures, words
+and simulator positions are used, no actions. It is what gives the small embedded model, which has
+no internet-scale pretraining, eyes for the robot's table before any demonstration is seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.grounding.grounding_set import GroundingSet, Prompt, observe
+from policies.grounding.vqa_sampler import QuestionSampler
+from policies.run_folder import RunFolder
+from vla.model.pointer import POINTS
+from vla.model.vla import VLA
+from vla.model.vqa import answer_loss
+from vla.policy import VLAPolicy
+from vla.processing.model_inputs import ModelInputs
+from vla.processing.processor import Processor
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """How long and how fast.
+
+    Attributes:
+        updates: optimizer steps.
+        batch: frames an update, the tasks in proportion to their frames.
+        questions: frames an update with a question to be answered in words; the embedded model
+            alone answers.
+        question_weight: of the loss of their answers.
+        learning_rate: of AdamW after the warm-up; falls to 0 along a cosine.
+        warmup: updates of linear warm-up.
+        weight_decay: of AdamW.
+        heldout: share of each task's last frames kept for measuring.
+        bf16: autocast to bfloat16; the embedded model's backbone does so by itself.
+        log_every: updates between entries of the log.
+        evaluate_every: updates between checkpoints and errors on held-out frames.
+        seed: of everything random.
+    """
+
+    updates: int = 9000
+    batch: int = 32
+    questions: int = 12
+    question_weight: float = 0.5
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    heldout: float = 0.05
+    bf16: bool = False
+    log_every: int = 100
+    evaluate_every: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Model inputs and the answers.
+
+    Attributes:
+        inputs: of n frames with a prompt each.
+        world: float32 [n, POINTS, 3], in the model's units.
+        pictures: float32 [n, POINTS, cameras, 2], NaN outside.
+    """
+
+    inputs: ModelInputs
+    world: Tensor
+    pictures: Tensor
+
+
+class GroundingSampler:
+    """Draws frames with a prompt each, and the points that they ask for."""
+
+    def __init__(
+        self, sets: Sequence[GroundingSet], model: VLA, processor: Processor, heldout: float
+    ):
+        self._sets = sets
+        self._model_config = model.config
+        self._processor = processor
+        self._kept = [s.kept(heldout) for s in sets]
+
+    def train(self, rng: np.random.Generator, size: int) -> Asked:
+        """`size` frames, the tasks in proportion to their frames."""
+        share = np.array(self._kept) / sum(self._kept)
+        parts = [
+            self._draw(s, s.prompts, rng.integers(kept, size=count), rng)
+            for s, kept, count in zip(
+                self._sets, self._kept, rng.multinomial(size, share), strict=True
+            )
+            if count
+        ]
+        return Asked(
+            ModelInputs.concatenate([part.inputs for part in parts]),
+            torch.cat([part.world for part in parts]),
+            torch.cat([part.pictures for part in parts]),
+        )
+
+    def heldout(
+        self, index: int, prompts: Sequence[Prompt], seed: int = 0, most: int = 512
+    ) -> Asked:
+        """Held-out frames of the set `index`, the same ones for the same seed."""
+        rng = np.random.default_rng(seed)
+        rows = np.arange(self._kept[index], len(self._sets[index].images))
+        rows = rng.choice(rows, size=min(most, len(rows)), replace=False)
+        return self._draw(self._sets[index], prompts, np.sort(rows), rng)
+
+    def _draw(
+        self,
+        source: GroundingSet,
+        choice: Sequence[Prompt],
+        rows: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Asked:
+        prompts = [choice[i] for i in rng.integers(len(choice), size=len(rows))]
+        texts = [prompt.text for prompt in prompts]
+        spec = self._processor.spec
+        observation = observe(spec, source.images[rows], source.proprio[rows], texts)
+        column = source.phrases.index
+        asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
+        points = torch.from_numpy(source.points[rows[:, None], asked])
+        config = self._model_config
+        scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
+        pictures = torch.from_numpy(source.pictures[rows[:, None], asked])
+        return Asked(self._processor.encode_observation(observation), scaled.float(), pictures)
+
+
+class Grounder:
+    """One grounding run: `run` trains to the end, from the last checkpoint if there is one.
+
+    Args:
+        policy: its pointer and what its backbone leaves free are trained in place, its actor is
+            left as it is.
+        sets: scenes and questions.
+        config: how to train.
+        folder: where checkpoints `step_<n>`, `grounded` and metrics go.
+    """
+
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        sets: Sequence[GroundingSet],
+        config: GroundingConfig,
+        folder: RunFolder,
+    ):
+        self.policy, self.config, self.folder = policy, config, folder
+        self.update = 0
+        self._sets = sets
+        self._sampler = GroundingSampler(sets, policy.model, policy.processor, config.heldout)
+        self._questions = QuestionSampler(sets, policy.processor, config.heldout)
+        self._rng = np.random.default_rng(config.seed)
+        model = policy.model
+        self._trained = model.perception_parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: _warm_cosine(step, config)
+        )
+
+    def run(
+        self, progress: Callable[[int, dict[str, float]], None] = lambda update, values: None
+    ) -> Path:
+        """Train, and return the folder of the grounded checkpoint.
+
+        Args:
+            progress: called with what was logged.
+        """
+        self._resume()
+        started, begun, losses = time.perf_counter(), self.update, []
+        while self.update < self.config.updates:
+            losses.append(self._learn())
+            self.update += 1
+            last = self.update == self.config.updates
+            if not last and self.update % self.config.log_every:
+                continue
+            frames = (self.update - begun) * self.config.batch
+            values = {
+                "loss/train": float(np.mean(losses)),
+                "frames_per_s": frames / (time.perf_counter() - started),
+            }
+            losses.clear()
+            if last or self.update % self.config.evaluate_every == 0:
+                values |= self.pointing_errors()
+                if self.config.questions:
+                    values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
+                self._save(f"step_{self.update:06d}", self._state())
+            self.folder.log(self.update, values)
+            progress(self.update, values)
+        return self._save("grounded", None)
+
+    def _learn(self) -> float:
+        model, device = self.policy.model.train(), self.policy.device
+        asked = self._sampler.train(self._rng, self.config.batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+            pointing, _ = model.point(asked.inputs.to(device))
+        loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
+        if self.config.questions:
+            inputs, labels = self._questions.train(self._rng, self.config.questions)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+                answered = answer_loss(model, inputs.to(device), labels.to(device))
+            loss = loss + self.config.question_weight * answered
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        return float(loss.detach())
+
+    def pointing_errors(self) -> dict[str, float]:
+        """Median and 90% quantile of the error in the world on held-out frames, centimetres.
+
+        Keys are `<task>/<point>_median_cm` and `<task>/<point>_q90_cm`; with `_<what is new>` after
+        the point for prompts that were never trained on.
+        """
+        found: dict[str, float] = {}
+        for index, source in enumerate(self._sets):
+            for new, prompts in {"": source.prompts, **source.unseen}.items():
+                away_cm = self._away_cm(self._sampler.heldout(index, prompts))
+                for column, what in enumerate(POINTS):
+                    key = f"{source.name}/{what}" + (f"_{new}" if new else "")
+                    found[f"{key}_median_cm"] = float(away_cm[:, column].quantile(0.5))
+                    found[f"{key}_q90_cm"] = float(away_cm[:, column].quantile(0.9))
+        return found
+
+    @torch.no_grad()
+    def _away_cm(self, asked: Asked) -> Tensor:
+        """How far each point is from the truth: [n, POINTS]."""
+        model, device = self.policy.model.eval(), self.policy.device
+        guess = torch.cat(
+            [
+                model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                for rows in torch.arange(len(asked.world)).split(64)
+            ]
+        )
+        return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
+
+    def _save(self, name: str, state: dict[str, Any] | None) -> Path:
+        return self.policy.save(self.folder.path / name, state, self.folder.command)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "update": self.update,
+            "optimizer": self._optimizer.state_dict(),
+            "step": self._schedule.last_epoch,
+            "generator": self._rng.bit_generator.state,
+        }
+
+    def _resume(self) -> None:
+        if (state := self.policy.resume(self.folder.path)) is None:
+            return
+        self.update = state["update"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.last_epoch = state["step"]
+        self._rng.bit_generator.state = state["generator"]
+
+
+def _warm_cosine(step: int, config: GroundingConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.updates - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

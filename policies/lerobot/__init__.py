@@ -1,0 +1,1 @@
+"""LeRobot's own policies, trained and played faster."""

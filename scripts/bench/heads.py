@@ -1,0 +1,64 @@
+"""Every action head on the same data, backbone and budget, compared in one report.
+
+    python -m scripts.bench.heads --task FetchPush
+
+clones the task's demonstrations with each head, with the task's preset otherwise, and evaluates all
+clones on the same held-out initial states: success with intervals, and seconds a decision.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from scripts import evaluate, pretrain
+from scripts.presets import preset
+from vla.model.heads.registry import HEADS
+
+
+@dataclass(frozen=True)
+class BenchHeadsConfig:
+    """What is cloned, and for how long.
+
+    Attributes:
+        task: a preset's name; its demonstrations lie in `data/<task>`.
+        heads: names in the registry.
+        horizon: control steps a chunk.
+        updates: optimizer steps of each head.
+        episodes: held-out initial states.
+        seed: of the cloning.
+        out: run folders and the report.
+    """
+
+    task: str = "FetchPush"
+    heads: tuple[str, ...] = tuple(HEADS)
+    horizon: int = 5
+    updates: int = 1000
+    episodes: int = 200
+    seed: int = 0
+    out: Path = Path("runs/heads")
+
+
+def main(config: BenchHeadsConfig) -> int:
+    """Clone with each, then compare; a head that has been cloned is not cloned again."""
+    settings = preset(config.task).pretrain
+    training = replace(settings.training, updates=config.updates, seed=config.seed)
+    for head in config.heads:
+        run = replace(
+            settings, head=head, horizon=config.horizon, out=config.out / head, training=training
+        )
+        print(f"{head}:", flush=True)
+        pretrain.main(run)
+    policies = tuple(f"{head}={config.out / head}" for head in config.heads)
+    return evaluate.main(
+        evaluate.EvaluateConfig(
+            config.task, policies, episodes=config.episodes, num_envs=50, out=config.out / "report"
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(BenchHeadsConfig)))

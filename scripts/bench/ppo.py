@@ -1,0 +1,179 @@
+"""Measure PPO's control steps a second, learning included, against stable-baselines3, interleaved.
+
+Both learn the same state-based task with the same network sizes, rollout length, epochs and
+minibatches, one decision a control step; stable-baselines3 is given one and two threads of torch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from policies.reinforcement.ppo import PPO, PPOConfig
+from policies.run_folder import RunFolder
+from scripts.bench.env import Contender, interleave, make_gymnasium, table
+from sim.vector import CpuVecEnv
+from vla.contract import ObservationBatch
+from vla.model.heads.base import Features, Likelihood, Sizes
+from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
+from vla.policy import VLAPolicy
+
+_HIDDEN = 256
+_HORIZON = 50
+
+
+@dataclass(frozen=True)
+class BenchPpoConfig:
+    """How long and how.
+
+    Attributes:
+        task: a Fetch task of this project; the peer runs its v4.
+        rounds: every contender runs once a round; ratios are taken within a round.
+        steps: control steps of one contender in one round.
+        rollout: control steps between two learnings.
+        epochs: passes over a rollout.
+        minibatch: control steps a gradient step.
+        num_envs: environments of ours.
+        peer_envs: environments (and processes) of stable-baselines3.
+    """
+
+    task: str = "FetchPush"
+    rounds: int = 5
+    steps: int = 4000
+    rollout: int = 2000
+    epochs: int = 10
+    minibatch: int = 250
+    num_envs: int = 40
+    peer_envs: int = 8
+
+
+class StateActor(nn.Module):
+    """A head on the state itself."""
+
+    def __init__(self, size: int, horizon: int, action_dim: int):
+        super().__init__()
+        self.head = GaussianHead(Sizes(size, 0, horizon, action_dim), GaussianHeadConfig(_HIDDEN))
+
+    def features(self, context: Tensor) -> Features:
+        """The state is all that is seen."""
+        nothing = context[:, :0]
+        return Features(context, nothing[:, :, None], nothing > 0)
+
+    def likelihood(self, context: Tensor, decisions: Tensor) -> Likelihood:
+        """How likely decisions were."""
+        return self.head.likelihood(self.features(context), decisions)
+
+
+class StateModel(nn.Module):
+    """What PPO asks of a model."""
+
+    def __init__(self, size: int, horizon: int, action_dim: int):
+        super().__init__()
+        self.actor = StateActor(size, horizon, action_dim)
+
+
+class StatePolicy:
+    """What PPO asks of a policy, on simulator state and without pictures."""
+
+    def __init__(self, env: CpuVecEnv, horizon: int):
+        size = len(env.privileged_names)
+        self.spec, self.device = env.spec, torch.device("cpu")
+        self._env = env
+        self.model = StateModel(size, horizon, env.spec.action.dim)
+        self.processor = SimpleNamespace(decode_actions=lambda chunk: chunk)
+
+    def reset(self, indices: object) -> None:
+        """Nothing is remembered."""
+
+    def encode(self, observation: ObservationBatch) -> Tensor:
+        """The simulator's state."""
+        return self._env.observe()[1]
+
+
+def ours(config: BenchPpoConfig, horizon: int) -> Contender:
+    """Our PPO, `horizon` control steps a decision."""
+    env = CpuVecEnv(config.task, config.num_envs, render=False)
+    learning = PPOConfig(
+        episodes=config.rollout // _HORIZON,
+        epochs=config.epochs,
+        minibatch=config.minibatch // horizon,
+        target_kl=float("inf"),
+        warmup_iterations=0,
+    )
+    folder = RunFolder(tempfile.mkdtemp(), learning)
+    ppo = PPO(cast(VLAPolicy, StatePolicy(env, horizon)), env, learning, folder)
+
+    def run(steps: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(max(1, steps // config.rollout)):
+            batch, _ = ppo.collect()
+            ppo.learn(batch, train_actor=True)
+            ppo.iteration += 1
+        return max(1, steps // config.rollout) * config.rollout / (time.perf_counter() - begun)
+
+    return Contender(run, env.close)
+
+
+def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
+    """stable-baselines3's PPO over processes."""
+    import gymnasium
+    from stable_baselines3 import PPO as PEER
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    def make() -> gymnasium.Env:
+        env = make_gymnasium(config.task, None, 96)
+        return gymnasium.wrappers.FlattenObservation(env)
+
+    torch.set_num_threads(threads)
+    env = SubprocVecEnv([make] * config.peer_envs)
+    learner = PEER(
+        "MlpPolicy",
+        env,
+        n_steps=config.rollout // config.peer_envs,
+        batch_size=config.minibatch,
+        n_epochs=config.epochs,
+        policy_kwargs={"net_arch": [_HIDDEN, _HIDDEN]},
+        device="cpu",
+    )
+
+    def run(steps: int) -> float:
+        begun = time.perf_counter()
+        before = learner.num_timesteps
+        learner.learn(steps, reset_num_timesteps=False)
+        return (learner.num_timesteps - before) / (time.perf_counter() - begun)
+
+    return Contender(run, env.close)
+
+
+def main(config: BenchPpoConfig) -> None:
+    """Print the table, the machine and its load."""
+    load = os.getloadavg()[0]
+    one = {"OMP_NUM_THREADS": "1"}
+    contenders = {
+        "ours, a decision each step": (partial(ours, config, 1), one),
+        "ours, chunks of 5 steps": (partial(ours, config, 5), one),
+        "stable-baselines3, 1 thread": (partial(stable_baselines, config, 1), one),
+        "stable-baselines3, 2 threads": (partial(stable_baselines, config, 2), {}),
+    }
+    rates = interleave(contenders, config.steps, config.rounds)
+    print(table(f"PPO on {config.task}, state", rates, tuple(rates)[:2]), end="\n\n")
+    print(
+        f"{config.rounds} interleaved rounds, medians; rollouts of {config.rollout} steps, "
+        f"{config.epochs} epochs, 2 x {_HIDDEN} units; {os.cpu_count()} cores "
+        f"({platform.processor() or platform.machine()}), load {load:.1f} before and "
+        f"{os.getloadavg()[0]:.1f} after."
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchPpoConfig))

@@ -1,0 +1,71 @@
+"""Questions and answers: labels, rightness and generation agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from example_robot import SENTENCES, make_observation, make_processor
+
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
+from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vqa import answer, answer_loss, rightly_answered, with_answers
+from vla.processing.model_inputs import ModelInputs
+from vla.processing.processor import Processor, collate
+
+ANSWERS = ["red", "on the left <loc10><loc20>"]
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[VLA, Processor, ModelInputs]:
+    """A tiny model and the prompts of two questions."""
+    torch.manual_seed(0)
+    processor = make_processor(image_size_px=(24, 24), image_tokens_per_camera=4)
+    config = EmbeddedConfig(width=32, vision_layers=1, text_layers=1, heads=2, patch_size=12)
+    backbone = embedded_backbone(config, processor.language, 24)
+    model = VLA(backbone, Interface.of(processor), VLAConfig())
+    observations = [make_observation(instruction=text) for text in SENTENCES[:2]]
+    inputs = processor.encode_observation(collate(observations, processor.spec))
+    return model.eval(), processor, inputs
+
+
+def test_only_answers_are_labelled(made: tuple[VLA, Processor, ModelInputs]) -> None:
+    """Labels spell the answers and their end; the prompt before them is unchanged."""
+    _, processor, inputs = made
+    grown, labels = with_answers(processor, inputs, ANSWERS)
+    for row, text in enumerate(ANSWERS):
+        spelled = labels[row][labels[row] >= 0]
+        assert spelled[-1] == processor.prompts.eos_token_id
+        assert processor.prompts.tokenizer.decode(spelled[:-1]).replace(" ", "") == text.replace(
+            " ", ""
+        )
+        length = int(inputs.attention_mask[row].sum())
+        assert torch.equal(grown.input_ids[row, :length], inputs.input_ids[row, :length])
+        assert int(grown.attention_mask[row].sum()) == length + len(spelled)
+
+
+def test_what_is_learned_is_said(made: tuple[VLA, Processor, ModelInputs]) -> None:
+    """After learning two answers by heart they are exact, and greedy generation gives them."""
+    model, processor, inputs = made
+    grown, labels = with_answers(processor, inputs, ANSWERS)
+    assert not rightly_answered(model, grown, labels).any()
+    optimizer = torch.optim.Adam(model.backbone.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = answer_loss(model, grown, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert rightly_answered(model, grown, labels, off=0).all()
+    said = answer(model, processor, inputs)
+    assert [s.replace(" ", "") for s in said] == [a.replace(" ", "") for a in ANSWERS]
+
+
+def test_a_location_may_be_off_by_some_bins(made: tuple[VLA, Processor, ModelInputs]) -> None:
+    """What was learned as <loc10><loc20> is right for a neighbour, and no other word is."""
+    model, processor, inputs = made
+    grown, _ = with_answers(processor, inputs, ANSWERS)
+    for answers, right in (
+        (["red", "on the left <loc12><loc18>"], [True, True]),
+        (["green", "on the left <loc13><loc20>"], [False, False]),
+    ):
+        _, labels = with_answers(processor, inputs, answers)
+        assert rightly_answered(model, grown, labels).tolist() == right

@@ -1,0 +1,1 @@
+"""The checkpoint folder: written all or not at all, checked when read."""

@@ -1,0 +1,1 @@
+"""What a data set says of itself: its contract, its recorded actions, its videos."""

@@ -1,0 +1,1 @@
+"""Observations and actions to tensors and back: processor, prompts and normalisation."""

@@ -1,0 +1,258 @@
+"""Instructions and pictures to the tensors that a vision-language model reads.
+
+The embedded model has a tokenizer of its own and takes bytes. Every other model comes with its own
+transformers processor, which alone knows the format of its prompts and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from vla.processing.tokenizer import load_tokenizer
+
+_CACHED_INSTRUCTIONS = 4096
+_TOKENIZER, _PROCESSOR = "tokenizer", "vlm_processor"
+_NOT_INPUTS = {"labels"}
+
+
+class EmbeddedPrompts:
+    """Prompts of the embedded model: places for every picture, the instruction, the end token.
+
+    Args:
+        tokenizer: any fast tokenizer that has the image token, an end and a padding token.
+        image_token: keeps the place of a picture token.
+        image_tokens: how many of them all pictures take.
+        max_text_tokens: longest instruction, its end token included.
+        padding: "fixed" or "longest".
+
+    Raises:
+        ValueError: the tokenizer lacks a token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token: str,
+        image_tokens: int,
+        max_text_tokens: int,
+        padding: str,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_text_tokens, self.padding = max_text_tokens, padding
+        self.image_token_id = self._token_id("image token", image_token)
+        self.pad_token_id = self._token_id("padding token", tokenizer.pad_token)
+        self.eos_token_id = self._token_id("end token", tokenizer.eos_token)
+        self._image_prompt = torch.tensor([self.image_token_id] * image_tokens)
+        self._forget()
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt with padding "fixed": the most that a prompt can have."""
+        return len(self._image_prompt) + self.max_text_tokens
+
+    def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+        """input_ids int64 [n, tokens] and attention_mask bool [n, tokens], padded on the right.
+
+        Raises:
+            ValueError: an instruction does not fit into `max_text_tokens`.
+        """
+        if len(self._rows) + len(set(instructions)) > _CACHED_INSTRUCTIONS:
+            self._forget()
+        if new := [text for text in dict.fromkeys(instructions) if text not in self._rows]:
+            self._remember(new)
+        rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)
+        lengths = self._lengths[rows]
+        width = self.length if self.padding == "fixed" else int(lengths.max())
+        mask = torch.arange(width) < lengths[:, None]
+        return {"input_ids": self._prompts[rows, :width], "attention_mask": mask}
+
+    def tokens(self, instruction: str) -> list[int]:
+        """The instruction's tokens and the end token."""
+        # split_special_tokens: an instruction that says "<image>" must not become a picture.
+        words = self.tokenizer.encode(
+            instruction, add_special_tokens=False, split_special_tokens=True
+        )
+        return [*words, self.eos_token_id]
+
+    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The bytes as they are; none is flat."""
+        return {"pixel_values": images}, ()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save_pretrained(str(folder / _TOKENIZER))
+
+    def _forget(self) -> None:
+        # Few distinct instructions meet many calls: one row each, then indexing.
+        self._rows: dict[str, int] = {}
+        self._prompts = torch.empty(0, self.length, dtype=torch.long)
+        self._lengths = torch.empty(0, dtype=torch.long)
+
+    def _remember(self, instructions: Sequence[str]) -> None:
+        prompts = torch.full((len(instructions), self.length), self.pad_token_id)
+        prompts[:, : len(self._image_prompt)] = self._image_prompt
+        lengths = torch.empty(len(instructions), dtype=torch.long)
+        for row, instruction in enumerate(instructions):
+            text = self.tokens(instruction)
+            _refuse_long(instruction, len(text), self.max_text_tokens)
+            lengths[row] = end = len(self._image_prompt) + len(text)
+            prompts[row, len(self._image_prompt) : end] = torch.tensor(text)
+        for instruction in instructions:
+            self._rows[instruction] = len(self._rows)
+        self._prompts = torch.cat([self._prompts, prompts])
+        self._lengths = torch.cat([self._lengths, lengths])
+
+    def _token_id(self, role: str, token: Any) -> int:
+        vocabulary = self.tokenizer.get_vocab()
+        if token not in vocabulary:
+            raise ValueError(f"the tokenizer has no {role} {token!r}")
+        return vocabulary[token]
+
+
+class ForeignPrompts:
+    """Inputs made by a pretrained model's own processor.
+
+    All pictures have one size, so a prompt depends on its instruction alone: it is made once with
+    blank pictures and kept. Prompts are padded on the left, so that the readouts which the backbone
+    appends follow the last word at once, as an answer would.
+
+    Args:
+        processor: of an image-text model, or of a vision tower with a text encoder.
+        cameras: pictures an observation.
+        size_px: height and width of the pictures.
+        max_text_tokens: for an image-text model the longest instruction; for a text encoder its
+            whole input, special tokens included.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        cameras: int,
+        size_px: tuple[int, int],
+        max_text_tokens: int,
+    ) -> None:
+        self.processor, self.max_text_tokens = processor, max_text_tokens
+        self.image_token_id: int | None = getattr(processor, "image_token_id", None)
+        self._tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  no typed attribute
+        self._image_processor: Callable[..., Any] = getattr(processor, "image_processor")  # noqa: B009
+        self._blank = torch.zeros(cameras, 3, *size_px, dtype=torch.uint8)
+        # Two rows tell lists of observations from lists of pictures.
+        probe = self._process(torch.stack([self._blank, self._blank]))
+        self._image_names = frozenset(probe)
+        self._flat = tuple(name for name, tensor in probe.items() if len(tensor) != 2)
+        self._row = lru_cache(_CACHED_INSTRUCTIONS)(
+            self._prompt if self.image_token_id is not None else self._text
+        )
+        self.length = max_text_tokens
+        if self.image_token_id is not None:
+            ids = self._tokens("")["input_ids"]
+            self.image_tokens_per_camera = int((ids == self.image_token_id).sum()) // cameras
+            self.length += ids.shape[1]
+
+    def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts [n, length]: input_ids, attention_mask and what else the model reads.
+
+        Raises:
+            ValueError: an instruction is too long or contains a special token.
+        """
+        rows = [self._row(instruction) for instruction in instructions]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """What the image processor makes of bytes [n, cameras, 3, h, w], and which of it is flat.
+
+        All tensors have n rows; the flat ones are lists of pictures or patches over all rows.
+        """
+        made, count = self._process(images), len(images)
+        return {
+            name: tensor.unflatten(0, (count, -1)) if name in self._flat else tensor
+            for name, tensor in made.items()
+        }, self._flat
+
+    def save(self, folder: Path) -> None:
+        """Write the processor's files."""
+        self.processor.save_pretrained(str(folder / _PROCESSOR))
+
+    def _process(self, images: Tensor) -> dict[str, Tensor]:
+        made = self._image_processor(images=[list(row) for row in images], return_tensors="pt")
+        return {name: value for name, value in made.items() if isinstance(value, Tensor)}
+
+    def _tokens(self, instruction: str) -> dict[str, Tensor]:
+        cameras = len(self._blank)
+        if (template := getattr(self.processor, "chat_template", None)) is not None:
+            content = [{"type": "image"}] * cameras + [{"type": "text", "text": instruction}]
+            prompt = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        else:
+            prompt = getattr(self.processor, "image_token") * cameras + instruction  # noqa: B009
+        process: Any = self.processor
+        made = process(text=[prompt], images=[list(self._blank)], return_tensors="pt")
+        return {n: t for n, t in made.items() if n not in self._image_names | _NOT_INPUTS}
+
+    def _prompt(self, instruction: str) -> dict[str, Tensor]:
+        self._refuse_special(instruction)
+        made = self._tokens(instruction)
+        free = self.length - made["input_ids"].shape[1]
+        _refuse_long(instruction, self.max_text_tokens - free, self.max_text_tokens)
+        pad = {"input_ids": self._tokenizer.pad_token_id or 0}
+        row = {name: F.pad(t, (free, 0), value=pad.get(name, 0)) for name, t in made.items()}
+        return row | {"attention_mask": row["attention_mask"].bool()}
+
+    def _text(self, instruction: str) -> dict[str, Tensor]:
+        made = self._tokenizer(
+            [instruction],
+            padding="max_length",
+            max_length=self.max_text_tokens,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        ids, mask = made["input_ids"], made["attention_mask"].bool()
+        _refuse_long(instruction, ids.shape[1], self.max_text_tokens)
+        # SigLIP learned with its padding visible, and its tokenizer says so by naming no mask.
+        if "attention_mask" not in self._tokenizer.model_input_names:
+            mask = torch.ones_like(mask)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _refuse_special(self, instruction: str) -> None:
+        special = [token for token in self._tokenizer.all_special_tokens if token in instruction]
+        if special:
+            raise ValueError(
+                f"the model reads {special} as more than words: say {instruction!r} without"
+            )
+
+
+Prompts = EmbeddedPrompts | ForeignPrompts
+
+
+def load_language(folder: Path) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """Read what `save` wrote, from this folder alone; no code of the model's author runs.
+
+    Raises:
+        FileNotFoundError: the folder holds neither.
+    """
+    if not (folder / _PROCESSOR).is_dir():
+        return load_tokenizer(folder / _TOKENIZER)
+    return AutoProcessor.from_pretrained(
+        str(folder / _PROCESSOR), local_files_only=True, trust_remote_code=False
+    )
+
+
+def _refuse_long(instruction: str, tokens: int, limit: int) -> None:
+    if tokens > limit:
+        raise ValueError(
+            f"instruction has {tokens} tokens with its end token, the limit is "
+            f"max_text_tokens={limit}; shorten it or build the processor with a higher limit: "
+            f"{instruction!r}"
+        )
