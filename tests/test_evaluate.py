@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
 from policies.evaluation.report.data import Curve
-from scripts import entrants
+from scripts import policy_loading
 from scripts.evaluate import EvaluateConfig, _seeds, _training_steps, goals_of, main, play
 from scripts.policy_loading import (
     Entrant,
@@ -60,7 +60,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with SummaryWriter(str(folder)) as writer:
         for step in (1, 2, 3):
             writer.add_scalar("time/simulator_steps", 1000 * step, step)
-    monkeypatch.setattr(entrants, "load_policy", lambda folder, *_: Staring(folder))
+    monkeypatch.setattr(policy_loading, "load_policy", lambda folder, *_: Staring(folder))
     return folder
 
 
