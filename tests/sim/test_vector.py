@@ -150,7 +150,7 @@ def test_wrong_use_is_refused():
 def test_a_failing_worker_reports_its_traceback():
     """And the environment is closed, not hanging."""
     env = CpuVecEnv("FetchReach", 2, num_workers=2, render=False)
-    with pytest.raises(WorkerError, match=r"worker 1 failed:[\s\S]*KeyError"):
+    with pytest.raises(WorkerError, match=r"worker 1 failed: [\s\S]*KeyError"):
         env._ask("reset", {1: {0: 5}})  # environment 0 lives in worker 0
     with pytest.raises(RuntimeError, match="closed"):
         env.observe()
