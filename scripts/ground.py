@@ -27,7 +27,7 @@ from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.embodiments import Embodiment
 from vla.processing.normalisation import Statistics
@@ -151,7 +151,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
     processor = Processor(spec, statistics, tokenizer, conversions)
     backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
-    return VLAPolicy(VLA(backbone, Interface.of(processor), config.model), processor)
+    return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
 
 
 def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
