@@ -29,6 +29,7 @@ def test_implements_the_protocol(env):
     assert isinstance(env, VecEnv)
     env.reset(range(3), [0, 1, 2])
     observation, privileged = env.observe()
+    assert observation.proprio.device == privileged.device == env.device == torch.device("cpu")
     assert observation.images == {}
     assert observation.proprio.shape == (3, 5)
     assert privileged.shape == (3, len(env.privileged_names))
