@@ -160,7 +160,7 @@ class VideoImages:
             )
         mend = "the timestamps in data/ or in meta/episodes are wrong"
         if worst_s < 0.5 / self._frames.info["fps"]:  # the nearest image is no other frame's
-            mend = f"--tolerance_s={math.ceil(1e4 * worst_s + 1) / 1e4:g} takes the nearest image"
+            mend = f"--tolerance_s={math.ceil(1e4 * worst_s + 0.5) / 1e4:g} takes the nearest image"
         raise self._error(
             video,
             f"does not fit the recorded timestamps: {found}, {1e3 * self._tolerance_s:g} ms are "

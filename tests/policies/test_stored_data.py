@@ -1,4 +1,4 @@
-"""Equal data, stored in other ways: what LeRobot's tools, other tools and file systems make of it."""
+"""Equal data, stored in other ways, as LeRobot's tools, other tools and file systems do."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def test_merged_and_resumed_data_are_read(tmp_path: Path) -> None:
     """LeRobot's merge and its writer store lists of variable and of fixed length side by side."""
     parts = []
     for name in ("one", "two"):
-        write_counted(tmp_path / name, (2, 3), video=False)
+        write_counted(tmp_path / name, (2, 3))
         parts.append(LeRobotDataset(f"local/{name}", root=tmp_path / name))
     merged = tmp_path / "merged"
     merge_datasets(parts, "local/merged", merged)
-    append_episodes(merged, counted_episodes((4, 2), counted_features(video=False)))
+    append_episodes(merged, counted_episodes((4, 2), counted_features()))
     kinds = {str(pq.read_schema(f).field("action").type) for f in merged.glob("data/*/*.parquet")}
     assert len(kinds) == 2, "this is no test of mixed types any more"
     batch = read(merged)
@@ -116,7 +116,7 @@ def test_merged_and_resumed_data_are_read(tmp_path: Path) -> None:
     assert batch.actions[:, 0, 0].tolist() == [step + 0.5 for step in steps]
     assert batch.instructions[0] == batch.instructions[5] == batch.instructions[10] == TASKS[0]
     levels = batch.images["top"].float().mean(dim=(1, 2, 3)) / LEVEL
-    assert levels.tolist() == [*range(5), *range(5), *range(6)]
+    np.testing.assert_allclose(levels, [*range(5), *range(5), *range(6)], atol=0.2)
     assert read_chunks(merged, "action", 1)[:, 0, 0].tolist() == batch.actions[:, 0, 0].tolist()
 
 

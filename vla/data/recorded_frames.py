@@ -52,9 +52,9 @@ class RecordedFrames:
 
     def episodes(self) -> Iterator[tuple[int, slice]]:
         """The number of each episode, and its frames."""
-        numbers, begins = np.unique(self.episode, return_index=True)
-        for number, begin, end in zip(numbers, begins, [*begins[1:], len(self)], strict=True):
-            yield int(number), slice(int(begin), int(end))
+        numbers, begins, lengths = np.unique(self.episode, return_index=True, return_counts=True)
+        for number, begin, length in zip(numbers, begins, lengths, strict=True):
+            yield int(number), slice(int(begin), int(begin + length))
 
     def tables(self, key: str) -> Iterator[tuple[Path, np.ndarray, pa.Array]]:
         """Of each table its path, the frames in it (int64 [rows]) and one column."""
