@@ -11,9 +11,9 @@ from torch import Tensor
 
 from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
 from policies.imitation.images import TOLERANCE_S
-from policies.imitation.paraphrases import Paraphrases
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
+from vla.data.paraphrases import Paraphrases
 from vla.processing.embodiments import Embodiment
 
 
