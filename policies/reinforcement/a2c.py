@@ -12,7 +12,7 @@ section 4 and algorithm S3, in its synchronous form. Departures:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class A2C:
         config: hyperparameters.
     """
 
-    needs_critic = True
+    needs_critic: ClassVar[bool] = True
 
     def __init__(self, actor: StochasticActor, config: A2CConfig):
         self.config, self._actor = config, actor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.optimisation import optimizer_step
-from policies.reinforcement.stochastic_policy import StochasticActor, log_std_parameters
+from policies.reinforcement.stochastic_policy import StochasticActor
 from vla.model.heads.base import ActionHead
 from vla.model.heads.registry import HEADS
 
@@ -31,7 +31,7 @@ class ActorOptimizer:
         log_std_learning_rate: float,
         max_grad_norm: float,
     ):
-        log_std = log_std_parameters(actor)
+        log_std = actor.log_std_parameters()
         means = [p for p in actor.parameters() if all(p is not other for other in log_std)]
         groups: list[dict[str, Any]] = [
             {"params": means, "lr": learning_rate},
@@ -68,10 +68,10 @@ def learning_rate_for(head: ActionHead, rates: Mapping[str, float]) -> float:
     Raises:
         ValueError: there is none for this kind; says how to set it.
     """
-    name = next((name for name, kind in HEADS.items() if type(head) is kind.head), None)
-    if name not in rates:
-        raise ValueError(
-            f"no learning rate is known for {type(head).__name__}, only for {', '.join(rates)}: "
-            "set the algorithm's learning_rate"
-        )
-    return rates[name]
+    for name, rate in rates.items():
+        if name in HEADS and type(head) is HEADS[name].head:
+            return rate
+    raise ValueError(
+        f"no learning rate is known for {type(head).__name__}, only for {', '.join(rates)}: "
+        "set the algorithm's learning_rate"
+    )

@@ -31,7 +31,7 @@ class _Sampler[State: PolicyState]:
 
     def reset(self, indices: Sequence[int]) -> None:
         """New episodes begin in these rows."""
-        self.state.reset(indices)
+        self.state = self.state.reset(indices)
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """A sampled chunk, float32 [n, k, action.dim]."""
@@ -102,5 +102,4 @@ def collect[State: PolicyState](
 
 def flatten(features: Features) -> Tensor:
     """Features as one vector a row for a critic, without the prompt's hidden states: [n, d]."""
-    parts = (features.readout, features.points, features.proprio)
-    return torch.cat([part.flatten(1) for part in parts if part is not None], dim=1)
+    return torch.cat([features.readout, features.points.flatten(1), features.proprio], dim=1)

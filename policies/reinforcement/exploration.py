@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from policies.reinforcement.stochastic_policy import StochasticActor, log_std_parameters
+from policies.reinforcement.stochastic_policy import StochasticActor
 
 
 class Exploration:
@@ -17,7 +17,7 @@ class Exploration:
     """
 
     def __init__(self, actor: StochasticActor, log_std_start: float, log_std_end: float):
-        self._log_std = log_std_parameters(actor)
+        self._log_std = actor.log_std_parameters()
         self._start, self._end = log_std_start, log_std_end
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ Schulman et al. 2016 (arXiv:1506.02438), equation 16. Departures:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class PPO:
         config: hyperparameters.
     """
 
-    needs_critic = True
+    needs_critic: ClassVar[bool] = True
 
     def __init__(self, actor: StochasticActor, config: PPOConfig):
         self.config, self._actor = config, actor

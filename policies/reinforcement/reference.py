@@ -7,11 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from policies.reinforcement.stochastic_policy import (
-    StochasticActor,
-    in_parts,
-    log_std_parameters,
-)
+from policies.reinforcement.stochastic_policy import StochasticActor, in_parts
 from vla.model.features import Features
 from vla.model.heads.base import Likelihood
 
@@ -25,14 +21,14 @@ class Reference:
 
     def __init__(self, actor: StochasticActor):
         self._actor = deepcopy(actor)
-        self._log_std = log_std_parameters(self._actor)
+        self._log_std = self._actor.log_std_parameters()
         for parameter in self._actor.parameters():
             parameter.requires_grad_(False)
 
     @torch.no_grad()
     def match_exploration(self, actor: StochasticActor) -> None:
         """Explore as this actor does: a KL then tells how far the means went, and nothing else."""
-        for mine, theirs in zip(self._log_std, log_std_parameters(actor), strict=True):
+        for mine, theirs in zip(self._log_std, actor.log_std_parameters(), strict=True):
             mine.copy_(theirs)
 
     @torch.no_grad()

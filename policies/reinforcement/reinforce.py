@@ -14,7 +14,7 @@ comparison" (section 4): a moving average of past returns. Departures:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Reinforce:
         config: hyperparameters.
     """
 
-    needs_critic = False
+    needs_critic: ClassVar[bool] = False
 
     def __init__(self, actor: StochasticActor, config: ReinforceConfig):
         self.config, self._actor = config, actor

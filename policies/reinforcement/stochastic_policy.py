@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vla.contract import ObservationBatch, RobotSpec
 from vla.model.features import Features
 from vla.model.heads.base import ActionHead, Likelihood
-from vla.model.heads.registry import require_likelihood
 
 _ROWS = 1000  # likelihoods that are computed at once without a gradient
 
@@ -23,8 +22,8 @@ _ROWS = 1000  # likelihoods that are computed at once without a gradient
 class PolicyState(Protocol):
     """What a policy remembers, one row an environment."""
 
-    def reset(self, rows: Sequence[int]) -> None:
-        """New episodes begin in these rows."""
+    def reset(self, rows: Sequence[int]) -> Self:
+        """The memory with new episodes beginning in these rows."""
         ...
 
 
@@ -45,12 +44,16 @@ class StochasticActor(Protocol):
         """Samples [n, ...], drawn at random."""
         ...
 
-    def actions(self, sample: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """The normalised chunks [n, k, action] that samples stand for."""
         ...
 
-    def likelihood(self, features: Features, sample: Tensor) -> Likelihood:
+    def likelihood(self, features: Features, samples: Tensor) -> Likelihood:
         """How likely samples are, a control step at a time."""
+        ...
+
+    def log_std_parameters(self) -> list[nn.Parameter]:
+        """Log standard deviations of its exploration; none for a head of tokens."""
         ...
 
 
@@ -74,8 +77,8 @@ class StochasticPolicy[State: PolicyState](Protocol):
         """What is trained."""
         ...
 
-    def initial_state(self, n: int) -> State:
-        """The memory of `n` environments at the beginning of their episodes."""
+    def initial_state(self, rows: int) -> State:
+        """The memory of so many environments at the beginning of their episodes."""
         ...
 
     def features(self, observation: ObservationBatch, state: State) -> tuple[Features, State]:
@@ -110,15 +113,6 @@ class StochasticPolicy[State: PolicyState](Protocol):
     def load_weights(self, folder: Path) -> None:
         """See `Checkpointed`."""
         ...
-
-
-def log_std_parameters(actor: StochasticActor) -> list[nn.Parameter]:
-    """Log standard deviations of an actor's exploration; none for a head of tokens.
-
-    Raises:
-        NoLikelihoodError: its head has no likelihood; the message names heads that have one.
-    """
-    return require_likelihood(actor.head, "reinforcement learning").log_std_parameters()
 
 
 @torch.no_grad()
