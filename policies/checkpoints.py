@@ -8,7 +8,7 @@ statistics or another schedule in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import torch
 from policies.optimisation import NotFiniteError
 from policies.run_folder import RunFolder, plain
 from vla.checkpoint.folder import latest_complete, load_training_state
+from vla.checkpoint.ledger import Ledger
 
 
 class ResumeError(ValueError):
@@ -31,8 +32,8 @@ class DivergedError(ArithmeticError):
 class Checkpointed(Protocol):
     """What is saved: weights, and all that decides what they mean."""
 
-    ledger: dict[str, int]
-    """What was spent on these weights, for instance simulator steps, by name."""
+    ledger: Ledger
+    """What was spent on these weights."""
 
     def describe(self) -> dict[str, Any]:
         """Architecture, contracts and statistics, as plain data."""
@@ -106,8 +107,7 @@ class Checkpoints:
         if newest is None or saved is None:
             return None
         self._policy.load_weights(newest)
-        self._policy.ledger.clear()
-        self._policy.ledger.update(saved["ledger"])
+        self._policy.ledger.restore(saved["ledger"])
         self.best_score = saved["best_score"]
         _restore_random_state(saved["random"])
         return saved["trainer"]
@@ -134,7 +134,7 @@ class Checkpoints:
             "settings": self._settings,
             "step": step,
             "best_score": self.best_score,
-            "ledger": dict(self._policy.ledger),
+            "ledger": self._policy.ledger.amounts,
             "random": _random_state(),
             "trainer": trainer,
         }
@@ -171,6 +171,13 @@ class Checkpoints:
                 f"training diverged at step {step}: {error}. The last good checkpoint: {last}. "
                 "Try a smaller learning rate in another folder"
             ) from error
+
+
+def describe_seeds(seeds: Sequence[int] | None) -> str:
+    """Initial states that choose a checkpoint, for the settings of a run."""
+    if seeds is None:
+        return "no simulation"
+    return f"{len(seeds)} states, seeds {seeds[0]} to {seeds[-1]}"
 
 
 def differences(theirs: Any, ours: Any, free: str, path: str = "") -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vla.checkpoint.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.lerobot_files import describe_pipelines, describe_policy
 from vla.checkpoint.model_card import model_card
 from vla.contract import ObservationBatch, RobotSpec
@@ -43,8 +44,7 @@ class VLAPolicy:
         processor: of the robot that this policy controls.
         network: the model in that robot's units.
         spec: that robot's contract.
-        ledger: what was spent on the weights, by name: whoever trains adds to it, and checkpoints
-            hold it.
+        ledger: whoever trains adds to it, and checkpoints hold it.
 
     Raises:
         ValueError: the processor gives something else than the model takes, or several robots and
@@ -56,7 +56,7 @@ class VLAPolicy:
         model: VLA,
         conversions: Processor | Embodiments,
         embodiment: str | RobotSpec | None = None,
-        ledger: dict[str, int] | None = None,
+        ledger: Ledger | None = None,
     ):
         if isinstance(conversions, Processor):
             conversions = Embodiments.of(conversions)
@@ -68,7 +68,7 @@ class VLAPolicy:
         self.processor = conversions[conversions.choose(embodiment)]
         self.network = RobotNetwork(model, self.processor)
         self.spec = self.processor.spec
-        self.ledger: dict[str, int] = {} if ledger is None else ledger
+        self.ledger = ledger or Ledger()
         self._network: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self.network
         self._state = self.initial_state(0)
 
@@ -213,7 +213,7 @@ class VLAPolicy:
             processor=self.embodiments,
             card=model_card(config, specs, command),
             training_state=training_state,
-            ledger=self.ledger,
+            ledger=self.ledger.amounts,
             documents=describe_pipelines() if lerobot_config is None else None,
         )
 

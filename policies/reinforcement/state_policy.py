@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vla.checkpoint.folder import save_checkpoint
+from vla.checkpoint.ledger import Ledger
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
 from vla.model.features import Features
 from vla.model.heads.base import (
@@ -92,7 +93,7 @@ class StatePolicy:
 
     def __init__(self, env: VecEnv, chunk_length: int, head: HeadConfig | None = None):
         self.spec: RobotSpec = env.spec
-        self.ledger: dict[str, int] = {}
+        self.ledger = Ledger()
         self._env, self._head = env, head or GaussianHeadConfig()
         self._dims = HeadDims(len(env.privileged_names), 0, chunk_length, self.spec.action.dim)
         self.actor = StateActor(self._dims, self._head)
@@ -147,7 +148,7 @@ class StatePolicy:
             weights=self.actor.state_dict(),
             processor=_Contract(self.spec),
             training_state=training_state,
-            ledger=self.ledger,
+            ledger=self.ledger.amounts,
         )
 
     def load_weights(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from vla.checkpoint.ledger import Ledger
 from vla.contract import ObservationBatch, RobotSpec
 from vla.model.features import Features
 from vla.model.heads.base import ActionHead, Likelihood
@@ -65,7 +66,7 @@ class StochasticPolicy[State: PolicyState](Protocol):
     """
 
     spec: RobotSpec
-    ledger: dict[str, int]
+    ledger: Ledger
 
     @property
     def device(self) -> torch.device:

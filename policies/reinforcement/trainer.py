@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.checkpoints import Checkpoints
+from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite, require_finite_weights
 from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
@@ -214,7 +214,7 @@ class OnPolicyTrainer[State: PolicyState]:
         )
         require_finite({"a sample's log-probability": experience.log_prob})
         self.simulator_steps += episodes.simulator_steps
-        self._spend("collection_steps", episodes.simulator_steps)
+        self.policy.ledger.spend(collection_steps=episodes.simulator_steps)
         return experience, episodes
 
     def learn(self, experience: Experience) -> tuple[Batch, Metrics]:
@@ -257,7 +257,7 @@ class OnPolicyTrainer[State: PolicyState]:
     def _select(self, seeds: Sequence[int]) -> Metrics:
         """Greedy rollouts; the best so far is saved as `best`."""
         values, steps = evaluate(self.env, self.policy, seeds)
-        self._spend("selection_steps", steps)
+        self.policy.ledger.spend(selection_steps=steps)
         # Ties go to the later one: it explored less while it was trained.
         self.checkpoints.offer_best(values["success/end"])
         return values
@@ -265,26 +265,20 @@ class OnPolicyTrainer[State: PolicyState]:
     def _is_good_enough(self, stop_at: float | None) -> bool:
         return stop_at is not None and self.checkpoints.best_score >= stop_at
 
-    def _spend(self, what: str, amount: int) -> None:
-        ledger = self.policy.ledger
-        ledger[what] = ledger.get(what, 0) + amount
-
     def _log(
         self,
         iteration: int,
         values: Metrics,
         progress: Callable[[int, dict[str, float]], None],
     ) -> None:
-        ledger = {f"ledger/{what}": float(n) for what, n in self.policy.ledger.items()}
-        self._folder.log(iteration, values | ledger)
+        self._folder.log(iteration, values | self.policy.ledger.metrics())
         progress(iteration, values)
 
     def _settings(self, selection_seeds: Sequence[int]) -> dict[str, Any]:
-        first, last = selection_seeds[0], selection_seeds[-1]
         return {
             "algorithm": {"name": self._name, **plain(self._method)},
             "training": self.config,
-            "selection": f"{len(selection_seeds)} states, seeds {first} to {last}",
+            "selection": describe_seeds(selection_seeds),
             "device": self.policy.device.type,  # whose random generator the run has
         }
 

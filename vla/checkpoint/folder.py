@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
 from vla.checkpoint.upgrade import upgrade_config, upgrade_weights
 from vla.contract import RobotSpec
@@ -72,7 +73,7 @@ class Checkpoint:
         weights: sorted by parameter name, on the CPU.
         embodiments: with contracts, statistics and tokenizer.
         training_state: None when none was saved or it was not asked for.
-        ledger: what was spent on the weights, such as simulator steps; empty where it is unknown.
+        ledger: what was spent on the weights; empty where it is unknown.
     """
 
     folder: Path
@@ -80,7 +81,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     embodiments: Embodiments
     training_state: dict[str, Any] | None = None
-    ledger: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def processor(self) -> Processor:
@@ -117,7 +118,7 @@ def save_checkpoint(
         processor: brings contract, statistics and tokenizer, of one robot or of several.
         card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
-        ledger: see `Checkpoint`; an empty one is not written.
+        ledger: amounts by name, see `Ledger`; none are not written.
         documents: file name → plain data, for JSON files that other programs read.
 
     Raises:
@@ -180,7 +181,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
         weights=dict(sorted(weights.items())),
         embodiments=Embodiments.load(place),
         training_state=state,
-        ledger=_read_json(place / _LEDGER) if _LEDGER in files else {},
+        ledger=Ledger(_read_json(place / _LEDGER) if _LEDGER in files else None),
     )
 
 
