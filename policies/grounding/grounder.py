@@ -33,14 +33,7 @@ from vla.processing.processor import Processor
 
 _TOTAL = "training.updates"  # a resumed run may be made longer
 _MAX_GRAD_NORM = 1.0
-_LEAST = {
-    "updates": 0,
-    "batch": 1,
-    "questions": 0,
-    "warmup": 0,
-    "log_every": 1,
-    "evaluate_every": 1,
-}
+_POSITIVE = ("batch", "log_every", "evaluate_every")
 
 
 @dataclass(frozen=True)
