@@ -71,16 +71,17 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states of the chosen layer, all float32.
+    """Hidden states of the chosen layer.
 
     Attributes:
-        pictures: [n, cameras, tokens a picture, width], at the picture tokens.
-        readout: [n, READOUTS, width], at the learned positions.
-        prompt: [n, tokens, width], of the whole prompt without the learned positions.
+        images: float32 [n, cameras, tokens an image, width], at the image tokens.
+        readout: float32 [n, READOUTS, width], at the learned positions.
+        prompt: [n, tokens, width], of the whole prompt without the learned positions, in the
+            model's own precision: a large model's prompt is megabytes a frame.
         mask: bool [n, tokens], False at the prompt's padding.
     """
 
-    pictures: Tensor
+    images: Tensor
     readout: Tensor
     prompt: Tensor
     mask: Tensor
