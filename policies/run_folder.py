@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Of this code, with "-dirty" where it was changed; None without git or without a repository."""
+    """Of this code, "-dirty" where it was changed; None without git, or outside a repository."""
     here = Path(__file__)
     # An installed package may lie inside another project's repository, whose commit says nothing
     # about it: only a repository that tracks this file describes it.
