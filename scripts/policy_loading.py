@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from policies.evaluation.baselines import ExpertPolicy, RandomPolicy, ZeroPolicy
+from policies.evaluation.row_by_row import RowByRow
 from policies.lerobot.act_acceleration import optimise_inference
 from scripts.plan import PlanConfig, make_policy
 from sim.tasks.base import Phrasing
@@ -234,6 +235,13 @@ def make_env(
     cameras = [camera.name for camera in spec.cameras]
     size_px = image_size_px(spec)
     return CpuVecEnv(task, num_envs, num_workers, size_px, cameras, bool(cameras), **settings)
+
+
+def policy_for(candidate: Candidate, env: CpuVecEnv, seed: int) -> Policy:
+    """What acts in this environment; a checkpoint decides in each row by itself."""
+    if candidate.make is None or candidate.spec is None:
+        return make_built_in(candidate.kind, env, seed)
+    return RowByRow(candidate.make, candidate.spec, seed)
 
 
 def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:

@@ -58,12 +58,11 @@ def time_decisions(
     """
     rows = range(len(observation))
     seconds: list[float] = []
-    for decision in range(-_WARM_UP, most):
-        if len(seconds) >= _LEAST + _WARM_UP and sum(seconds) > limit_s:
+    while len(seconds) < _WARM_UP + most:
+        if len(seconds) >= _WARM_UP + _LEAST and sum(seconds) > limit_s:
             break
         policy.reset(rows)
         start = time.perf_counter()
         policy.act(observation).cpu()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
-        del decision
     return np.array(seconds[_WARM_UP:])
