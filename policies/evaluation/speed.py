@@ -11,6 +11,8 @@ from vla.contract import ObservationBatch, Policy
 
 _WARM_UP = 3
 """Decisions before time counts: the first ones allocate, choose kernels and may compile."""
+_WARM_UP_S = 1.0
+"""A decision that takes longer needs no second one to warm up."""
 _LEAST = 3
 
 
@@ -53,16 +55,20 @@ def time_decisions(
         policy: one that has played nothing yet; a planner's environment must be in the state.
         observation: n rows, all of which are decided at once.
         most: decisions.
-        limit_s: begin no further one after so many seconds of deciding, warming up included; at
-            least three are timed.
+        limit_s: begin no further one after so many seconds of deciding; at least three are timed.
     """
     rows = range(len(observation))
-    seconds: list[float] = []
-    while len(seconds) < _WARM_UP + most:
-        if len(seconds) >= _WARM_UP + _LEAST and sum(seconds) > limit_s:
-            break
+
+    def decide() -> float:
         policy.reset(rows)
         start = time.perf_counter()
         policy.act(observation).cpu()  # waits for a GPU
-        seconds.append(time.perf_counter() - start)
-    return np.array(seconds[_WARM_UP:])
+        return time.perf_counter() - start
+
+    for _ in range(_WARM_UP):
+        if decide() > _WARM_UP_S:
+            break
+    seconds: list[float] = []
+    while len(seconds) < most and (len(seconds) < _LEAST or sum(seconds) < limit_s):
+        seconds.append(decide())
+    return np.array(seconds)
