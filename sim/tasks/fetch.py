@@ -233,6 +233,7 @@ class FetchReach(FetchTask):
 
     name = "FetchReach"
     object_phrases = ()
+    nouns: ClassVar[Mapping[str, str]] = {}
     grounding_frames = 2500
     templates = fetch_words.REACH
     asset = "reach.xml"
