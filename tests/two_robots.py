@@ -12,7 +12,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.processing.normalisation import Statistics
@@ -63,7 +63,7 @@ def observe(spec: RobotSpec, count: int = 3, seed: int = 0) -> ObservationBatch:
     )
 
 
-def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
+def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
     """An untrained model of a few thousand weights for these robots, in control of the first."""
     torch.manual_seed(0)
     embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6)
@@ -77,7 +77,7 @@ def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
     embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
     backbone = embedded_backbone(embedded, tokenizer, SIZE)
-    model = VLA(backbone, Interface.of(embodiments[name]), VLAConfig(horizon))
+    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(chunk_length))
     return VLAPolicy(model, embodiments, name)
 
 
