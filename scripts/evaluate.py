@@ -23,6 +23,7 @@ from policies.evaluation.speed import Speed, time_decisions
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import Episode, Episodes, rollout
 from scripts.films import add_films, try_film
+from scripts.initial_states import States, choose_seeds, goals_of
 from scripts.policy_loading import (
     Candidate,
     make_built_in,
@@ -35,12 +36,9 @@ from scripts.policy_loading import (
 from scripts.provenance import command_line, machine_facts
 from scripts.results_table import print_table
 from sim.instruction_swap import original_success, swap_instruction
-from sim.seeds import RANGES
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
-
-States = Literal["development", "final", "selection"]
 
 
 @dataclass(frozen=True)
@@ -121,14 +119,9 @@ def main(config: EvaluateConfig) -> int:
     ]
     reference = config.reference or candidates[0].name
     require_comparable(candidates, config.task, reference)
-    seeds = choose_seeds(config)
+    seeds = choose_seeds(config.task, config.states, config.episodes, config.only)
     evaluation = Evaluation(config, candidates, reference, seeds)
     _require_possible(config, seeds)
-    if config.states == "final":
-        print(
-            "final: these initial states are for the figures of a release. Play them once, and "
-            "tune nothing by what comes out."
-        )
     with Progress() as progress:
         report = evaluation.run(progress)
     print_table(table(report), report.reference)
@@ -140,34 +133,6 @@ def main(config: EvaluateConfig) -> int:
             results = add_films(report.results, config.task, config.films, size, each)
         write_report(config.out, dataclasses.replace(report, results=tuple(results)))
     return 0
-
-
-def choose_seeds(config: EvaluateConfig) -> Sequence[int]:
-    """Of the initial states, in order.
-
-    Raises:
-        ValueError: hardly any state has such a goal; the message lists those that there are. Or
-            the named states are fewer than the episodes.
-    """
-    states = RANGES[config.states]
-    if not config.only:
-        return states.seeds(config.episodes)
-    tried = states.seeds(min(100 * config.episodes, len(states)))
-    goals = goals_of(config.task, tried)
-    found = [s for s, g in zip(tried, goals, strict=True) if all(word in g for word in config.only)]
-    if len(found) < config.episodes:
-        raise ValueError(
-            f"{len(found)} of {len(tried)} initial states of {config.task} name all of "
-            f"{list(config.only)}; goals there: {'; '.join(sorted(set(goals)))}"
-        )
-    return found[: config.episodes]
-
-
-def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
-    """What each episode is about: the words that fill its instruction; "" where there are none."""
-    task = make_task(name)
-    data = task.make_data()
-    return tuple(", ".join(task.reset(data, seed).labels.values()) for seed in seeds)
 
 
 def _require_possible(config: EvaluateConfig, seeds: Sequence[int]) -> None:
