@@ -181,12 +181,10 @@ def _origin(config: GroundConfig) -> dict[str, Any]:
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
     torch.manual_seed(config.training.seed)
-
+    drawn = _scenes_configs(config)
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
-    if len(config.tasks) != len(config.frames):
-        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
     sets = []
-    for scenes in _scenes_configs(config):
+    for scenes in drawn:
         print(f"scenes of {scenes.tasks[0]}: {scenes.frames_per_task}", flush=True)
         sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -167,6 +171,38 @@ def test_interrupt_is_no_traceback(
     command(main)
     assert cli.main(["collect"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_job_that_is_ended_from_outside_is_an_interrupt(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that what Ctrl-C keeps is kept; afterwards the signal has its own meaning again."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def main(config: CollectConfig) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    command(main)
+    assert cli.main(["collect"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_terminal_that_lacks_a_sign_does_not_end_a_command(tmp_path: Path) -> None:
+    """Printed is what it has."""
+    program = (
+        "import sys; from scripts import cli; cli._run = lambda *_: print('40 µs') or 0; "
+        "sys.exit(cli.main(['collect']))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "40 ?s\n"), run.stderr
 
 
 @pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n not in cli.WITH_FOREIGN_FLAGS])

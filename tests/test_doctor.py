@@ -138,3 +138,39 @@ def test_a_missing_package_is_not_a_missing_library(monkeypatch: pytest.MonkeyPa
     probe = RenderProbe("", reason="ModuleNotFoundError: No module named 'mujoco'")
     monkeypatch.setattr(doctor, "probe_rendering", lambda: probe)
     assert "setup.sh" in doctor.check_rendering().fix
+
+
+def test_a_machine_without_git_is_told_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything works without; results then lack their commit, so it is a warning."""
+    assert not doctor.check_git().fix
+    monkeypatch.setenv("PATH", "")
+    check = doctor.check_git()
+    assert "will not name their commit" in check.finding
+    assert "git" in check.fix
+    assert not check.essential
+
+
+def test_folders_that_cannot_be_written_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where results go, for temporary files and for caches; a file is no folder for root either."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert not doctor.check_writable("results", tmp_path / "runs" / "new").fix
+    check = doctor.check_writable("results", blocked)
+    assert "cannot be written" in check.finding
+    assert check.fix
+    assert "TMPDIR" in doctor.check_writable("temporary files", None).fix
+    monkeypatch.setenv("HF_HOME", str(blocked))
+    check = doctor.check_caches()
+    assert "set HF_HOME" in check.fix
+    assert not check.essential
+
+
+def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
+    """Its size is said, and how a container gets more."""
+    check = doctor.check_shared_memory(tmp_path, needed_mb=1e12)
+    assert "--shm-size" in check.fix
+    assert not check.essential
+    assert not doctor.check_shared_memory(tmp_path, needed_mb=0).fix
+    assert not doctor.check_shared_memory(tmp_path / "none").fix
