@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a GL backend, and reasons for what cannot run here."""
+"""What every test shares: one thread, a GL backend, checked shapes, and why some are skipped."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import ctypes.util
 import os
 
 import pytest
+import tensor_shapes
 
 # Before anything imports mujoco or torch, which read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
     if ctypes.util.find_library(library):
         os.environ.setdefault("MUJOCO_GL", backend)
+tensor_shapes.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
@@ -74,16 +75,16 @@ class Hidden:
     """Hidden states of the chosen layer, all float32.
 
     Attributes:
-        pictures: [n, cameras, tokens a picture, width], at the picture tokens.
-        readout: [n, READOUTS, width], at the learned positions.
-        prompt: [n, tokens, width], of the whole prompt without the learned positions.
-        mask: bool [n, tokens], False at the prompt's padding.
+        pictures: at the image tokens.
+        readout: at the learned positions.
+        prompt: of the whole prompt without the learned positions.
+        mask: False at the prompt's padding.
     """
 
-    pictures: Tensor
-    readout: Tensor
-    prompt: Tensor
-    mask: Tensor
+    pictures: Float32[Tensor, "n cameras image_tokens width"]
+    readout: Float32[Tensor, f"n {READOUTS} width"]
+    prompt: Float32[Tensor, "n tokens width"]
+    mask: Bool[Tensor, "n tokens"]
 
 
 class Backbone(nn.Module, ABC):
