@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 from policies.evaluation.baselines import ExpertPolicy, RandomPolicy, ZeroPolicy
-from policies.lerobot.act_acceleration import optimise_inference
 from scripts.plan import PlanConfig, make_policy
 from sim.tasks.base import Phrasing, Task
 from sim.tasks.registry import make_task
@@ -104,6 +103,9 @@ def read_entrant(
             "own way"
         )
     else:
+        # Imports LeRobot, which comparing our own policies does not need.
+        from policies.lerobot.act_acceleration import optimise_inference
+
         offered = make_task(task, _picture_size(folder)).spec
         policy = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
     return Entrant(name or Path(kind).name, kind, policy)
