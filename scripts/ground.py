@@ -29,7 +29,7 @@ from sim.tasks.tabletop import INSTRUCTIONS, UNSEEN_PAIRS, Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.embodiments import Embodiment
 from vla.processing.normalisation import Statistics
@@ -161,7 +161,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
     processor = Processor(spec, statistics, tokenizer, conversions)
     backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
-    return VLAPolicy(VLA(backbone, Interface.of(processor), config.model), processor)
+    return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
 
 
 def main(config: GroundConfig) -> int:

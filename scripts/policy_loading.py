@@ -15,7 +15,7 @@ from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import latest_complete
 from vla.contract import Policy, RobotSpec
-from vla.execution import executed
+from vla.execution import make_executor
 from vla.lerobot_plugin.foreign import Description, is_lerobot_checkpoint, load_lerobot_policy
 from vla.policy import load_policy
 
@@ -96,7 +96,7 @@ def read_entrant(
         ours = load_policy(folder, device, wanted)
         if compiled:
             ours.compile()
-        policy = executed(ours, way or "chunk")
+        policy = make_executor(ours, way or "chunk")
     elif way or embodiment:
         raise ValueError(
             f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in their "

@@ -129,8 +129,7 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     made = VLAConfig(config.horizon)
     policy = vlm_policy(config.vlm, config.backbone, data.embodiments(), made, config.conversions)
     policy.model.to(config.device)
-    encoded = encode_chunks(policy.embodiments, data.chunks())
-    policy.model.replace_actor(config.horizon, head.fitted(encoded))
+    policy.model.replace_actor(encode_chunks(policy.embodiments, data.chunks()), head)
     return policy, replace(config.training, perception="trained")
 
 

@@ -1,7 +1,7 @@
 """How chunks are executed: whole, in part, blended, or joined smoothly while the next is computed.
 
-Each way is a `Policy` around a `VLAPolicy`, so evaluation, films and robots take it as they take
-the policy itself.
+Each executor is a `Policy` around a `VLAPolicy`, so evaluation, films and robots take it as they
+take the policy itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RecedingHorizon:
     """
 
     def __init__(self, policy: VLAPolicy, steps: int):
-        _require_steps("steps", steps, 1, policy.horizon)
+        _require_steps("steps", steps, 1, policy.chunk_length)
         self.spec, self._policy, self._steps = policy.spec, policy, steps
 
     def reset(self, indices: Sequence[int]) -> None:
@@ -43,7 +43,7 @@ class RecedingHorizon:
 
 
 class TemporalEnsemble:
-    """Decide at every control step, and execute the mean of all chunks that speak of it.
+    """Decide at every control step, and execute the mean of all chunks that predict it.
 
     Source: Zhao et al. 2023 (ACT, arXiv:2304.13705), section IV.B and algorithm 2: weights
     exp(-decay i), i = 0 for the oldest chunk.
@@ -71,10 +71,11 @@ class TemporalEnsemble:
     def _blend(self, row: int, chunk: Tensor) -> Tensor:
         past = [*self._chunks.get(row, []), chunk][-len(chunk) :]
         self._chunks[row] = past
-        # The chunk decided `age` steps ago has its word on the present at place `age`.
-        said = torch.stack([old[age] for age, old in zip(_ages(len(past)), past, strict=True)])
+        # The chunk decided `age` steps ago predicts the present at index `age`.
+        ages = range(len(past) - 1, -1, -1)
+        predictions = torch.stack([old[age] for age, old in zip(ages, past, strict=True)])
         weight = torch.exp(-self._decay * torch.arange(len(past), device=chunk.device))
-        return (said * (weight / weight.sum())[:, None]).sum(0)
+        return (predictions * (weight / weight.sum())[:, None]).sum(0)
 
 
 class RealTimeChunking:
@@ -82,7 +83,7 @@ class RealTimeChunking:
 
     Source: Black et al. 2025 (arXiv:2506.07339), algorithm 1 and equation 5: the next chunk is
     inpainted, with the steps fixed that will have been executed by the time it is ready, and those
-    that both chunks speak of as a softer and softer wish. The delay is simulated: at a decision
+    that both chunks predict as a softer and softer target. The delay is simulated: at a decision
     the first `delay` steps come from the old chunk, the rest from the new one.
 
     Args:
@@ -95,15 +96,16 @@ class RealTimeChunking:
     """
 
     def __init__(self, policy: VLAPolicy, steps: int, delay: int):
-        head = policy.model.actor.head
+        head = policy.actor.head
         if not isinstance(head, InpaintingHead):
             raise ValueError(
                 f"real-time chunking needs a head that can inpaint, such as flow; the policy has "
                 f"{type(head).__name__}"
             )
-        _require_steps("steps", steps, 1, policy.horizon - 1)
-        _require_steps("delay", delay, 0, min(steps, policy.horizon - steps))
-        self.spec, self._policy, self._head = policy.spec, policy, head
+        _require_steps("steps", steps, 1, policy.chunk_length - 1)
+        _require_steps("delay", delay, 0, min(steps, policy.chunk_length - steps))
+        self.spec, self._policy = policy.spec, policy
+        self._shape = (policy.chunk_length, policy.model.dims.action)
         self._steps, self._delay = steps, delay
         self._previous: dict[int, Tensor] = {}
 
@@ -116,40 +118,40 @@ class RealTimeChunking:
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
         """[n, steps, action.dim]: the end of the delay from the old chunk, then the new one."""
-        features = self._policy.model.actor.features(self._policy.encode(observation))
-        fresh = torch.zeros(len(features), *self._head.shape, device=features.vector.device)
-        weight = torch.zeros(len(features), self._head.shape[0], device=fresh.device)
-        wish, begun = fresh.clone(), self._soft_mask().to(fresh.device)
+        features = self._policy.observe(observation)
+        target = torch.zeros(len(features), *self._shape, device=features.device)
+        weight = torch.zeros(len(features), self._shape[0], device=features.device)
+        soft_mask = self._soft_mask().to(features.device)
         for row, old in self._previous.items():
-            wish[row, : -self._steps] = old[self._steps :]
-            weight[row] = begun
-        chunk = self._head.inpaint(features, wish, weight)
-        chunk = torch.where((weight == 1)[..., None], wish, chunk)
+            target[row, : -self._steps] = old[self._steps :]
+            weight[row] = soft_mask
+        chunk = self._policy.actor.inpaint(features, target, weight)
+        # Steps that run while the chunk is computed stay exactly as they were.
+        chunk = torch.where((weight == 1)[..., None], target, chunk)
         self._previous = dict(enumerate(chunk))
-        decoded = self._policy.processor.decode_actions(chunk[:, : self._steps])
-        return decoded.to(observation.proprio.device)
+        return self._policy.decode(chunk[:, : self._steps]).to(observation.proprio.device)
 
     def _soft_mask(self) -> Tensor:
-        """Weights [horizon] of the old chunk's steps: 1, falling, then 0 (equation 5)."""
-        horizon, steps, delay = self._head.shape[0], self._steps, self._delay
-        place = torch.arange(horizon)
-        c = (horizon - steps - place) / (horizon - steps - delay + 1)
+        """Weights [chunk_length] of the old chunk's steps: 1, falling, then 0 (equation 5)."""
+        length, steps, delay = self._shape[0], self._steps, self._delay
+        step = torch.arange(length)
+        c = (length - steps - step) / (length - steps - delay + 1)
         falling = c * torch.expm1(c) / (torch.e - 1)
-        weight = torch.where(place < delay, torch.ones(horizon), falling)
-        return weight.masked_fill(place >= horizon - steps, 0.0)
+        weight = torch.where(step < delay, torch.ones(length), falling)
+        return weight.masked_fill(step >= length - steps, 0.0)
 
 
-def executed(policy: VLAPolicy, way: str) -> Policy:
-    """The policy under a way of executing.
+def make_executor(policy: VLAPolicy, execution: str) -> Policy:
+    """The policy with its chunks executed in this way.
 
     Args:
         policy: decides.
-        way: "chunk", "receding:STEPS", "ensemble[:DECAY]" or "realtime:STEPS:DELAY".
+        execution: "chunk", "receding:STEPS", "ensemble[:DECAY]" or "realtime:STEPS:DELAY".
 
     Raises:
         ValueError: none of these, or numbers out of range.
     """
-    name, *numbers = way.split(":")
+    name, *numbers = execution.split(":")
     try:
         if name == "chunk" and not numbers:
             return policy
@@ -160,15 +162,11 @@ def executed(policy: VLAPolicy, way: str) -> Policy:
         if name == "realtime" and len(numbers) == 2:
             return RealTimeChunking(policy, *map(int, numbers))
     except ValueError as error:
-        raise ValueError(f"execution {way!r}: {error}") from error
+        raise ValueError(f"execution {execution!r}: {error}") from error
     raise ValueError(
-        f"execution {way!r} is none of chunk, receding:STEPS, ensemble[:DECAY], "
+        f"execution {execution!r} is none of chunk, receding:STEPS, ensemble[:DECAY], "
         "realtime:STEPS:DELAY"
     )
-
-
-def _ages(count: int) -> range:
-    return range(count - 1, -1, -1)
 
 
 def _require_steps(name: str, value: int, low: int, high: int) -> None:

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from vla.checkpoint.folder import Checkpoint, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.lerobot_files import describe_pipelines, describe_policy
 from vla.checkpoint.model_card import model_card
 from vla.contract import ObservationBatch, RobotSpec
-from vla.lerobot_plugin.description import describe_pipelines, describe_policy
+from vla.model.actor import Actor
 from vla.model.backbone import BackboneConfig
+from vla.model.features import Features
+from vla.model.network import RobotNetwork
+from vla.model.point_filter import PolicyState
 from vla.model.registry import load_pretrained
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor, ProcessorConfig, common_size_px
@@ -24,6 +28,9 @@ from vla.processing.processor import Processor, ProcessorConfig, common_size_px
 
 class VLAPolicy:
     """Greedy policy of a vision-language-action model.
+
+    `forward` is a function of an observation and an explicit memory. `act` and `reset` are the
+    `Policy` protocol on top of it, for callers that let the policy keep the memory.
 
     Args:
         model: the network; it is put into evaluation mode at every decision.
@@ -33,6 +40,7 @@ class VLAPolicy:
     Attributes:
         embodiments: all robots that the model can control, and that a checkpoint holds.
         processor: of the robot that this policy controls.
+        network: the model in that robot's units.
         spec: that robot's contract.
 
     Raises:
@@ -49,29 +57,30 @@ class VLAPolicy:
         if isinstance(conversions, Processor):
             conversions = Embodiments.of(conversions)
         for processor in conversions.processors.values():
-            if (given := Interface.of(processor)) != model.interface:
-                raise ValueError(f"the model takes {model.interface}, the processor gives {given}")
+            if (given := ModelDims.of(processor)) != model.dims:
+                raise ValueError(f"the model takes {model.dims}, the processor gives {given}")
         self.model = model
         self.embodiments = conversions
         self.processor = conversions[conversions.choose(embodiment)]
+        self.network = RobotNetwork(model, self.processor)
         self.spec = self.processor.spec
-        self._decide: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self._chunk
-        self._sightings = model.sightings(0)
+        self._network: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self.network
+        self._state = self.initial_state(0)
 
     def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
         """The same model in control of another of its robots; see `Embodiments.choose`."""
         return VLAPolicy(self.model, self.embodiments, embodiment)
 
     def compile(self) -> None:
-        """Compile what `act` computes, for CUDA into graphs; the first decision takes minutes.
+        """Compile what `forward` computes, for CUDA into graphs; the first decision takes minutes.
 
         Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
         """
         # For one observation the calls count as much as the products: graphs, or C++ that calls.
         if self.device.type == "cuda":
-            self._decide = torch.compile(self._chunk, mode="reduce-overhead")
+            self._network = torch.compile(self.network, mode="reduce-overhead")
         else:
-            self._decide = torch.compile(self._chunk, options={"cpp_wrapper": True})
+            self._network = torch.compile(self.network, options={"cpp_wrapper": True})
 
     @property
     def device(self) -> torch.device:
@@ -79,51 +88,97 @@ class VLAPolicy:
         return next(self.model.parameters()).device
 
     @property
-    def horizon(self) -> int:
-        """Control steps a chunk."""
-        return self.model.config.horizon
+    def actor(self) -> Actor:
+        """What decides; all that learns with frozen perception."""
+        return self.model.actor
 
-    def reset(self, indices: Sequence[int] | None = None) -> None:
-        """Forget where still points were seen in these rows, or in all; see `VLA.hold`."""
-        self._sightings.forget(range(len(self._sightings)) if indices is None else indices)
+    @property
+    def chunk_length(self) -> int:
+        """Control steps a chunk."""
+        return self.model.config.chunk_length
+
+    def initial_state(self, rows: int) -> PolicyState:
+        """The memory of so many robots whose episodes begin."""
+        return PolicyState.initial(rows, len(self.model.config.static_points), self.device)
 
     @torch.no_grad()
-    def encode(self, observation: ObservationBatch, remember: bool = True) -> Tensor:
-        """Context of every observation, float32 [n, context_dim].
+    def features(
+        self, observation: ObservationBatch, state: PolicyState
+    ) -> tuple[Features, PolicyState]:
+        """What the actor reads, and the memory with this observation; args as `forward`."""
+        inputs, state = self._inputs(observation, state)
+        features, evidence = self.network.fused_features(inputs, state.evidence)
+        return features, replace(state, evidence=evidence)
+
+    @torch.no_grad()
+    def forward(
+        self, observation: ObservationBatch, state: PolicyState
+    ) -> tuple[Tensor, PolicyState]:
+        """The greedy chunk, within the contract's limits, and the memory with this observation.
+
+        Args:
+            observation: one row a robot.
+            state: memory of the same rows; `initial_state` at first, `state.reset(rows)` where
+                episodes begin.
+
+        Returns:
+            Float32 [n, chunk_length, action.dim] in the contract's units on the observation's
+            device, and the memory for the next decision.
+
+        Raises:
+            ContractMismatchError: the observation does not follow the contract, or a command is
+                not finite.
+        """
+        inputs, state = self._inputs(observation, state)
+        chunk, evidence = self._network(inputs, state.evidence)
+        chunk = self.processor.limits.enforce(chunk).to(observation.proprio.device)
+        return chunk, replace(state, evidence=evidence.clone())  # graphs reuse their outputs
+
+    def decode(self, chunk: Tensor) -> Tensor:
+        """Normalised [n, chunk_length, action] to physical, within limits; NaN is refused."""
+        return self.processor.decode_actions(chunk)
+
+    def reset(self, indices: Sequence[int] | None = None) -> None:
+        """New episodes begin in these rows, or in all."""
+        self._state = self._state.reset(range(len(self._state)) if indices is None else indices)
+
+    def observe(self, observation: ObservationBatch, remember: bool = True) -> Features:
+        """What the actor reads, from the memory that `act` keeps.
 
         Args:
             observation: one row a robot, always in the same order.
-            remember: these are decided in, so they count among what has been seen.
+            remember: it is decided in, so it counts among what has been seen.
         """
-        self.model.eval()
-        inputs = self.processor.encode_observation(observation).to(self.device)
-        rows = self._rows(observation)
-        seen = self._sightings.of(rows, observation.instructions)
-        held, seen = self.model.hold(self.model.encode(inputs), seen)
+        features, state = self.features(observation, self._rows(observation))
         if remember:
-            self._sightings.keep(rows, seen)
-        return held
+            self._keep(state)
+        return features
 
-    @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
-        """The greedy chunk, float32 [n, horizon, action.dim]."""
+        """The greedy chunk, float32 [n, chunk_length, action.dim]; see `forward`."""
+        chunk, state = self.forward(observation, self._rows(observation))
+        self._keep(state)
+        return chunk
+
+    def _rows(self, observation: ObservationBatch) -> PolicyState:
+        """The memory of the observation's rows; further rows stay as they are."""
+        self._state = self._state.grow(len(observation))
+        count = len(observation)
+        return PolicyState(self._state.evidence[:count], self._state.instructions[:count])
+
+    def _keep(self, state: PolicyState) -> None:
+        count = len(state)
+        self._state = PolicyState(
+            torch.cat([state.evidence, self._state.evidence[count:]]),
+            (*state.instructions, *self._state.instructions[count:]),
+        )
+
+    def _inputs(
+        self, observation: ObservationBatch, state: PolicyState
+    ) -> tuple[ModelInputs, PolicyState]:
         self.model.eval()
         inputs = self.processor.encode_observation(observation).to(self.device)
-        rows = self._rows(observation)
-        chunk, seen = self._decide(inputs, self._sightings.of(rows, observation.instructions))
-        self._sightings.keep(rows, seen)
-        return self.processor.decode_actions(chunk).to(observation.proprio.device)
-
-    def _chunk(self, inputs: ModelInputs, seen: Tensor) -> tuple[Tensor, Tensor]:
-        held, seen = self.model.hold(self.model.encode(inputs), seen)
-        return self.model.actor.act(held), seen
-
-    def _rows(self, observation: ObservationBatch) -> range:
-        """Of what has been seen; another number of robots are other robots."""
-        rows = range(len(observation.instructions))
-        if len(rows) != len(self._sightings):
-            self._sightings = self.model.sightings(len(rows))
-        return rows
+        return inputs, state.follow(observation.instructions)
 
     def save(
         self,
@@ -155,6 +210,16 @@ class VLAPolicy:
             training_state=training_state,
             documents=describe_pipelines() if lerobot_config is None else None,
         )
+
+    def describe(self) -> dict[str, Any]:
+        """What this policy is apart from its weights: plain data, compared when a run resumes."""
+        return {
+            **self.model.to_dict(),
+            "embodiments": {
+                name: {"contract": p.spec.to_dict(), **p.to_dict()}
+                for name, p in self.embodiments.processors.items()
+            },
+        }
 
     def resume(self, run: Path) -> dict[str, Any] | None:
         """Take the weights of a run's newest complete checkpoint and return its training state.
@@ -194,7 +259,7 @@ def vlm_policy(
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is of no architecture that can be used, or its picture tokens are no square.
+        ValueError: it is of no architecture that can be used, or its image tokens are no square.
     """
     specs = [robot.spec for robot in robots.values()]
     size_px = common_size_px(specs, processor)
@@ -207,8 +272,8 @@ def vlm_policy(
     )
     conversions = Embodiments.make(robots, start.processor, config)
     first = next(iter(robots))
-    interface = Interface.of(conversions[first])
-    return VLAPolicy(VLA(start.backbone, interface, model), conversions, first)
+    dims = ModelDims.of(conversions[first])
+    return VLAPolicy(VLA(start.backbone, dims, model), conversions, first)
 
 
 def load_model(checkpoint: Checkpoint) -> VLA:

@@ -207,7 +207,7 @@ class Grounder:
         model, device = self.policy.model.train(), self.policy.device
         asked = self._sampler.train(self._rng, self.config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            pointing, _ = model.point(asked.inputs.to(device))
+            pointing, _ = self.policy.network.point(asked.inputs.to(device))
         loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
         if self.config.questions:
             inputs, labels = self._questions.train(self._rng, self.config.questions)
@@ -243,7 +243,7 @@ class Grounder:
         model, device = self.policy.model.eval(), self.policy.device
         guess = torch.cat(
             [
-                model.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                self.policy.network.point(asked.inputs.select(rows).to(device))[0].world.cpu()
                 for rows in torch.arange(len(asked.world)).split(64)
             ]
         )

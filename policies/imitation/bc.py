@@ -26,12 +26,15 @@ from policies.imitation.demonstrations import Demonstrations
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
+from vla.model.cloning_loss import cloning_loss
+from vla.model.features import Features
+from vla.model.point_filter import PolicyState
 from vla.policy import VLAPolicy
 
 _ENCODE_BATCH = 64
 
-Encoded = tuple[Tensor, Tensor, Tensor]
-"""Contexts, normalised actions [n, horizon, action], and where those are padding [n, horizon]."""
+Encoded = tuple[Features, Tensor, Tensor]
+"""Features, normalised actions [n, chunk_length, action], and padding bool [n, chunk_length]."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class Cloner:
         self.policy, self.model, self.data = policy, policy.model, data
         model = policy.model
         self.config, self.folder = config, folder
-        still = config.still if config.perception == "frozen" else ()
-        model.config = replace(model.config, still=still)
+        static = config.still if config.perception == "frozen" else ()
+        model.config = replace(model.config, static_points=static)
         self.step, self.best_score = 0, -math.inf
         self._rng = torch.Generator().manual_seed(config.seed)
         actor = [*model.actor.parameters()]
@@ -132,6 +135,7 @@ class Cloner:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self._optimizer, T_max=config.updates
         )
+        self._policies = {name: policy.embodied(name) for name in data.robots}
         self._contexts: dict[Split, Encoded] = {}
 
     def run(
@@ -183,8 +187,7 @@ class Cloner:
 
     def _update(self) -> float:
         self.model.train()
-        context, actions, is_pad = self._sample()
-        loss = self.model.actor.loss(context, actions, is_pad)
+        loss = cloning_loss(self.model.actor, *self._sample(), self.config.context_noise, self._rng)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._trained, self.config.max_grad_norm)
@@ -195,65 +198,62 @@ class Cloner:
     def _sample(self) -> Encoded:
         size = self.config.batch
         if self.config.perception == "frozen":
-            context, actions, is_pad = self._frozen("train")
+            features, actions, is_pad = self._frozen("train")
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             if (copies := self._copies) > 1:
                 copy = torch.randint(copies, (size,), generator=self._rng)
-                rows += copy * (len(context) // copies)
-            context, actions, is_pad = context[rows], actions[rows], is_pad[rows]
-        else:
-            batches = self.data.sample(self._rng, size)
-            if (augmentation := self.config.augmentation).is_on:
-                for batch in batches.values():
-                    for camera, pictures in batch.images.items():
-                        batch.images[camera] = augmentation.apply(pictures, self._rng)
-            context, actions, is_pad = _join(self._encode(n, b) for n, b in batches.items())
-        actor = self.model.actor
-        noise = torch.randn(len(context), actor.measured, generator=self._rng).to(context.device)
-        return actor.perturb(context, self.config.context_noise * noise), actions, is_pad
+                rows += copy * (len(features) // copies)
+            return features.select(rows), actions[rows], is_pad[rows]
+        batches = self.data.sample(self._rng, size)
+        if (augmentation := self.config.augmentation).is_on:
+            for batch in batches.values():
+                for camera, pictures in batch.images.items():
+                    batch.images[camera] = augmentation.apply(pictures, self._rng)
+        return _join(self._encode(n, b) for n, b in batches.items())
 
     def _encode(self, name: str, batch: DemoBatch) -> Encoded:
-        processor = self.policy.embodiments[name]
-        inputs = processor.encode_observation(batch.observation())
-        device = self.policy.device
+        policy = self._policies[name]
+        inputs = policy.processor.encode_observation(batch.observation())
+        device = policy.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            context = self.model.encode(inputs.to(device))
-        actions = processor.encode_actions(batch.actions)
-        return context.float(), actions.to(device), batch.is_pad.to(device)
+            features = policy.network.features(inputs.to(device))
+        actions = policy.processor.encode_actions(batch.actions)
+        return features, actions.to(device), batch.is_pad.to(device)
 
     def _episode(
         self, name: str, data: DemoDataset, rows: np.ndarray, words: torch.Generator | None
     ) -> Encoded:
-        """What a policy sees at each frame of an episode; `words` draws how it is told."""
-        parts, told = [], []
+        """What a policy sees at each frame of an episode; `words` draws its phrasings."""
+        parts, recorded = [], []
         for first in range(0, len(rows), _ENCODE_BATCH):
             batch = data.batch(rows[first : first + _ENCODE_BATCH])
-            told += batch.instructions
+            recorded += batch.instructions
             if words is not None:
                 batch.instructions = self.data.paraphrases.draw(batch.instructions, words)
             parts.append(self._encode(name, batch))
-        context, actions, is_pad = _join(parts)
-        return self._hold(context, told), actions, is_pad
+        features, actions, is_pad = _join(parts)
+        return self._fuse(features, recorded), actions, is_pad
 
-    def _hold(self, context: Tensor, told: list[str]) -> Tensor:
-        """As a policy sees each frame that decided at every `horizon`-th one before it.
+    def _fuse(self, features: Features, instructions: list[str]) -> Features:
+        """Features as a policy has them that decided at every chunk's end before.
 
         Args:
-            context: of an episode's frames in their order.
-            told: the instruction of each.
+            features: of an episode's frames in their order.
+            instructions: of each frame.
         """
-        horizon = self.model.config.horizon
-        sightings = self.model.sightings(horizon)  # a row for each phase of deciding
-        held = []
-        for first in range(0, len(told), horizon):
-            words = told[first : first + horizon]
-            phases = range(len(words))
-            part, seen = self.model.hold(
-                context[first : first + horizon], sightings.of(phases, words)
-            )
-            sightings.keep(phases, seen)
-            held.append(part)
-        return torch.cat(held)
+        length = self.model.config.chunk_length
+        state = self.policy.initial_state(length)  # a row for each phase of deciding
+        fused = []
+        for first in range(0, len(instructions), length):
+            words = instructions[first : first + length]
+            # The last frames fill some of the phases only.
+            state = PolicyState(state.evidence[: len(words)], state.instructions[: len(words)])
+            state = state.follow(words)
+            rows = slice(first, first + length)
+            part, evidence = self.model.fuse_static_points(features.select(rows), state.evidence)
+            state = replace(state, evidence=evidence)
+            fused.append(part)
+        return Features.concatenate(fused)
 
     @property
     def _copies(self) -> int:
@@ -291,9 +291,12 @@ class Cloner:
             self._contexts.clear()
         losses = {"loss/heldout": float(self.model.actor.loss(*every))}
         if len(counts) > 1:
-            columns = (column.split([*counts.values()]) for column in every)
-            for name, part in zip(counts, zip(*columns, strict=True), strict=True):
-                if len(part[0]):
+            features, actions, is_pad = every
+            first = 0
+            for name, count in counts.items():
+                rows = slice(first, first := first + count)
+                if count:
+                    part = features.select(rows), actions[rows], is_pad[rows]
                     losses[f"loss/heldout/{name}"] = float(self.model.actor.loss(*part))
         return losses
 
@@ -321,5 +324,5 @@ class Cloner:
 
 
 def _join(parts: Iterable[Encoded]) -> Encoded:
-    context, actions, is_pad = (torch.cat(column) for column in zip(*parts, strict=True))
-    return context, actions, is_pad
+    features, actions, is_pad = zip(*parts, strict=True)
+    return Features.concatenate(features), torch.cat(actions), torch.cat(is_pad)

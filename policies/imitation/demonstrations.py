@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
-from policies.imitation.paraphrases import Paraphrases
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
+from vla.data.paraphrases import Paraphrases
 from vla.processing.embodiments import Embodiment
 
 

@@ -31,6 +31,7 @@ from policies.reinforcement.critic import Critic
 from policies.rollout import Transition, rollout
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
+from vla.model.features import Features
 from vla.model.heads.registry import require_likelihood
 from vla.policy import VLAPolicy
 
@@ -102,7 +103,7 @@ class Batch:
         value: of the critic when it was collected.
     """
 
-    context: Tensor
+    context: Features
     view: Tensor
     decision: Tensor
     log_prob: Tensor
@@ -113,7 +114,9 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """These rows."""
-        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        columns = dict(vars(self))
+        context = columns.pop("context").select(rows)
+        return Batch(context, **{name: tensor[rows] for name, tensor in columns.items()})
 
 
 class Collector:
@@ -122,10 +125,11 @@ class Collector:
     def __init__(self, policy: VLAPolicy, critic: str, generator: torch.Generator):
         self.spec: RobotSpec = policy.spec
         self._policy = policy
-        self._head = require_likelihood(policy.model.actor.head, "PPO")
+        require_likelihood(policy.model.actor.head, "PPO")
         self._sees_context = critic == "context"
         self._generator = generator
-        self._decided: tuple[Tensor, Tensor] | None = None
+        self._decided: tuple[Features, Tensor] | None = None
+        self.contexts: list[Features] = []
         self.rows: list[dict[str, Tensor]] = []
 
     def reset(self, indices: Sequence[int]) -> None:
@@ -134,11 +138,10 @@ class Collector:
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """A sampled chunk, float32 [n, horizon, action.dim]."""
-        context = self._policy.encode(observation)
-        features = self._policy.model.actor.features(context)
-        decision = self._head.sample(features, self._generator)
+        context = self._policy.observe(observation)
+        decision = self._policy.actor.sample(context, self._generator)
         self._decided = context, decision
-        return self._policy.processor.decode_actions(self._head.actions(decision))
+        return self._policy.decode(self._policy.actor.actions(decision))
 
     def record(self, transition: Transition) -> None:
         """Keep one macro-step; the rollout calls it."""
@@ -148,10 +151,11 @@ class Collector:
         ended = step.terminated | step.truncated
         view, next_view = transition.privileged, step.privileged
         if self._sees_context:
-            view, next_view = context, self._policy.encode(step.observation, remember=False)
+            following = self._policy.observe(step.observation, remember=False)
+            view, next_view = _vector(context), _vector(following)
+        self.contexts.append(context)
         self.rows.append(
             {
-                "context": context,
                 "decision": decision,
                 "view": view.clone(),
                 "next_view": next_view.clone(),
@@ -162,6 +166,11 @@ class Collector:
                 "playing": torch.from_numpy(transition.episodes >= 0),
             }
         )
+
+
+def _vector(features: Features) -> Tensor:
+    columns = (features.readout, features.points.flatten(1), features.localisation_std)
+    return torch.cat([*columns, features.proprio], dim=1)
 
 
 class PPO:
@@ -181,13 +190,14 @@ class PPO:
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
         self.reference = deepcopy(model.actor)
         head = require_likelihood(model.actor.head, "PPO")
-        self._noise = head.noise_parameters()
-        self._reference_noise = require_likelihood(self.reference.head, "PPO").noise_parameters()
+        self._noise = head.log_std_parameters()
+        self._reference_noise = require_likelihood(self.reference.head, "PPO").log_std_parameters()
         with torch.no_grad():
             for log_std in self._noise:
                 log_std.fill_(config.log_std_start)
         size = len(env.privileged_names)
-        self.critic = Critic(size if config.critic == "privileged" else model.context_dim)
+        dims = policy.model.dims.proprio + 12 + policy.model.backbone.width
+        self.critic = Critic(size if config.critic == "privileged" else dims)
         self.critic.to(policy.device)
         self._actor = [*model.actor.parameters()]
         rate = config.actor_learning_rate
@@ -270,7 +280,8 @@ class PPO:
             config.lam,
         )
         playing = rows["playing"]
-        kept = {key: rows[key][playing] for key in ("context", "view", "decision", "valid")}
+        kept: dict[str, Any] = {key: rows[key][playing] for key in ("view", "decision", "valid")}
+        kept["context"] = Features.concatenate(collector.contexts).select(playing.flatten())
         log_prob, reference_kl = self._look_back(kept["context"], kept["decision"], kept["valid"])
         batch = Batch(
             **kept,
@@ -293,12 +304,16 @@ class PPO:
             "policy/reference_kl": reference_kl,
         }
 
-    def _look_back(self, context: Tensor, decision: Tensor, valid: Tensor) -> tuple[Tensor, float]:
+    def _look_back(
+        self, context: Features, decision: Tensor, valid: Tensor
+    ) -> tuple[Tensor, float]:
         """Log-probability of every control step as it was sampled, and mean KL to the clone."""
         log_prob, kl = [], []
-        for rows in torch.arange(len(context), device=context.device).split(self.config.minibatch):
-            likelihood = self.policy.model.actor.likelihood(context[rows], decision[rows])
-            reference = self.reference.likelihood(context[rows], decision[rows])
+        for rows in torch.arange(len(decision), device=decision.device).split(
+            self.config.minibatch
+        ):
+            likelihood = self.policy.actor.likelihood(context.select(rows), decision[rows])
+            reference = self.reference.likelihood(context.select(rows), decision[rows])
             log_prob.append(likelihood.log_prob())
             kl.append(likelihood.kl(reference))
         return torch.cat(log_prob), float(torch.cat(kl)[valid].mean())

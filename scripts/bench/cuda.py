@@ -28,7 +28,7 @@ from transformers import SmolVLMConfig
 from vla.model.embedded import EmbeddedBackbone
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.flow import FlowHeadConfig
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.processing.model_inputs import ModelInputs
 
 # Dense bfloat16 products a second with float32 sums, from NVIDIA's data sheets. Names are parts of
@@ -164,14 +164,14 @@ def make_model(config: BenchCudaConfig) -> VLA:
     )
     tokens = (picture // patch // shuffle) ** 2
     expert = ExpertConfig(16, 1, 2) if config.tiny else ExpertConfig(720, 16, 9)
-    sizes = Interface(config.views, tokens, _PROPRIO, _ACTION, config.views * tokens + _WORDS)
+    dims = ModelDims(config.views, tokens, _PROPRIO, _ACTION, config.views * tokens + _WORDS)
     head = FlowHeadConfig(expert=expert, steps=config.steps)
-    return VLA(EmbeddedBackbone(smolvlm), sizes, VLAConfig(config.horizon, head=head))
+    return VLA(EmbeddedBackbone(smolvlm), dims, VLAConfig(config.horizon, head=head))
 
 
 def make_inputs(config: BenchCudaConfig, model: VLA, count: int) -> ModelInputs:
     """Random observations on the CPU."""
-    sizes = model.interface
+    sizes = model.dims
     side = 32 if config.tiny else _PICTURE
     ids = torch.randint(4, 64, (count, sizes.prompt))
     ids[:, : sizes.cameras * sizes.image_tokens] = _IMAGE_TOKEN
@@ -195,7 +195,7 @@ def measure_updates(config: BenchCudaConfig, model: VLA) -> tuple[list[float], i
 
     def loss() -> Tensor:
         with torch.autocast(config.device, torch.bfloat16):
-            return model.actor.loss(model.encode(inputs), actions, is_pad)
+            return model.actor.loss(model.features(inputs, inputs.proprio), actions, is_pad)
 
     with FlopCounterMode(display=False) as counter:
         loss().backward()
@@ -222,7 +222,7 @@ def measure_chunks(config: BenchCudaConfig, model: VLA) -> list[float]:
 
     def act(seen: ModelInputs) -> Tensor:
         with torch.autocast(config.device, torch.bfloat16):
-            return model.actor.act(model.encode(seen))
+            return model.actor.act(model.features(seen, seen.proprio))
 
     # "reduce-overhead" captures CUDA graphs; all weights and shapes stay as they are.
     decide: Any = torch.compile(act, mode="reduce-overhead") if config.compiled else act

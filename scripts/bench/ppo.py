@@ -24,7 +24,7 @@ from policies.run_folder import RunFolder
 from scripts.bench.env import Contender, interleave, make_gymnasium, table
 from sim.vector import CpuVecEnv
 from vla.contract import ObservationBatch
-from vla.model.heads.base import Features, Likelihood, Sizes
+from vla.model.heads.base import HeadDims, HeadInputs, Likelihood
 from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
 from vla.policy import VLAPolicy
 
@@ -62,12 +62,14 @@ class StateActor(nn.Module):
 
     def __init__(self, size: int, horizon: int, action_dim: int):
         super().__init__()
-        self.head = GaussianHead(Sizes(size, 0, horizon, action_dim), GaussianHeadConfig(_HIDDEN))
+        self.head = GaussianHead(
+            HeadDims(size, 0, horizon, action_dim), GaussianHeadConfig(_HIDDEN)
+        )
 
-    def features(self, context: Tensor) -> Features:
+    def features(self, context: Tensor) -> HeadInputs:
         """The state is all that is seen."""
         nothing = context[:, :0]
-        return Features(context, nothing[:, :, None], nothing > 0)
+        return HeadInputs(context, nothing[:, :, None], nothing > 0)
 
     def likelihood(self, context: Tensor, decisions: Tensor) -> Likelihood:
         """How likely decisions were."""

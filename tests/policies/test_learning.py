@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from policies.imitation.bc import Cloner, CloningConfig
-from policies.imitation.paraphrases import Paraphrases
 from policies.reinforcement.ppo import PPO, Batch, PPOConfig
 from policies.run_folder import RunFolder
 from scripts.pretrain import GROUNDED
 from sim.vector import CpuVecEnv
+from vla.data.paraphrases import Paraphrases
 from vla.policy import VLAPolicy, load_policy
 
 pytestmark = pytest.mark.render

@@ -19,7 +19,6 @@ from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 from policies.imitation import bc
 from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
-from policies.imitation.paraphrases import Paraphrases
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
 from scripts import pretrain
@@ -27,6 +26,7 @@ from scripts.policy_loading import read_entrant, require_comparable
 from scripts.pretrain import PretrainConfig, main
 from sim.tasks.registry import make_task
 from vla.contract import CameraSpec, ContractMismatchError
+from vla.data.paraphrases import Paraphrases
 from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy

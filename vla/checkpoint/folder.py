@@ -34,14 +34,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
+from vla.checkpoint.upgrade import upgrade_config, upgrade_weights
 from vla.contract import RobotSpec
 from vla.processing.embodiments import Embodiments
 from vla.processing.processor import Processor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
+_WEIGHTS = "model.safetensors"
 _STEP = re.compile(r"\d+$")
-_NEEDED = ("config.json", "model.safetensors", "processor.json")
+_NEEDED = ("config.json", _WEIGHTS, "processor.json")
 _ROBOTS = ("contract.json", "embodiments.json")
 
 
@@ -113,7 +115,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_json(partial / "config.json", model_config)
-        _write_tensors(partial / "model.safetensors", weights)
+        _write_tensors(partial / _WEIGHTS, weights)
         processor.save(partial)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -142,7 +144,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     """
     folder = Path(folder)
     place = _find(folder)
-    files = _read_manifest(place)
+    version, files = _read_manifest(place)
     if missing := [name for name in _NEEDED if name not in files]:
         raise CheckpointError(f"checkpoint {folder} lacks {missing} in its manifest")
     # A file that the manifest does not know must not decide what robot this is.
@@ -154,14 +156,31 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     if with_training_state and "training_state.json" in files:
         tensors = load_file(place / "training_state.safetensors")
         state = restore_state(tensors, _read_json(place / "training_state.json"))
+    model_config, weights = _read_json(place / "config.json"), load_file(place / _WEIGHTS)
+    if version == 1:
+        model_config, weights = upgrade_config(model_config), upgrade_weights(weights)
     return Checkpoint(
         folder=folder,
-        model_config=_read_json(place / "config.json"),
+        model_config=model_config,
         # safetensors returns them in another order each time.
-        weights=dict(sorted(load_file(place / "model.safetensors").items())),
+        weights=dict(sorted(weights.items())),
         embodiments=Embodiments.load(place),
         training_state=state,
     )
+
+
+def require_current(folder: Path) -> None:
+    """Refuse a checkpoint of an older format, for programs that read its files themselves.
+
+    Raises:
+        CheckpointError: not a checkpoint, or an older format; names the command that converts it.
+    """
+    version, _ = _read_manifest(_find(folder))
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {folder} has format {version}; LeRobot reads format {FORMAT_VERSION}: "
+            f"convert it with `vla convert --checkpoint {folder} --out NEW_FOLDER`"
+        )
 
 
 def latest_complete(run_folder: Path | str) -> Path | None:
@@ -176,7 +195,7 @@ def latest_complete(run_folder: Path | str) -> Path | None:
     for _, folder in sorted(numbered, reverse=True):
         place = _find(folder)
         try:
-            files = _read_manifest(place)
+            _, files = _read_manifest(place)
         except CheckpointError:
             continue
         if all(_size(place / name) == size for name, (_, size) in files.items()):
@@ -295,18 +314,18 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
-    """SHA-256 and size by file name."""
+def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[str, int]]]:
+    """Format version, and SHA-256 and size by file name."""
     if not (folder / _MANIFEST).is_file():
         raise CheckpointError(f"{folder} is no checkpoint: no {_MANIFEST}; {_nearby(folder)}")
     try:
         manifest = _read_json(folder / _MANIFEST)
-        if (version := manifest["format"]) != FORMAT_VERSION:
+        if (version := manifest["format"]) not in range(1, FORMAT_VERSION + 1):
             raise CheckpointError(
-                f"checkpoint {folder} has format {version}, this version reads {FORMAT_VERSION}: "
-                "load it with the version that wrote it, or update"
+                f"checkpoint {folder} has format {version}, this version reads up to "
+                f"{FORMAT_VERSION}: load it with the version that wrote it, or update"
             )
-        return {name: (f["sha256"], f["bytes"]) for name, f in manifest["files"].items()}
+        return version, {name: (f["sha256"], f["bytes"]) for name, f in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _MANIFEST} is damaged: {error!r}") from error
 

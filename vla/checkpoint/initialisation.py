@@ -13,7 +13,7 @@ import vla
 from vla.checkpoint.folder import load_checkpoint
 from vla.contract import RobotSpec
 from vla.model.heads.base import HeadConfig
-from vla.model.vla import Interface
+from vla.model.vla import ModelDims
 from vla.policy import VLAPolicy, load_model
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.processing.processor import Processor, ProcessorConfig
@@ -40,24 +40,24 @@ def start_policy(
         robots: contract and statistics of the data of each robot, by name; the policy returned is
             that of the first.
         instructions: all that will be met; the prompt is made long enough for them.
-        chunks: by the same names, expert actions [n, horizon, action.dim] in the contract's units.
+        chunks: by the same names, expert actions [n, chunk_length, action.dim] in the
+            contract's units.
         head: which action head, and its settings.
     """
     old = start.embodiments.processors
     specs = [robot.spec for robot in robots.values()]
-    is_known = any(sees_alike(spec, p.spec) for spec in specs for p in old.values())
+    is_known = any(same_inputs(spec, p.spec) for spec in specs for p in old.values())
     config = _conversions(start.processor, specs, instructions, is_known)
     scaled = {name: _keep_scale(name, robot, old) for name, robot in robots.items()}
     conversions = Embodiments.make(scaled, start.processor.language, config)
     first = next(iter(robots))
-    start.model.replace_interface(Interface.of(conversions[first]), widen=is_known)
-    encoded = encode_chunks(conversions, chunks)
-    start.model.replace_actor(encoded.shape[1], head.fitted(encoded))
+    start.model.replace_dims(ModelDims.of(conversions[first]), widen=is_known)
+    start.model.replace_actor(encode_chunks(conversions, chunks), head)
     return VLAPolicy(start.model, conversions, first)
 
 
 def encode_chunks(embodiments: Embodiments, chunks: Mapping[str, Tensor]) -> Tensor:
-    """Chunks of all robots, by name, normalised and padded: [n, horizon, action_dim]."""
+    """Chunks of all robots, by name, normalised and padded: [n, chunk_length, action_dim]."""
     return torch.cat([embodiments[name].encode_actions(part) for name, part in chunks.items()])
 
 
@@ -68,7 +68,7 @@ def load_start(folder: Path | str, device: torch.device | str = "cpu") -> VLAPol
     return VLAPolicy(load_model(checkpoint).to(device), embodiments, next(iter(embodiments)))
 
 
-def sees_alike(one: RobotSpec, other: RobotSpec) -> bool:
+def same_inputs(one: RobotSpec, other: RobotSpec) -> bool:
     """Whether what points for one robot points for the other."""
     cameras, others = ([camera.name for camera in spec.cameras] for spec in (one, other))
     return cameras == others and one.proprio.names == other.proprio.names
@@ -77,7 +77,7 @@ def sees_alike(one: RobotSpec, other: RobotSpec) -> bool:
 def _conversions(
     old: Processor, specs: list[RobotSpec], instructions: Iterable[str], keep_sizes: bool
 ) -> ProcessorConfig:
-    """The start's, with places for these robots, their pictures and their words."""
+    """The start's, with places for these robots, their images and their words."""
     config = replace(old.config, image_size_px=old.image_size_px)
     if not keep_sizes:
         config = replace(config, camera_slots=None, proprio_dim=None, action_dim=None)

@@ -12,7 +12,7 @@ from typing import Any
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
 
-from vla.lerobot_plugin.description import POLICY_TYPE
+from vla.checkpoint.lerobot_files import POLICY_TYPE
 from vla.model.heads.registry import HEADS
 
 
@@ -29,7 +29,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     Attributes:
         push_to_hub: upload the trained policy; unlike LeRobot's own, off by default.
         normalization_mapping: LeRobot's normalisers do nothing around this policy.
-        horizon: control steps a chunk; all of them are executed before the next decision.
+        chunk_length: control steps a chunk; all of them are executed before the next decision.
         head: action head.
         start: checkpoint of ours that brings the vision-language model; None is the shipped one.
         perception: "frozen" trains the actor alone; "trained" also what sees and points, as far as
@@ -38,25 +38,34 @@ class LeRobotVLAConfig(PreTrainedConfig):
         learning_rate: of AdamW for the actor; falls to 0 along a cosine.
         perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
+        feature_noise: std of Gaussian noise on points and proprioception in training, in the
+            model's units; as `vla pretrain` has it.
+        static_points: points that do not move during an episode, whose positions are averaged over
+            it when the policy plays; only with frozen perception. None chooses: the target.
+        paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
+            of the phrasings while training.
         embodiment: which robot of a checkpoint for several; by default the one that fits the data
             set. Of a new policy the robot's name, by default that of the contract.
         vla: what is built on the vision-language model; written by the checkpoint, not by people.
-        interface: sizes of inputs and outputs; written by the checkpoint.
+        dims: sizes of inputs and outputs; written by the checkpoint.
         backbone: the vision-language model's configuration; written by the checkpoint.
     """
 
     push_to_hub: bool = False
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_unscaled)
-    horizon: int = 5
+    chunk_length: int = 5
     head: str = "gaussian"
     start: Path | None = None
     perception: str | None = None
     learning_rate: float = 1e-3
     perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    feature_noise: float = 0.02
+    static_points: tuple[str, ...] | None = None
+    paraphrases: Path | None = None
     embodiment: str | None = None
     vla: dict[str, Any] | None = None
-    interface: dict[str, Any] | None = None
+    dims: dict[str, Any] | None = None
     backbone: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +74,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
             raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
         if self.perception not in (None, "frozen", "trained"):
             raise ValueError(f"perception {self.perception!r} is not 'frozen' or 'trained'")
-        if self.horizon < 1:
-            raise ValueError(f"horizon starts at 1, got {self.horizon}")
+        if self.chunk_length < 1:
+            raise ValueError(f"chunk_length starts at 1, got {self.chunk_length}")
 
     @property
     def observation_delta_indices(self) -> None:
@@ -75,7 +84,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     @property
     def action_delta_indices(self) -> list[int]:
         """The chunk that the observation is answered with."""
-        return list(range(self.horizon))
+        return list(range(self.chunk_length))
 
     @property
     def reward_delta_indices(self) -> None:

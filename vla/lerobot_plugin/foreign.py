@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vla.checkpoint.lerobot_files import POSTPROCESSOR, PREPROCESSOR
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
-from vla.lerobot_plugin.description import POSTPROCESSOR, PREPROCESSOR
 from vla.lerobot_plugin.safe_files import read_pipelines
 
 POLICIES = ("act", "diffusion", "smolvla", "pi0")

@@ -8,6 +8,7 @@ pass in silence where statistics are missing, have nothing to do.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,14 +20,17 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from vla.checkpoint.initialisation import GROUNDED, load_start, sees_alike, start_policy
+from vla.checkpoint.folder import require_current
+from vla.checkpoint.initialisation import GROUNDED, load_start, same_inputs, start_policy
+from vla.checkpoint.lerobot_files import POLICY_TYPE
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
 from vla.data.dataset_contract import read_contract, require_statistics
+from vla.data.paraphrases import Paraphrases
 from vla.data.recorded_actions import read_chunks
 from vla.data.whole_videos import require_whole_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
-from vla.lerobot_plugin.description import POLICY_TYPE
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
+from vla.model.cloning_loss import cloning_loss
 from vla.model.heads.registry import HEADS, head_name
 from vla.policy import VLAPolicy, load_policy
 from vla.processing.embodiments import Embodiment
@@ -73,6 +77,10 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         self._frozen = perception if config.perception == "frozen" else ()
         for part in self._frozen:
             part.requires_grad_(False)
+        self._paraphrases = Paraphrases()
+        if config.paraphrases is not None and dataset_meta is not None:
+            recorded = [str(task) for task in dataset_meta.tasks.index]
+            self._paraphrases = Paraphrases.read(config.paraphrases, recorded)
         self.reset()
 
     @classmethod
@@ -99,6 +107,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         if not folder.is_dir():
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=revision))
         require_safe_pipelines(folder)
+        require_current(folder)
         config = config or LeRobotVLAConfig.from_pretrained(folder)
         offered = None
         if dataset_meta is not None:
@@ -107,15 +116,16 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         policy = load_policy(folder, config.device or "cpu", config.embodiment or offered)
         where = f"checkpoint {folder}"
         built = policy.model.config
-        if (config.horizon, config.head) != (built.horizon, head_name(built.head)):
+        if (config.chunk_length, config.head) != (built.chunk_length, head_name(built.head)):
             raise ValueError(
-                f"{where} has horizon {built.horizon} and head {head_name(built.head)}, which "
-                f"--policy.horizon={config.horizon} and --policy.head={config.head} cannot change"
+                f"{where} has chunk_length {built.chunk_length} and head {head_name(built.head)}, "
+                f"which --policy.chunk_length={config.chunk_length} and "
+                f"--policy.head={config.head} cannot change"
             )
         if dataset_meta is not None and offered is not None:
             _require_same_commands(policy.spec, offered, where, f"data set {dataset_meta.root}")
         _require_same_size(policy.spec, config, where)
-        loaded = cls(config, policy=policy)
+        loaded = cls(config, dataset_meta, policy)
         loaded.eval()
         return loaded
 
@@ -142,23 +152,32 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         return self
 
     def reset(self) -> None:
-        """A new episode begins: the rest of the last chunk is dropped."""
-        self.policy.reset()
+        """A new episode begins: the memory and the rest of the last chunk are dropped."""
+        self._state = self.policy.initial_state(0)
         self._waiting: deque[Tensor] = deque()
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Cloning loss of a batch."""
-        processor, features = self.policy.processor, self.policy.spec.features
-        inputs = processor.encode_observation(observation_of(batch, self.policy.spec))
-        context = self.model.encode(inputs.to(self.policy.device))
-        actions = processor.encode_actions(batch[features.action])
-        is_pad = batch[f"{features.action}_is_pad"]
-        return self.model.actor.loss(context, actions, is_pad), {}
+        """Cloning loss of a batch, as `vla pretrain` has it."""
+        processor, names = self.policy.processor, self.policy.spec.features
+        observation = observation_of(batch, self.policy.spec)
+        noise_std = 0.0
+        if self.training:
+            noise_std = self.config.feature_noise
+            observation.instructions = self._paraphrases.draw(observation.instructions)
+        inputs = processor.encode_observation(observation).to(self.policy.device)
+        features = self.policy.network.features(inputs)
+        actions = processor.encode_actions(batch[names.action])
+        is_pad = batch[f"{names.action}_is_pad"]
+        return cloning_loss(self.model.actor, features, actions, is_pad, noise_std), {}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """The chunk to execute in physical units, float32 [n, horizon, action.dim]."""
-        return self.policy.act(observation_of(batch, self.policy.spec))
+        """The chunk to execute in physical units, float32 [n, chunk_length, action.dim]."""
+        observation = observation_of(batch, self.policy.spec)
+        if len(self._state) != len(observation):  # LeRobot resets between batches of episodes
+            self._state = self.policy.initial_state(len(observation))
+        chunk, self._state = self.policy.forward(observation, self._state)
+        return chunk
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
@@ -178,16 +197,16 @@ def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:
     wanted = [names.proprio, *(names.camera(camera.name) for camera in spec.cameras), "task"]
     if missing := [name for name in wanted if name not in batch]:
         raise ContractMismatchError(f"the policy needs {missing}; there are {sorted(batch)}")
-    pictures = {camera.name: _as_bytes(batch[names.camera(camera.name)]) for camera in spec.cameras}
-    state = batch[names.proprio].float()
-    return ObservationBatch(pictures, state, list(batch["task"]), torch.zeros(len(state)))
+    images = {camera.name: _as_bytes(batch[names.camera(camera.name)]) for camera in spec.cameras}
+    state = batch[names.proprio]
+    return ObservationBatch(images, state, list(batch["task"]), torch.zeros(len(state)))
 
 
-def _as_bytes(picture: Tensor) -> Tensor:
+def _as_bytes(image: Tensor) -> Tensor:
     """LeRobot's [n, 3, height, width], floats in 0..1 or bytes, as uint8 [n, height, width, 3]."""
-    if picture.dtype != torch.uint8:
-        picture = (picture * 255).round().clamp(0, 255).byte()
-    return picture.permute(0, 2, 3, 1)
+    if image.dtype != torch.uint8:
+        image = (image * 255).round().clamp(0, 255).byte()
+    return image.permute(0, 2, 3, 1)
 
 
 def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
@@ -199,17 +218,25 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
         for feature in (spec.features.action, spec.features.proprio)
     ]
     start = load_start(config.start or GROUNDED, config.device or "cpu")
-    known = any(sees_alike(p.spec, spec) for p in start.embodiments.processors.values())
+    known = any(same_inputs(p.spec, spec) for p in start.embodiments.processors.values())
     config.perception = config.perception or ("frozen" if known else "trained")
     statistics = Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured))
     name = config.embodiment or spec.robot
-    return start_policy(
+    words = [str(task) for task in meta.tasks.index]
+    if config.paraphrases is not None:
+        words = Paraphrases.read(config.paraphrases, words).every(words)
+    policy = start_policy(
         start,
         {name: Embodiment(spec, statistics)},
-        [str(task) for task in meta.tasks.index],
-        {name: read_chunks(root, spec.features.action, config.horizon)},
+        words,
+        {name: read_chunks(root, spec.features.action, config.chunk_length)},
         HEADS[config.head].config(),
     )
+    # Trained perception sees every frame alone, so it must play so too.
+    static = ("target",) if config.static_points is None else config.static_points
+    static = static if config.perception == "frozen" else ()
+    policy.model.config = replace(policy.model.config, static_points=static)
+    return policy
 
 
 def _require_same_commands(ours: RobotSpec, theirs: RobotSpec, one: str, other: str) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla.lerobot_plugin.description import POSTPROCESSOR, PREPROCESSOR
+from vla.checkpoint.lerobot_files import POSTPROCESSOR, PREPROCESSOR
 
 ALLOWED_STEPS = frozenset(
     {

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
@@ -72,18 +72,19 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states of the chosen layer, all float32.
+    """Hidden states of the chosen layer.
 
     Attributes:
-        pictures: at the image tokens.
+        images: at the image tokens.
         readout: at the learned positions.
-        prompt: of the whole prompt without the learned positions.
+        prompt: of the whole prompt without the learned positions, in the model's own precision: a
+            large model's prompt is megabytes a frame.
         mask: False at the prompt's padding.
     """
 
-    pictures: Float32[Tensor, "n cameras image_tokens width"]
+    images: Float32[Tensor, "n cameras image_tokens width"]
     readout: Float32[Tensor, f"n {READOUTS} width"]
-    prompt: Float32[Tensor, "n tokens width"]
+    prompt: Float[Tensor, "n tokens width"]
     mask: Bool[Tensor, "n tokens"]
 
 

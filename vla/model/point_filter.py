@@ -1,46 +1,80 @@
-"""What has been seen so far of the points that stand still."""
+"""What a policy remembers of an episode: where the points that do not move have been seen.
+
+A static point may be hidden behind the hand for a while. Its position is an inverse-variance
+average over the episode, which is what the filter of Kalman 1960 (doi:10.1115/1.3662552) makes of a
+constant.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_LEAST_STD = 0.02
+"""Standard deviation of the sharpest sighting, an image being 2 wide: some millimetres."""
 
-class Sightings:
-    """The memory that `VLA.hold` reads and adds to, one row a robot.
+
+def fuse_static_points(
+    points: Tensor, localisation_std: Tensor, evidence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average the present sightings with those before.
 
     Args:
-        rows: robots.
-        points: points that stand still.
-        device: where the model computes.
+        points: float32 [n, static, 3], where the points are thought to be now.
+        localisation_std: float32 [n, static], how unsure the images left each.
+        evidence: float32 [n, static, 4], sums of weights and of weighted positions; 0 at first.
+
+    Returns:
+        The averages [n, static, 3], and the evidence with the present sightings.
+    """
+    weight = 1 / (_LEAST_STD**2 + localisation_std[..., None].square())  # [n, static, 1]
+    evidence = evidence + torch.cat([weight, weight * points], -1)
+    return evidence[..., 1:] / evidence[..., :1], evidence
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """A policy's memory, one row a robot: a value that goes into a decision and comes out of it.
+
+    Attributes:
+        evidence: float32 [n, static, 4], see `fuse_static_points`.
+        instructions: of the last decision in each row; None where an episode begins.
     """
 
-    def __init__(self, rows: int, points: int, device: torch.device):
-        self._seen = torch.zeros(rows, points, 4, device=device)
-        self._words: list[str | None] = [None] * rows
+    evidence: Tensor
+    instructions: tuple[str | None, ...]
+
+    @classmethod
+    def initial(cls, rows: int, static_points: int, device: torch.device) -> PolicyState:
+        """Nothing seen so far, in so many rows."""
+        return cls(torch.zeros(rows, static_points, 4, device=device), (None,) * rows)
 
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self.instructions)
 
-    def forget(self, rows: Sequence[int]) -> None:
-        """A new episode begins in these rows; those that there are not are passed over."""
-        known = [row for row in rows if row < len(self)]
-        self.keep(known, torch.zeros_like(self._seen[known]))
-        for row in known:
-            self._words[row] = None
+    def reset(self, rows: Sequence[int]) -> PolicyState:
+        """A new episode begins in these rows; rows that do not exist are passed over."""
+        rows = [row for row in rows if row < len(self)]
+        evidence, instructions = self.evidence.clone(), [*self.instructions]
+        evidence[rows] = 0.0
+        for row in rows:
+            instructions[row] = None
+        return PolicyState(evidence, tuple(instructions))
 
-    def of(self, rows: Sequence[int], words: Sequence[str]) -> Tensor:
-        """What `VLA.hold` takes for these rows: nothing where the words have changed."""
-        pairs = zip(rows, words, strict=True)
-        self.forget([row for row, said in pairs if self._words[row] != said])
-        for row, said in zip(rows, words, strict=True):
-            self._words[row] = said
-        return self._seen[list(rows)]
+    def grow(self, rows: int) -> PolicyState:
+        """At least so many rows; new ones are at the beginning of an episode."""
+        if rows <= len(self):
+            return self
+        more = self.evidence.new_zeros(rows - len(self), *self.evidence.shape[1:])
+        added = (None,) * len(more)
+        return PolicyState(torch.cat([self.evidence, more]), (*self.instructions, *added))
 
-    def keep(self, rows: Sequence[int], seen: Tensor) -> None:
-        """Remember what `VLA.hold` gave for these rows."""
-        copy = self._seen.clone()  # what inference mode has made is not written to outside of it
-        copy[list(rows)] = seen
-        self._seen = copy
+    def follow(self, instructions: Sequence[str]) -> PolicyState:
+        """Memory for these instructions: a row that is told something else begins anew."""
+        pairs = zip(self.instructions, instructions, strict=True)
+        changed = [row for row, (old, new) in enumerate(pairs) if old != new]
+        fresh = self.reset(changed) if changed else self
+        return PolicyState(fresh.evidence, tuple(instructions))

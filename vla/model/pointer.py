@@ -1,12 +1,12 @@
-"""Pointing: where, in every picture and in the world, the things are that the words name.
+"""Pointing: where, in every image and in the world, the things are that the words name.
 
 A query (the language model's hidden state at a readout position) is compared with the hidden state
-of every picture token. The softmax over a picture's tokens says in which of them the thing is, each
-token says where within it, and the expectation is a point in the picture: the spatial softmax of
+of every image token. The softmax over an image's tokens says in which of them the thing is, each
+token says where within it, and the expectation is a point in the image: the spatial softmax of
 Levine et al. 2016 (arXiv:1504.00702), with a learned query as in pointer networks (Vinyals et al.
-2015, arXiv:1506.03134) and an offset a token. The points of all pictures and proprioception
-together give the point in the world. Departure from both: token and offset can be supervised, which
-teaches a small model to point from some ten thousand pictures.
+2015, arXiv:1506.03134) and an offset a token. The points of all images and proprioception together
+give the point in the world. Departure from both: token and offset can be supervised, which teaches
+a small model to point from some ten thousand images.
 """
 
 from __future__ import annotations
@@ -24,53 +24,54 @@ POINTS = ("gripper", "object", "target")
 
 @dataclass(frozen=True)
 class Pointing:
-    """Where things are thought to be; `p` is over `POINTS`, `t` over a picture's tokens.
+    """Where things are thought to be; `p` is over `POINTS`, `t` over an image's tokens.
 
     Attributes:
         world: float32 [n, p, 3], in the model's units of length.
         scores: float32 [n, p, cameras, t], before the softmax over t.
-        places: float32 [n, p, cameras, t, 2], picture coordinates if the thing is in that token;
-            x to the right and y down, from -1 to 1.
-        spread: float32 [n, p], how far the softmax is spread out (standard deviation in picture
-            coordinates) in the second sharpest picture, since a point in the world takes two; in
-            the only one where there is one.
+        token_points: float32 [n, p, cameras, t, 2], image coordinates if the thing is in that
+            token; x to the right and y down, from -1 to 1.
+        localisation_std: float32 [n, p], standard deviation of the softmax in image coordinates,
+            of the second sharpest image, since a point in the world takes two; of the only one
+            where there is one.
     """
 
     world: Tensor
     scores: Tensor
-    places: Tensor
-    spread: Tensor
+    token_points: Tensor
+    localisation_std: Tensor
 
-    def loss(self, world: Tensor, pictures: Tensor) -> Tensor:
+    def loss(self, world: Tensor, image_points: Tensor) -> Tensor:
         """How far this is from the truth, a scalar.
 
-        Cross-entropy of the token that holds the thing, smooth L1 of the place within that token
+        Cross-entropy of the token that holds the thing, smooth L1 of the point within that token
         (in tokens), and smooth L1 in the world (in the model's units).
 
         Args:
             world: true points [n, p, 3], in the model's units; NaN where there is none.
-            pictures: true picture coordinates [n, p, cameras, 2]; NaN where not in the picture.
+            image_points: true image coordinates [n, p, cameras, 2]; NaN where outside the image.
         """
-        tokens = self.scores.shape[-1]
-        side = math.isqrt(tokens)
-        seen = pictures.isfinite().all(-1)
-        column, row = ((pictures[seen] + 1) / 2 * side).long().clamp(0, side - 1).unbind(-1)
+        side = math.isqrt(self.scores.shape[-1])
+        visible = image_points.isfinite().all(-1)  # [n, p, cameras]
+        truth = image_points[visible]  # [visible, 2]
+        column, row = ((truth + 1) / 2 * side).long().clamp(0, side - 1).unbind(-1)
         token = row * side + column
-        which = F.cross_entropy(self.scores[seen], token)
-        place = self.places[seen].gather(1, token[:, None, None].expand(-1, 1, 2)).squeeze(1)
-        within = F.smooth_l1_loss(place * side / 2, pictures[seen] * side / 2, beta=0.05)
+        token_loss = F.cross_entropy(self.scores[visible], token)
+        guess = self.token_points[visible].gather(1, token[:, None, None].expand(-1, 1, 2))
+        # In widths of a token, so that the weight does not depend on the grid.
+        offset_loss = F.smooth_l1_loss(guess.squeeze(1) * side / 2, truth * side / 2, beta=0.05)
         known = world.isfinite().all(-1)
-        away = F.smooth_l1_loss(self.world[known], world[known], beta=0.05)
-        return which + 4.0 * within + 9.0 * away
+        world_loss = F.smooth_l1_loss(self.world[known], world[known], beta=0.05)
+        return token_loss + 4.0 * offset_loss + 9.0 * world_loss
 
 
 class Pointer(nn.Module):
-    """Queries and picture tokens to points.
+    """Queries and image tokens to points.
 
     Args:
         width: of the hidden states.
-        cameras: pictures an observation.
-        tokens: of one picture, a square grid row by row.
+        cameras: images an observation.
+        tokens: of one image, a square grid row by row.
         proprio_dim: numbers of proprioception.
 
     Raises:
@@ -83,7 +84,7 @@ class Pointer(nn.Module):
         super().__init__()
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise ValueError(f"{tokens} tokens a picture are no square grid")
+            raise ValueError(f"{tokens} tokens a image are no square grid")
         self.cameras, self.proprio_dim = cameras, proprio_dim
         self.query = nn.Linear(width, 2 * width)
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width))
@@ -117,34 +118,33 @@ class Pointer(nn.Module):
         self.load_state_dict(state)
 
     def forward(
-        self, queries: Tensor, pictures: Tensor, proprio: Tensor, present: Tensor | None = None
+        self, queries: Tensor, images: Tensor, proprio: Tensor, camera_mask: Tensor | None = None
     ) -> Pointing:
         """Point.
 
         Args:
             queries: float32 [n, p, width].
-            pictures: float32 [n, cameras, t, width], hidden states at the picture tokens.
+            images: float32 [n, cameras, t, width], hidden states at the image tokens.
             proprio: float32 [n, proprio], normalised.
-            present: bool [n, cameras], which pictures are of a camera; all are where None.
+            camera_mask: bool [n, cameras], False at cameras that the robot does not have; None
+                where it has all.
         """
         match, ask = self.query(queries).chunk(2, dim=-1)
-        key, content = self.key(pictures).chunk(2, dim=-1)
+        key, content = self.key(images).chunk(2, dim=-1)
         scores = torch.einsum("npw,nctw->npct", match, key) / key.shape[-1] ** 0.5
         mixed = F.gelu(self.mix(content)[:, None] + ask[:, :, None, None])
-        side = math.isqrt(pictures.shape[2])
-        places = self.grid + self.offset(mixed) * 2 / side
+        side = math.isqrt(images.shape[2])
+        token_points = self.grid + self.offset(mixed) * 2 / side  # [n, p, cameras, t, 2]
         share = scores.softmax(-1)
-        expected = (share[..., None] * places).sum(-2)  # [n, p, cameras, 2]
+        expected = (share[..., None] * token_points).sum(-2)  # [n, p, cameras, 2]
         certainty = share.amax(-1, keepdim=True)
         found = torch.cat([expected, certainty], -1)
-        away = (places - expected[..., None, :]).square().sum(-1)
-        spread = (share * away).sum(-1).sqrt()
-        if present is None:
-            present = torch.ones(len(queries), self.cameras, dtype=torch.bool, device=share.device)
-        found = found * present[:, None, :, None]  # a real camera is never certain by 0
-        # No picture is as wide as 2, so what no camera took comes last.
-        sharpest = spread.masked_fill(~present[:, None], 2.0).sort(-1).values
-        second = (present.sum(-1) - 1).clamp(0, 1)[:, None, None].expand(-1, len(POINTS), 1)
+        distance = (token_points - expected[..., None, :]).square().sum(-1)
+        std = (share * distance).sum(-1).sqrt()  # [n, p, cameras]
+        if camera_mask is None:
+            camera_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+        # A camera that exists never has a certainty of 0, so 0 says that there is none.
+        found = found * camera_mask[:, None, :, None]
         evidence = torch.cat(
             [
                 found.flatten(2),
@@ -155,6 +155,14 @@ class Pointer(nn.Module):
         )
         # Each point has rows of its own in the last layer; the others' are not used.
         every = (self.line(evidence) + self.bend(evidence)).unflatten(-1, (len(POINTS), 3))
-        world = every.diagonal(dim1=1, dim2=2).transpose(1, 2)
-        spread = sharpest.gather(-1, second).squeeze(-1)
-        return Pointing(world.float(), scores.float(), places.float(), spread.float())
+        world = every.diagonal(dim1=1, dim2=2).transpose(1, 2)  # [n, p, 3]
+        second = _second_sharpest(std, camera_mask)
+        return Pointing(world.float(), scores.float(), token_points.float(), second.float())
+
+
+def _second_sharpest(std: Tensor, camera_mask: Tensor) -> Tensor:
+    """Second smallest of std [n, p, cameras] over existing cameras, or the only one: [n, p]."""
+    # An image is 2 wide, so cameras that do not exist sort last.
+    ordered = std.masked_fill(~camera_mask[:, None], 2.0).sort(-1).values
+    rank = (camera_mask.sum(-1) - 1).clamp(0, 1)[:, None, None].expand(-1, std.shape[1], 1)
+    return ordered.gather(-1, rank).squeeze(-1)

@@ -69,8 +69,7 @@ def backbone_from_dict(data: dict[str, Any]) -> Backbone:
         ValueError: unknown kind; lists the known ones.
     """
     fields = dict(data)
-    # Checkpoints older than the kinds hold embedded models.
-    kind = fields.pop("kind", "embedded")
+    kind = fields.pop("kind")
     if kind not in KINDS:
         raise ValueError(f"unknown kind of backbone {kind!r}: {sorted(KINDS)}")
     return KINDS[kind](fields)

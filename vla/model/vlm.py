@@ -71,11 +71,11 @@ class VLMBackbone(Backbone):
         tensors["pixel_values"] = tensors["pixel_values"].to(self.language_model.dtype)
         with self._readouts_embedded():
             output = self.language_model(**tensors, use_cache=False, return_dict=True)
-        hidden = output.last_hidden_state.float()
+        hidden = output.last_hidden_state
         prompt = hidden[:, :-READOUTS]
-        pictures = prompt[inputs.input_ids == self.image_token_id]
-        pictures = pictures.unflatten(0, (len(inputs), -1, self.image_tokens))
-        return Hidden(pictures, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+        images = prompt[inputs.input_ids == self.image_token_id].float()
+        images = images.unflatten(0, (len(inputs), -1, self.image_tokens))
+        return Hidden(images, hidden[:, -READOUTS:].float(), prompt, inputs.attention_mask)
 
     @contextmanager
     def _readouts_embedded(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ class ModelInputs:
             and convolutions are as fast on it. For other models what their image processor makes.
         input_ids: int64 [n, tokens].
         attention_mask: bool [n, tokens], False at padding.
-        proprio: float32 [n, proprio], normalised.
+        proprio: [n, proprio.dim], in the contract's units; `RobotNetwork` normalises it.
         present: bool [n, cameras + proprio + action], which of the model's cameras, proprioception
             and numbers of an action the robot has; the rest is padding.
         extra: whatever else the model's own processor makes, under the names that its `forward`

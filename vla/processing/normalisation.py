@@ -1,21 +1,25 @@
 """Statistics of demonstrations, and the affine map between physical and normalised vectors.
 
 The map never clips, so that it has an exact inverse, and never passes values through in silence:
-what it needs and does not get is an error.
+what it needs and does not get is an error. Commands are clipped to the contract's limits after it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla.contract import ContractMismatchError, VectorSpec
+
+_LOG = logging.getLogger(__name__)
 
 Normalisation = Literal["limits", "min_max", "quantile", "mean_std"]
 NORMALISATIONS: tuple[Normalisation, ...] = ("limits", "min_max", "quantile", "mean_std")
@@ -99,8 +103,12 @@ class Statistics:
         return cls(*(VectorStatistics.from_dict(data[name]) for name in ("action", "proprio")))
 
 
-class AffineNormaliser:
-    """`encode(x) = (x - offset) / scale` per dimension, and its inverse, in float32.
+class AffineNormaliser(nn.Module):
+    """`encode(x) = (x - offset) / scale` per dimension, and its inverse.
+
+    Its numbers are buffers, so that it moves and is exported with the network around it. They are
+    float64, and are subtracted before anything is rounded to float32: a counter of 16,777,217 must
+    not become 16,777,216.
 
     Args:
         label: what the vector is, for messages.
@@ -114,6 +122,9 @@ class AffineNormaliser:
         ContractMismatchError: the statistics have another number of dimensions.
     """
 
+    offset: Tensor
+    scale: Tensor
+
     def __init__(
         self,
         label: str,
@@ -122,6 +133,7 @@ class AffineNormaliser:
         normalisation: Normalisation,
         width: int | None = None,
     ) -> None:
+        super().__init__()
         self.label = label
         self.names = spec.names
         self.width = spec.dim if width is None else width
@@ -134,31 +146,44 @@ class AffineNormaliser:
             offset, scale = (first + second) / 2, (second - first) / 2
         # Without variance there is nothing to scale by; 1 keeps the inverse exact.
         flat = scale <= np.maximum(1e-8, 1e-6 * np.abs(offset))
-        self.offset = torch.tensor(offset, dtype=torch.float32)
-        self.scale = torch.tensor(np.where(flat, 1.0, scale), dtype=torch.float32)
+        # The statistics are what a checkpoint saves; these follow from them.
+        for name, values in (("offset", offset), ("scale", np.where(flat, 1.0, scale))):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+
+    def forward(self, physical: Tensor) -> Tensor:
+        """Physical [..., dim], finite, to normalised float32 [..., width]."""
+        offset, scale = (numbers.to(physical.device) for numbers in (self.offset, self.scale))
+        normalised = ((physical.double() - offset) / scale).float()
+        return F.pad(normalised, (0, self.width - len(self.names)))
+
+    def inverse(self, normalised: Tensor) -> Tensor:
+        """Normalised [..., width] to physical float32 [..., dim]; what was padded is dropped."""
+        offset, scale = (numbers.to(normalised.device) for numbers in (self.offset, self.scale))
+        return (normalised[..., : len(self.names)].double() * scale + offset).float()
 
     def encode(self, physical: Tensor | np.ndarray) -> Tensor:
-        """Physical [..., dim] to normalised float32 [..., width].
+        """As `forward`, checked.
 
         Raises:
             ContractMismatchError: wrong shape, or a dimension that is not finite.
         """
-        values = torch.as_tensor(physical).float()
-        self._require_shape(values, len(self.names))
-        finite = torch.isfinite(values)
-        if not finite.all():
-            by_name = zip(self.names, finite.flatten(0, -2).all(0).tolist(), strict=True)
-            raise ContractMismatchError(
-                f"{self.label} is not finite in {[name for name, good in by_name if not good]}"
-            )
-        normalised = (values - self.offset.to(values.device)) / self.scale.to(values.device)
-        return F.pad(normalised, (0, self.width - len(self.names)))
+        values = torch.as_tensor(physical)
+        self.require(values)
+        return self(values)
 
     def decode(self, normalised: Tensor) -> Tensor:
-        """Exact inverse of `encode`, up to float32 rounding; what it padded is dropped."""
+        """Exact inverse of `encode`, up to float32 rounding; its shape is checked."""
         self._require_shape(normalised, self.width)
-        normalised, device = normalised[..., : len(self.names)], normalised.device
-        return normalised.float() * self.scale.to(device) + self.offset.to(device)
+        return self.inverse(normalised)
+
+    def require(self, physical: Tensor) -> None:
+        """Refuse physical vectors of another shape, or with dimensions that are not finite.
+
+        Raises:
+            ContractMismatchError: naming the dimensions.
+        """
+        self._require_shape(physical, len(self.names))
+        _require_finite(self.label, self.names, physical)
 
     def _require_shape(self, values: Tensor, width: int) -> None:
         if values.ndim < 2 or values.shape[-1] != width:
@@ -167,6 +192,67 @@ class AffineNormaliser:
                 f"{self.label} has shape {tuple(values.shape)}, "
                 f"contract says [..., {len(self.names)}]{padded}: {list(self.names)}"
             )
+
+
+class Limits(nn.Module):
+    """The closed range of every dimension of a command, enforced.
+
+    Args:
+        label: what the vector is, for messages.
+        spec: names, units and limits of the vector.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, label: str, spec: VectorSpec) -> None:
+        super().__init__()
+        self.label, self.spec = label, spec
+        self._reported: set[str] = set()
+        for name in ("low", "high"):
+            numbers = torch.tensor(getattr(spec, name), dtype=torch.float32)
+            self.register_buffer(name, numbers, persistent=False)
+
+    def forward(self, physical: Tensor) -> Tensor:
+        """Physical [..., dim], clipped; NaN stays NaN."""
+        return physical.clamp(self.low.to(physical.device), self.high.to(physical.device))
+
+    def enforce(self, physical: Tensor) -> Tensor:
+        """Physical [..., dim], clipped; each dimension that needed it is logged once.
+
+        Raises:
+            ContractMismatchError: a dimension is not finite.
+        """
+        _require_finite(self.label, self.spec.names, physical)
+        clipped = self(physical)
+        excess = (physical - clipped).abs().flatten(0, -2).amax(0).tolist()  # [dim]
+        # Rounding of a command that lies on its limit is no news.
+        spans = zip(self.spec.names, self.spec.units, excess, self._tolerances(), strict=True)
+        for name, unit, over, tolerance in spans:
+            if over > tolerance and name not in self._reported:
+                self._reported.add(name)
+                _LOG.warning(
+                    "%s %r is beyond its limits by %.3g %s and is clipped; this is said once",
+                    self.label,
+                    name,
+                    over,
+                    unit,
+                )
+        return clipped
+
+    def _tolerances(self) -> list[float]:
+        pairs = zip(self.spec.low, self.spec.high, strict=True)
+        return [1e-5 * max(abs(low), abs(high), 1.0) for low, high in pairs]
+
+
+def _require_finite(label: str, names: Sequence[str], values: Tensor) -> None:
+    finite = torch.isfinite(values)
+    if finite.all():
+        return
+    by_name = zip(names, finite.flatten(0, -2).all(0).tolist(), strict=True)
+    raise ContractMismatchError(
+        f"{label} is not finite in {[name for name, good in by_name if not good]}"
+    )
 
 
 def _anchors(

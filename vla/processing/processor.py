@@ -1,7 +1,8 @@
 """Between what a robot senses and commands and what a model computes with, in both directions.
 
-The only place where numpy meets torch and where physical units meet normalised ones:
-`decode_actions` is the exact inverse of `encode_actions`.
+`decode_actions` is the inverse of `encode_actions`, and keeps to the contract's limits.
+Proprioception stays in physical units here: the network normalises it, so that no export can skip
+that (`vla.model.network`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from vla.contract import (
-    ActionChunk,
     ContractMismatchError,
     Observation,
     ObservationBatch,
     RobotSpec,
 )
 from vla.processing.model_inputs import ModelInputs
-from vla.processing.normalisation import NORMALISATIONS, AffineNormaliser, Normalisation, Statistics
+from vla.processing.normalisation import (
+    NORMALISATIONS,
+    AffineNormaliser,
+    Limits,
+    Normalisation,
+    Statistics,
+)
 from vla.processing.prompts import EmbeddedPrompts, ForeignPrompts, Prompts, load_language
 from vla.processing.tokenizer import IMAGE
 
@@ -41,14 +47,14 @@ class ProcessorConfig:
         proprio_normalisation: the same choice for proprioception.
         image_size_px: height and width the model sees, or that its own processor starts from; None
             keeps the cameras' own.
-        image_tokens_per_camera: places the prompt keeps for one camera's picture.
+        image_tokens_per_camera: places the prompt keeps for one camera's image.
         image_token: the token that keeps such a place in the embedded model's prompts.
         max_text_tokens: longest instruction, its end token included; a word that the embedded
             tokenizer was not trained on takes about one token a letter.
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
             batches concatenate; "longest" pads to the longest prompt of the batch, which only the
             embedded model's prompts can.
-        camera_slots: pictures the model sees, black ones after the robot's own; like the next two
+        camera_slots: images the model sees, black ones after the robot's own; like the next two
             for a model that several robots share, and None gives the robot's own number.
         proprio_dim: numbers of proprioception the model sees, zeros after the robot's own.
         action_dim: numbers of a control step the model gives, zeros after the robot's own.
@@ -107,7 +113,7 @@ def collate(observations: Sequence[Observation], spec: RobotSpec) -> Observation
 
 
 def common_size_px(specs: Iterable[RobotSpec], config: ProcessorConfig) -> tuple[int, int]:
-    """Height and width that all pictures of all these robots get.
+    """Height and width that all images of all these robots get.
 
     Raises:
         ValueError: cameras differ in size and none is configured.
@@ -139,9 +145,12 @@ class Processor:
             language and the configuration do not fit, or the configured sizes are too small.
 
     Attributes:
-        cameras: pictures the model sees of an observation, black ones included.
-        proprio_dim: numbers of proprioception it sees, zeros included.
-        action_dim: numbers of a control step it gives, those that are dropped included.
+        cameras: images the model sees of an observation, black ones included.
+        proprio_dim: dimensions of proprioception it sees, zeros included.
+        action_dim: dimensions of a control step it gives, those that are dropped included.
+        proprio: normaliser of proprioception; `RobotNetwork` holds it, with the next two.
+        action: normaliser of actions.
+        limits: of actions.
     """
 
     def __init__(
@@ -156,17 +165,18 @@ class Processor:
         self.language = language
         self.config = config = config or ProcessorConfig()
         action, proprio = (statistics.action, statistics.proprio) if statistics else (None, None)
-        self._action = AffineNormaliser(
+        self.action = AffineNormaliser(
             "action", spec.action, action, config.action_normalisation, config.action_dim
         )
-        self._proprio = AffineNormaliser(
+        self.proprio = AffineNormaliser(
             "proprio", spec.proprio, proprio, config.proprio_normalisation, config.proprio_dim
         )
+        self.limits = Limits("action", spec.action)
         own = len(spec.cameras)
         self.cameras = own if config.camera_slots is None else config.camera_slots
         if self.cameras < own:
             raise ValueError(f"{spec.robot!r} has {own} cameras, {self.cameras} slots are too few")
-        self.proprio_dim, self.action_dim = self._proprio.width, self._action.width
+        self.proprio_dim, self.action_dim = self.proprio.width, self.action.width
         self._present = torch.cat(
             [
                 torch.arange(size) < count
@@ -188,17 +198,15 @@ class Processor:
         Raises:
             ContractMismatchError: wrong shape, or a dimension that is not finite.
         """
-        return self._action.encode(actions)
+        return self.action.encode(actions)
 
     def decode_actions(self, actions: Tensor) -> Tensor:
-        """Exact inverse of `encode_actions`."""
-        return self._action.decode(actions)
+        """Inverse of `encode_actions`, clipped to the contract's limits; clipping is logged once.
 
-    def to_action_chunk(self, actions: Tensor, time_s: float = 0.0) -> ActionChunk:
-        """One robot's physical actions [horizon, action.dim] as numpy, checked."""
-        chunk = ActionChunk(actions.detach().float().cpu().numpy(), time_s)
-        chunk.validate(self.spec)
-        return chunk
+        Raises:
+            ContractMismatchError: wrong shape, or a dimension that is not finite.
+        """
+        return self.limits.enforce(self.action.decode(actions))
 
     # observations
 
@@ -211,13 +219,15 @@ class Processor:
             ValueError: an instruction is too long.
         """
         device = observation.proprio.device
-        proprio = self._proprio.encode(observation.proprio)
+        self.proprio.require(observation.proprio)
         texts = self.prompts.texts(observation.instructions)
         tensors, flat = self.prompts.pictures(self._stack_images(observation))
         tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
         columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
         present = self._present.to(device).expand(len(observation), -1)
-        return ModelInputs(**columns, proprio=proprio, present=present, extra=tensors, flat=flat)
+        return ModelInputs(
+            **columns, proprio=observation.proprio, present=present, extra=tensors, flat=flat
+        )
 
     def _stack_images(self, observation: ObservationBatch) -> Tensor:
         expected = {camera.name for camera in self.spec.cameras}
@@ -226,7 +236,7 @@ class Processor:
                 f"observation has cameras {sorted(observation.images)}, "
                 f"contract has {sorted(expected)}"
             )
-        pictures = []
+        images = []
         for camera in self.spec.cameras:
             image = observation.images[camera.name]
             shape = (len(observation), camera.height, camera.width, 3)
@@ -235,9 +245,9 @@ class Processor:
                     f"camera {camera.name!r} is {image.dtype} {tuple(image.shape)}, contract says "
                     f"torch.uint8 {shape}"
                 )
-            pictures.append(_resize(image, self.image_size_px))
-        pictures += [torch.zeros_like(pictures[0])] * (self.cameras - len(pictures))
-        return torch.stack(pictures, dim=1).permute(0, 1, 4, 2, 3)
+            images.append(_resize(image, self.image_size_px))
+        images += [torch.zeros_like(images[0])] * (self.cameras - len(images))
+        return torch.stack(images, dim=1).permute(0, 1, 4, 2, 3)
 
     def _make_prompts(self) -> Prompts:
         config, cameras = self.config, self.cameras

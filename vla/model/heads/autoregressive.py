@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import Features, Likelihood, Sizes
+from vla.model.heads.base import HeadDims, HeadInputs, Likelihood
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 
@@ -19,7 +19,7 @@ class TokenLikelihood(Likelihood):
     Attributes:
         logits: float32 [n, t, vocabulary]; -inf where a token could not come.
         tokens: int64 [n, t].
-        share: float32 [n, t, horizon], how much of a token belongs to a control step; 0 for
+        share: float32 [n, t, chunk_length], how much of a token belongs to a control step; 0 for
             places after the end of the sequence and for numbers that the robot does not have.
     """
 
@@ -28,22 +28,22 @@ class TokenLikelihood(Likelihood):
     share: Tensor
 
     def log_prob(self) -> Tensor:
-        """Log-probability of the tokens, [n, horizon]."""
+        """Log-probability of the tokens, [n, chunk_length]."""
         log_p = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
         return self.per_step(log_p)
 
     def entropy(self) -> Tensor:
-        """Of every token given those before it, [n, horizon]."""
+        """Of every token given those before it, [n, chunk_length]."""
         log_p = self.logits.log_softmax(-1)
         return self.per_step(-(log_p.exp() * _finite(log_p)).sum(-1))
 
     def kl(self, reference: TokenLikelihood) -> Tensor:
-        """KL(self || reference) of every token given those before it, [n, horizon]."""
+        """KL(self || reference) of every token given those before it, [n, chunk_length]."""
         log_p, other = self.logits.log_softmax(-1), reference.logits.log_softmax(-1)
         return self.per_step((log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1))
 
     def per_step(self, values: Tensor) -> Tensor:
-        """Values of tokens [n, t], shared out over the control steps: [n, horizon]."""
+        """Values of tokens [n, t], shared out over the control steps: [n, chunk_length]."""
         return torch.einsum("nt,nth->nh", values, self.share)
 
 
@@ -56,43 +56,43 @@ class Autoregressive(nn.Module):
     """Sequences of `length` tokens.
 
     Args:
-        sizes: of features.
-        config: sizes of the transformer.
+        dims: of inputs.
+        config: dims of the transformer.
         vocabulary: tokens to choose from.
         length: of the longest sequence.
     """
 
     causal: Tensor
 
-    def __init__(self, sizes: Sizes, config: ExpertConfig, vocabulary: int, length: int):
+    def __init__(self, dims: HeadDims, config: ExpertConfig, vocabulary: int, length: int):
         super().__init__()
         self.length = length
         # One more row: what comes before the first token.
         self.embedding = nn.Embedding(vocabulary + 1, config.width)
-        self.places = nn.Parameter(torch.randn(length, config.width) * 0.02)
-        self.expert = ActionExpert(sizes, config)
+        self.position_embedding = nn.Parameter(torch.randn(length, config.width) * 0.02)
+        self.expert = ActionExpert(dims, config)
         self.out = nn.Linear(config.width, vocabulary)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         self.register_buffer("causal", causal, persistent=False)
 
-    def forward(self, features: Features, tokens: Tensor) -> Tensor:
+    def forward(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
         """Logits [n, t, vocabulary] of every token of int64 [n, t], given those before it."""
         begin = tokens.new_full((len(tokens), 1), self.embedding.num_embeddings - 1)
         before = torch.cat([begin, tokens[:, :-1].clamp_min(0)], dim=1)
         count = tokens.shape[1]
-        queries = self.embedding(before) + self.places[:count]
-        return self.out(self.expert(queries, features, self.causal[:count, :count]))
+        queries = self.embedding(before) + self.position_embedding[:count]
+        return self.out(self.expert(queries, inputs, self.causal[:count, :count]))
 
-    def generate(self, features: Features, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def generate(self, inputs: HeadInputs, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary] and its place.
 
         A negative choice ends a row; once all have ended, the rest is -1.
         """
-        tokens = torch.zeros(len(features), 0, dtype=torch.long, device=features.vector.device)
+        tokens = torch.zeros(len(inputs), 0, dtype=torch.long, device=inputs.vector.device)
         for place in range(self.length):
             if place and (tokens[:, -1] < 0).all():
                 return torch.nn.functional.pad(tokens, (0, self.length - place), value=-1)
             # The place of the token to come holds any token: it is not seen.
-            logits = self(features, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
+            logits = self(inputs, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
             tokens = torch.cat([tokens, choose(logits, place)[:, None]], dim=1)
         return tokens

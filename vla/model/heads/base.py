@@ -15,58 +15,60 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a head sees of n observations.
+class HeadInputs:
+    """What a head reads of n observations.
 
     Attributes:
-        vector: float32 [n, vector]: summary, points, ways between them, proprioception.
-        memory: float32 [n, tokens, width], the prompt's hidden states; no tokens for a head that
-            does not attend to them.
-        mask: bool [n, tokens], False at padding.
-        real: bool [n, action], False at numbers of an action that the robot does not have; None
-            where it has all.
+        vector: float32 [n, vector]: projected readout, points, relative positions, proprioception.
+        prompt: [n, tokens, width], the prompt's hidden states in the backbone's precision; no
+            tokens for a head that does not attend to them.
+        prompt_mask: bool [n, tokens], False at padding.
+        action_mask: bool [n, action], False at action dimensions that the robot does not have;
+            None where it has all.
     """
 
     vector: Tensor
-    memory: Tensor
-    mask: Tensor
-    real: Tensor | None = None
+    prompt: Tensor
+    prompt_mask: Tensor
+    action_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.vector)
 
-    def only_real(self, values: Tensor) -> Tensor:
-        """Values [n, ..., action] with 0 where the robot has no such number."""
-        return only_real(values, self.real)
+    def zero_missing(self, values: Tensor) -> Tensor:
+        """Values [n, ..., action] with 0 at dimensions that the robot does not have."""
+        return zero_missing(values, self.action_mask)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the robot's numbers of values [n, horizon, action]: [n, horizon]."""
-        if self.real is None:
+        """Mean over the robot's dimensions of [n, chunk_length, action]: [n, chunk_length]."""
+        if self.action_mask is None:
             return values.mean(-1)
-        return self.only_real(values).sum(-1) / self.real.sum(-1, keepdim=True)
+        return self.zero_missing(values).sum(-1) / self.action_mask.sum(-1, keepdim=True)
 
 
-def only_real(values: Tensor, real: Tensor | None) -> Tensor:
-    """Values [n, ..., action] with 0 where `real` [n, action] is False, if there is one."""
-    if real is None:
+def zero_missing(values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Values [n, ..., action] with 0 where `action_mask` [n, action] is False, if there is one."""
+    if action_mask is None:
         return values
-    return values.masked_fill(~real.view(len(real), *[1] * (values.ndim - 2), -1), 0.0)
+    # [n, 1, ..., 1, action], so that it broadcasts over whatever lies between.
+    between = [1] * (values.ndim - 2)
+    return values.masked_fill(~action_mask.view(len(action_mask), *between, -1), 0.0)
 
 
 @dataclass(frozen=True)
-class Sizes:
+class HeadDims:
     """What a head is built for.
 
     Attributes:
-        vector: width of `Features.vector`.
-        memory: width of `Features.memory`.
-        horizon: control steps a chunk.
-        action: numbers a control step.
+        vector: width of `HeadInputs.vector`.
+        prompt: width of `HeadInputs.prompt`.
+        chunk_length: control steps a chunk.
+        action: dimensions of a control step.
     """
 
     vector: int
-    memory: int
-    horizon: int
+    prompt: int
+    chunk_length: int
     action: int
 
 
@@ -75,71 +77,71 @@ class HeadConfig:
     """Settings of a head; each head has its own kind."""
 
     def fitted(self, actions: Tensor) -> Self:
-        """These settings, with what must be learned from normalised chunks [n, horizon, action]."""
+        """These settings, with what is fitted to chunks [n, chunk_length, action] in [-1, 1]."""
         return self
 
 
 class ActionHead(nn.Module, ABC):
-    """From features to a chunk of normalised actions, [n, horizon, action] in [-1, 1].
+    """From inputs to a chunk of actions [n, chunk_length, action] in [-1, 1]; see `Actor`.
 
-    Numbers that the robot does not have (`Features.real`) neither teach nor count in a likelihood,
-    and what is given for them is dropped by the processor.
+    Dimensions that the robot does not have (`HeadInputs.action_mask`) add nothing to a loss or a
+    likelihood, and what a head gives for them is dropped by the processor.
     """
 
     attends: ClassVar[bool] = False
-    """Whether it reads `Features.memory`; the context then carries the prompt's hidden states."""
+    """Whether it reads `HeadInputs.prompt`; `Features` then hold the prompt's hidden states."""
 
     @abstractmethod
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
-        """Behaviour cloning loss, a scalar; steps under `is_pad` bool [n, horizon] do not count."""
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
+        """Cloning loss, a scalar; steps in `is_pad` bool [n, chunk_length] do not count."""
 
     @abstractmethod
-    def act(self, features: Features) -> Tensor:
-        """The chunk to execute, the same one for the same features."""
+    def act(self, inputs: HeadInputs) -> Tensor:
+        """The chunk to execute, the same one for the same inputs."""
 
 
 class Likelihood(ABC):
-    """How likely decisions were, a control step at a time: every method gives float32 [n, horizon].
+    """How likely samples were; every method gives float32 [n, chunk_length], one a control step.
 
-    A caller may so count only the steps that were executed.
+    So a caller can count the executed steps alone.
     """
 
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """Log-probability (or its density) of the decisions."""
+        """Log-probability (or its density) of the samples."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
-        """Entropy of what the decisions were drawn from."""
+        """Entropy of what the samples were drawn from."""
 
     @abstractmethod
     def kl(self, reference: Any) -> Tensor:
-        """KL(self || reference), for a likelihood of this kind of the same decisions."""
+        """KL(self || reference), for a likelihood of this kind of the same samples."""
 
 
 class LikelihoodHead(ActionHead):
-    """A head whose stochastic decisions have a likelihood.
+    """A head that can sample, and tell how likely a sample was.
 
-    A decision is the tensor [n, ...] from which the likelihood is computed: the sample before
-    squashing, the tokens, or the chain of denoising steps.
+    A sample is the tensor [n, ...] from which the likelihood is computed: the Gaussian's value
+    before squashing, the tokens, or the chain of denoising steps.
     """
 
     learning_rate: ClassVar[float] = 2e-5
-    """At which reinforcement with Adam moves the policy a little, not the loss of cloning."""
+    """Of Adam in reinforcement: it moves the policy a little, unlike that of cloning."""
 
     @abstractmethod
-    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
-        """Decisions, drawn at random."""
+    def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
+        """Samples [n, ...], drawn at random."""
 
     @abstractmethod
-    def actions(self, decisions: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """The chunks that they stand for."""
 
     @abstractmethod
-    def likelihood(self, features: Features, decisions: Tensor) -> Likelihood:
-        """How likely these decisions are, given features."""
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> Likelihood:
+        """How likely these samples are, given the inputs."""
 
-    def noise_parameters(self) -> list[nn.Parameter]:
+    def log_std_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
         return []
 
@@ -148,11 +150,11 @@ class InpaintingHead(ActionHead):
     """A head that can complete a chunk of which a part is given.
 
     Attributes:
-        shape: horizon and numbers a control step.
+        shape: control steps a chunk, and dimensions of a control step.
     """
 
     shape: tuple[int, int]
 
     @abstractmethod
-    def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
-        """A chunk near `wish` [n, horizon, action] where `weight` [n, horizon] is near 1."""
+    def inpaint(self, inputs: HeadInputs, target: Tensor, weight: Tensor) -> Tensor:
+        """A chunk near `target` [n, chunk_length, action] where `weight` [n, chunk_length] is 1."""

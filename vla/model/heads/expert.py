@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import Features, Sizes
+from vla.model.heads.base import HeadDims, HeadInputs
 
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """Sizes of an action expert.
+    """HeadDims of an action expert.
 
     Attributes:
         width: of its hidden states.
@@ -35,17 +35,17 @@ class ActionExpert(nn.Module):
     """Queries to hidden states that know of the observation.
 
     Args:
-        sizes: of features.
-        config: sizes of the transformer.
+        dims: of inputs.
+        config: dims of the transformer.
     """
 
-    def __init__(self, sizes: Sizes, config: ExpertConfig):
+    def __init__(self, dims: HeadDims, config: ExpertConfig):
         super().__init__()
         width = config.width
         self.vector = nn.Sequential(
-            nn.Linear(sizes.vector, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+            nn.Linear(dims.vector, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
-        self.memory = nn.Linear(sizes.memory, width)
+        self.prompt_projection = nn.Linear(dims.prompt, width)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
                 width,
@@ -60,23 +60,24 @@ class ActionExpert(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, queries: Tensor, features: Features, visible: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, inputs: HeadInputs, visible: Tensor | None = None) -> Tensor:
         """Hidden states [n, q, width] of queries [n, q, width].
 
         Args:
             queries: one position each.
-            features: of the n observations.
+            inputs: of the n observations.
             visible: bool [q, q], which position (row) sees which; all see all where None.
         """
-        vector = self.vector(features.vector)[:, None]
-        memory = torch.cat([vector, self.memory(features.memory)], dim=1)
-        hidden_memory = nn.functional.pad(~features.mask, (1, 0), value=False)
+        vector = self.vector(inputs.vector)[:, None]
+        prompt = self.prompt_projection(inputs.prompt.to(vector.dtype))
+        memory = torch.cat([vector, prompt], dim=1)  # [n, 1 + tokens, width]
+        is_padding = nn.functional.pad(~inputs.prompt_mask, (1, 0), value=False)
         hidden = queries + vector
         for layer in self.layers:
             hidden = layer(
                 hidden,
                 memory,
                 tgt_mask=None if visible is None else ~visible,
-                memory_key_padding_mask=hidden_memory,
+                memory_key_padding_mask=is_padding,
             )
         return self.norm(hidden)

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
 from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
-from vla.model.heads.base import Features, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, LikelihoodHead
 from vla.model.heads.expert import ExpertConfig
 
 _FIRST = 0x4E00  # letters from here on stand for whole numbers: one block without gaps
@@ -32,7 +32,7 @@ _FIRST = 0x4E00  # letters from here on stand for whole numbers: one block witho
 
 @dataclass(frozen=True)
 class FastHeadConfig(HeadConfig):
-    """Sizes and the fitted tokenizer.
+    """HeadDims and the fitted tokenizer.
 
     Attributes:
         expert: the transformer.
@@ -49,7 +49,7 @@ class FastHeadConfig(HeadConfig):
     bpe: str = ""
 
     def fitted(self, actions: Tensor) -> FastHeadConfig:
-        """With byte-pair encoding learned from chunks [n, horizon, action].
+        """With byte-pair encoding learned from chunks [n, chunk_length, action].
 
         Raises:
             ValueError: the vocabulary cannot hold one token for every coefficient.
@@ -84,25 +84,25 @@ class FastHeadConfig(HeadConfig):
 
 
 class FastHead(LikelihoodHead):
-    """Compressed tokens; a decision is the tokens int64 [n, t], -1 after the end.
+    """Compressed tokens; a sample is the tokens int64 [n, t], -1 after the end.
 
     Args:
-        sizes: of features and chunks.
-        config: sizes of the transformer, and the fitted tokenizer.
+        dims: of inputs and chunks.
+        config: dims of the transformer, and the fitted tokenizer.
     """
 
     attends = True
     lengths: Tensor
     values: Tensor
 
-    def __init__(self, sizes: Sizes, config: FastHeadConfig):
+    def __init__(self, dims: HeadDims, config: FastHeadConfig):
         super().__init__()
         self.config = config
-        self.shape = (sizes.horizon, sizes.action)
-        self.count = sizes.horizon * sizes.action
+        self.shape = (dims.chunk_length, dims.action)
+        self.count = dims.chunk_length * dims.action
         vocabulary = config.tokenizer.get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
-        self.decoder = Autoregressive(sizes, config.expert, len(words), self.count)
+        self.decoder = Autoregressive(dims, config.expert, len(words), self.count)
         self.register_buffer("lengths", torch.tensor([len(w) for w in words]), persistent=False)
         # [vocabulary, count]: the coefficients that a token stands for, then zeros.
         values = torch.zeros(len(words), self.count)
@@ -111,31 +111,31 @@ class FastHead(LikelihoodHead):
             values[row, : len(letters)] = torch.tensor(letters, dtype=torch.float32)
         self.register_buffer("values", values, persistent=False)
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean negative log-probability of a token, nats; the chunk counts whole, as it is coded.
 
         Padded steps repeat the last action, which the transform turns into small coefficients.
         """
         tokens = self.tokens(actions)
-        log_prob = self.likelihood(features, tokens).log_prob()
+        log_prob = self.likelihood(inputs, tokens).log_prob()
         return -log_prob.sum() / (tokens >= 0).sum()
 
     @torch.no_grad()
-    def act(self, features: Features) -> Tensor:
+    def act(self, inputs: HeadInputs) -> Tensor:
         """The likeliest token that fits each time."""
-        return self.actions(self._generate(features, None, greedy=True))
+        return self.actions(self._generate(inputs, None, greedy=True))
 
     @torch.no_grad()
-    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Tokens drawn one after another among those that fit."""
-        return self._generate(features, generator, greedy=False)
+        return self._generate(inputs, generator, greedy=False)
 
-    def actions(self, decisions: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """The inverse transform of the coefficients that the tokens stand for."""
-        flat = decisions.new_zeros(len(decisions), self.count, dtype=torch.float32)
-        place = torch.zeros(len(decisions), dtype=torch.long, device=decisions.device)
-        columns = torch.arange(self.count, device=decisions.device)
-        for token in decisions.unbind(1):
+        flat = samples.new_zeros(len(samples), self.count, dtype=torch.float32)
+        place = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
+        columns = torch.arange(self.count, device=samples.device)
+        for token in samples.unbind(1):
             known = token.clamp_min(0)
             ahead = columns - place[:, None]
             inside = (ahead >= 0) & (ahead < self.lengths[known][:, None]) & (token >= 0)[:, None]
@@ -147,7 +147,7 @@ class FastHead(LikelihoodHead):
         return back.clamp(-1, 1)
 
     def tokens(self, actions: Tensor) -> Tensor:
-        """Chunks [n, horizon, action] as tokens int64 [n, t], -1 after the end."""
+        """Chunks [n, chunk_length, action] as tokens int64 [n, t], -1 after the end."""
         texts = _spell(_coefficients(actions, self.config.scale), self.config.limit)
         coded = [e.ids for e in self.config.tokenizer.encode_batch(texts, add_special_tokens=False)]
         rows = torch.full((len(coded), self.count), -1)
@@ -155,13 +155,13 @@ class FastHead(LikelihoodHead):
             rows[row, : len(ids)] = torch.tensor(ids)
         return rows[:, : max(map(len, coded))].to(actions.device)
 
-    def likelihood(self, features: Features, decisions: Tensor) -> TokenLikelihood:
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; every control step has an equal part."""
-        comes = decisions >= 0
-        tokens = decisions.clamp_min(0)
+        comes = samples >= 0
+        tokens = samples.clamp_min(0)
         taken = (self.lengths[tokens] * comes).cumsum(1)
         left = self.count - torch.nn.functional.pad(taken, (1, 0))[:, :-1]
-        logits = self._fitting(self.decoder(features, tokens), left)
+        logits = self._fitting(self.decoder(inputs, tokens), left)
         share = comes[..., None].float().expand(-1, -1, self.shape[0]) / self.shape[0]
         return TokenLikelihood(logits, tokens, share)
 
@@ -171,9 +171,9 @@ class FastHead(LikelihoodHead):
         return logits.masked_fill(self.lengths > left.clamp_min(1)[..., None], -math.inf)
 
     def _generate(
-        self, features: Features, generator: torch.Generator | None, greedy: bool
+        self, inputs: HeadInputs, generator: torch.Generator | None, greedy: bool
     ) -> Tensor:
-        left = torch.full((len(features),), self.count, device=features.vector.device)
+        left = torch.full((len(inputs),), self.count, device=inputs.vector.device)
 
         def choose(logits: Tensor, _: int) -> Tensor:
             nonlocal left
@@ -186,20 +186,20 @@ class FastHead(LikelihoodHead):
             left = (left - self.lengths[token]).clamp_min(0)
             return token.masked_fill(ended, -1)
 
-        return self.decoder.generate(features, choose)
+        return self.decoder.generate(inputs, choose)
 
 
-def _cosines(horizon: int) -> Tensor:
+def _cosines(chunk_length: int) -> Tensor:
     """The orthonormal discrete cosine transform (type II), [frequency, step]."""
-    step = torch.arange(horizon, dtype=torch.float64)
-    waves = torch.cos(math.pi / horizon * (step + 0.5) * step[:, None])
-    waves *= math.sqrt(2 / horizon)
+    step = torch.arange(chunk_length, dtype=torch.float64)
+    waves = torch.cos(math.pi / chunk_length * (step + 0.5) * step[:, None])
+    waves *= math.sqrt(2 / chunk_length)
     waves[0] /= math.sqrt(2)
     return waves.float()
 
 
 def _coefficients(actions: Tensor, scale: float) -> Tensor:
-    """Rounded coefficients int64 [n, horizon * action], low frequencies first."""
+    """Rounded coefficients int64 [n, chunk_length * action], low frequencies first."""
     waves = torch.einsum("fh,nha->nfa", _cosines(actions.shape[1]).to(actions), actions)
     return (waves * scale).round().long().flatten(1)
 

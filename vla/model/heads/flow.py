@@ -8,7 +8,7 @@ marginals, Flow-Noise (Zhang et al. 2025, ReinFlow, arXiv:2505.22094) adds noise
 bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood. As in
 Ren et al. 2024 (DPPO, arXiv:2409.00588, section 4.3) only the last steps need be drawn at random.
 Departures: one level of noise a number of the chunk, the drift's time is kept above one step, and
-the greedy chunk starts at the middle of the noise, so that it is the same for the same features.
+the greedy chunk starts at the middle of the noise, so that it is the same for the same inputs.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from torch import Tensor, nn
 
 from vla.model.heads import normal
 from vla.model.heads.base import (
-    Features,
     HeadConfig,
+    HeadDims,
+    HeadInputs,
     InpaintingHead,
     Likelihood,
     LikelihoodHead,
-    Sizes,
-    only_real,
+    zero_missing,
 )
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 _LATEST = 0.999  # the last time that training draws
-_PULL = 5.0  # most weight of the pull in inpainting
+_MOST_GUIDANCE = 5.0  # most weight of the guidance in inpainting
 _TOWARDS_NOISE = 1.5  # shape of the beta distribution of times
 
 
 @dataclass(frozen=True)
 class FlowHeadConfig(HeadConfig):
-    """Sizes and samplers.
+    """HeadDims and samplers.
 
     Attributes:
         expert: the transformer.
@@ -66,125 +66,125 @@ class ChainLikelihood(Likelihood):
     """Of chains of Gaussian steps; `k` steps a chain.
 
     Attributes:
-        mean: float32 [n, k, horizon, action], of each step.
+        mean: float32 [n, k, chunk_length, action], of each step.
         log_std: float32 broadcastable to `mean`.
         sample: float32 as `mean`, where each step went.
-        real: as in `Features`.
+        action_mask: as in `HeadInputs`.
     """
 
     mean: Tensor
     log_std: Tensor
     sample: Tensor
-    real: Tensor | None = None
+    action_mask: Tensor | None = None
 
     def log_prob(self) -> Tensor:
-        """Log density of the chain given its first noise, [n, horizon]."""
+        """Log density of the chain given its first noise, [n, chunk_length]."""
         return self._per_step(normal.log_density(self.sample, self.mean, self.log_std))
 
     def entropy(self) -> Tensor:
-        """Of the steps of the chain, [n, horizon]."""
+        """Of the steps of the chain, [n, chunk_length]."""
         return self._per_step(normal.entropy(self.log_std).expand_as(self.mean))
 
     def kl(self, reference: ChainLikelihood) -> Tensor:
-        """KL(self || reference) of the steps along these chains, [n, horizon]."""
+        """KL(self || reference) of the steps along these chains, [n, chunk_length]."""
         each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
         return self._per_step(each)
 
     def _per_step(self, values: Tensor) -> Tensor:
-        return only_real(values, self.real).sum((1, 3))
+        return zero_missing(values, self.action_mask).sum((1, 3))
 
 
 class FlowHead(LikelihoodHead, InpaintingHead):
-    """Noise to chunks; a decision is the chain's end [n, random_steps + 1, horizon, action].
+    """Noise to chunks; a sample is the chain's end [n, random_steps + 1, chunk_length, action].
 
     Args:
-        sizes: of features and chunks.
-        config: sizes and samplers.
+        dims: of inputs and chunks.
+        config: dims and samplers.
     """
 
     attends = True
 
-    def __init__(self, sizes: Sizes, config: FlowHeadConfig):
+    def __init__(self, dims: HeadDims, config: FlowHeadConfig):
         super().__init__()
         self.config = config
-        self.shape = (sizes.horizon, sizes.action)
+        self.shape = (dims.chunk_length, dims.action)
         width = config.expert.width
-        self.places = nn.Parameter(torch.randn(sizes.horizon, width) * 0.02)
-        self.noisy = nn.Linear(sizes.action, width)
+        self.position_embedding = nn.Parameter(torch.randn(dims.chunk_length, width) * 0.02)
+        self.noisy = nn.Linear(dims.action, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.expert = ActionExpert(sizes, config.expert)
-        self.out = nn.Linear(width, sizes.action)
+        self.expert = ActionExpert(dims, config.expert)
+        self.out = nn.Linear(width, dims.action)
         self.raw_log_std = nn.Parameter(torch.full(self.shape, config.log_std_start))
         # Only while reinforcing: how much smaller than `raw_log_std` the noise is, here and now.
-        self.quieter = nn.Linear(width, sizes.action) if config.sampler == "noise" else None
-        if self.quieter is not None:
-            nn.init.zeros_(self.quieter.weight)
-            nn.init.constant_(self.quieter.bias, -4.0)
+        self.noise_scale_head = nn.Linear(width, dims.action) if config.sampler == "noise" else None
+        if self.noise_scale_head is not None:
+            nn.init.zeros_(self.noise_scale_head.weight)
+            nn.init.constant_(self.noise_scale_head.bias, -4.0)
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean squared error of the velocity over unpadded steps, at one random time each."""
         noise = torch.randn_like(actions)
-        late = torch.rand(len(actions), device=actions.device).pow(1 / _TOWARDS_NOISE)
-        time = _LATEST * (1 - late)
+        u = torch.rand(len(actions), device=actions.device).pow(1 / _TOWARDS_NOISE)
+        time = _LATEST * (1 - u)
         along = time[:, None, None]
         at = along * actions + (1 - along) * noise
-        velocity, _ = self._velocity(features, at[:, None], time[:, None])
+        velocity, _ = self._velocity(inputs, at[:, None], time[:, None])
         kept = (~is_pad).float()
-        per_step = features.mean((velocity[:, 0] - (actions - noise)).square())
+        per_step = inputs.mean((velocity[:, 0] - (actions - noise)).square())
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
-    def act(self, features: Features) -> Tensor:
+    def act(self, inputs: HeadInputs) -> Tensor:
         """Euler steps from the middle of the noise, drawn in to [-1, 1]."""
-        at = features.vector.new_zeros(len(features), *self.shape)
-        return self._flow(features, at, self.config.steps).clamp(-1, 1)
+        at = inputs.vector.new_zeros(len(inputs), *self.shape)
+        return self._flow(inputs, at, self.config.steps).clamp(-1, 1)
 
-    def inpaint(self, features: Features, wish: Tensor, weight: Tensor) -> Tensor:
-        """Euler steps as in `act`, pulled so that the chunk they lead to meets the wish.
+    def inpaint(self, inputs: HeadInputs, target: Tensor, weight: Tensor) -> Tensor:
+        """Euler steps as in `act`, pulled so that the chunk they lead to meets the target.
 
         Source: Black et al. 2025 (arXiv:2506.07339), equations 2 to 4.
         """
-        at = features.vector.new_zeros(len(features), *self.shape)
+        at = inputs.vector.new_zeros(len(inputs), *self.shape)
         for time in self._times(at):
             now = float(time)
             with torch.enable_grad():
                 here = at.detach().requires_grad_()
-                velocity = self._velocity(features, here[:, None], time.expand(1, 1))[0][:, 0]
+                velocity = self._velocity(inputs, here[:, None], time.expand(1, 1))[0][:, 0]
                 end = here + (1 - now) * velocity
-                miss = features.only_real((wish - end) * weight[..., None]).detach()
-                (pull,) = torch.autograd.grad(end, here, miss)
+                error = inputs.zero_missing((target - end) * weight[..., None]).detach()
+                (guidance,) = torch.autograd.grad(end, here, error)
             variance = (1 - now) ** 2 / (now**2 + (1 - now) ** 2)
-            gain = min(_PULL, (1 - now) / (now * variance)) if now else _PULL
-            at = at + (velocity.detach() + gain * pull) / self.config.steps
+            gain = min(_MOST_GUIDANCE, (1 - now) / (now * variance)) if now else _MOST_GUIDANCE
+            at = at + (velocity.detach() + gain * guidance) / self.config.steps
         return at.clamp(-1, 1)
 
-    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Chains from noise to chunks."""
 
         def noise() -> Tensor:
-            like = features.vector
+            like = inputs.vector
             return torch.randn(
-                (len(features), *self.shape),
+                (len(inputs), *self.shape),
                 generator=generator,
                 device=like.device,
                 dtype=like.dtype,
             )
 
-        chain = [self._flow(features, noise(), self._first)]
+        chain = [self._flow(inputs, noise(), self._first)]
         for step in range(self._first, self.config.steps):
-            mean, log_std = self._step(features, chain[-1][:, None], step)
+            mean, log_std = self._step(inputs, chain[-1][:, None], step)
             chain.append((mean + log_std.exp() * noise()[:, None])[:, 0])
         return torch.stack(chain, dim=1)
 
-    def actions(self, decisions: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """Where the chains end, drawn in to [-1, 1]."""
-        return decisions[:, -1].clamp(-1, 1)
+        return samples[:, -1].clamp(-1, 1)
 
-    def likelihood(self, features: Features, decisions: Tensor) -> ChainLikelihood:
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> ChainLikelihood:
         """Of chains, all their random steps in one pass."""
-        mean, log_std = self._step(features, decisions[:, :-1], self._first)
-        return ChainLikelihood(mean, log_std, decisions[:, 1:], features.real)
+        mean, log_std = self._step(inputs, samples[:, :-1], self._first)
+        return ChainLikelihood(mean, log_std, samples[:, 1:], inputs.action_mask)
 
-    def noise_parameters(self) -> list[nn.Parameter]:
+    def log_std_parameters(self) -> list[nn.Parameter]:
         """The log level of the noise, one a number of the chunk."""
         return [self.raw_log_std]
 
@@ -193,21 +193,21 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         """The first random step."""
         return max(0, self.config.steps - self.config.random_steps)
 
-    def _flow(self, features: Features, at: Tensor, count: int) -> Tensor:
+    def _flow(self, inputs: HeadInputs, at: Tensor, count: int) -> Tensor:
         """The first `count` Euler steps."""
         for time in self._times(at)[:count]:
-            velocity, _ = self._velocity(features, at[:, None], time.expand(1, 1))
+            velocity, _ = self._velocity(inputs, at[:, None], time.expand(1, 1))
             at = at + velocity[:, 0] / self.config.steps
         return at
 
     def _times(self, like: Tensor) -> Tensor:
         return torch.arange(self.config.steps, device=like.device) / self.config.steps
 
-    def _step(self, features: Features, at: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Mean and log std of the steps that begin at `at` [n, k, horizon, action]."""
+    def _step(self, inputs: HeadInputs, at: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Mean and log std of the steps that begin at `at` [n, k, chunk_length, action]."""
         count = self.config.steps
         time = self._times(at)[first : first + at.shape[1]]
-        velocity, log_std = self._velocity(features, at, time[None])
+        velocity, log_std = self._velocity(inputs, at, time[None])
         if self.config.sampler == "noise":
             # The level is that of all random steps together.
             return at + velocity / count, log_std - 0.5 * math.log(count - self._first)
@@ -216,25 +216,29 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         # sigma^2 = level^2 (1 - t) / t; sigma^2 / 2 times the score of the marginal at t is:
         level = log_std.exp()
         drift = velocity + level.square() / (2 * after_start) * (now * velocity - at)
-        spread = log_std + 0.5 * ((1 - now) / (after_start * count)).log()
-        return at + drift / count, spread
+        step_log_std = log_std + 0.5 * ((1 - now) / (after_start * count)).log()
+        return at + drift / count, step_log_std
 
-    def _velocity(self, features: Features, at: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocity [n, k, horizon, action] and log of the noise level, at k places and times."""
-        k, horizon = at.shape[1:3]
-        # Noise in numbers that the robot does not have must not reach those that it has.
-        at = features.only_real(at)
-        queries = self.noisy(at) + self.places + self.time(self._wave(time))[:, :, None]
+    def _velocity(self, inputs: HeadInputs, at: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity [n, k, chunk_length, action] and log noise level, at k chunks and times."""
+        k, chunk_length = at.shape[1:3]
+        # Noise in dimensions that the robot does not have must not reach those that it has.
+        at = inputs.zero_missing(at)
+        queries = (
+            self.noisy(at)
+            + self.position_embedding
+            + self.time(self._time_embedding(time))[:, :, None]
+        )
         # The k copies of the chunk share one pass, and do not see each other.
-        copy = torch.arange(k * horizon, device=at.device) // horizon
+        copy = torch.arange(k * chunk_length, device=at.device) // chunk_length
         visible = None if k == 1 else copy[:, None] == copy[None]
-        hidden = self.expert(queries.flatten(1, 2), features, visible).unflatten(1, (k, horizon))
+        hidden = self.expert(queries.flatten(1, 2), inputs, visible).unflatten(1, (k, chunk_length))
         log_std = self.raw_log_std
-        if self.quieter is not None:
-            log_std = log_std - nn.functional.softplus(self.quieter(hidden))
+        if self.noise_scale_head is not None:
+            log_std = log_std - nn.functional.softplus(self.noise_scale_head(hidden))
         return self.out(hidden), log_std
 
-    def _wave(self, time: Tensor) -> Tensor:
+    def _time_embedding(self, time: Tensor) -> Tensor:
         half = self.config.expert.width // 2
         rates = torch.logspace(0, 3, half, device=time.device)
         angle = time[..., None] * rates

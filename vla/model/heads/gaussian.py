@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from vla.model.heads import normal
 from vla.model.heads.base import (
-    Features,
     HeadConfig,
+    HeadDims,
+    HeadInputs,
     Likelihood,
     LikelihoodHead,
-    Sizes,
-    only_real,
+    zero_missing,
 )
 
 _EDGE = 0.98  # demonstrated actions are drawn in to this before atanh, which is endless at 1
@@ -29,7 +29,7 @@ _EDGE = 0.98  # demonstrated actions are drawn in to this before atanh, which is
 
 @dataclass(frozen=True)
 class GaussianHeadConfig(HeadConfig):
-    """Sizes and the range of the noise.
+    """HeadDims and the range of the noise.
 
     Attributes:
         hidden: width of the two hidden layers.
@@ -51,94 +51,94 @@ class GaussianLikelihood(Likelihood):
     """Of samples of a diagonal Gaussian, squashed or not.
 
     Attributes:
-        mean: float32 [n, horizon, action], before squashing.
+        mean: float32 [n, chunk_length, action], before squashing.
         log_std: float32 broadcastable to `mean`.
         sample: float32 as `mean`, before squashing.
-        real: as in `Features`.
+        action_mask: as in `HeadInputs`.
     """
 
     mean: Tensor
     log_std: Tensor
     sample: Tensor
-    real: Tensor | None = None
+    action_mask: Tensor | None = None
 
     def log_prob(self) -> Tensor:
-        """Log density of `tanh(sample)`, [n, horizon], summed over action dimensions."""
+        """Log density of `tanh(sample)`, [n, chunk_length], summed over action dimensions."""
         gaussian = normal.log_density(self.sample, self.mean, self.log_std)
         # log(1 - tanh(u)^2), in the form that does not underflow
         squash = 2.0 * (math.log(2.0) - self.sample - F.softplus(-2.0 * self.sample))
-        return only_real(gaussian - squash, self.real).sum(-1)
+        return zero_missing(gaussian - squash, self.action_mask).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Entropy before squashing, [n, horizon]; the squashed one has no closed form."""
+        """Entropy before squashing, [n, chunk_length]; the squashed one has no closed form."""
         each = normal.entropy(self.log_std).expand_as(self.mean)
-        return only_real(each, self.real).sum(-1)
+        return zero_missing(each, self.action_mask).sum(-1)
 
     def kl(self, reference: GaussianLikelihood) -> Tensor:
-        """KL(self || reference), [n, horizon]; squashing leaves it unchanged."""
+        """KL(self || reference), [n, chunk_length]; squashing leaves it unchanged."""
         each = normal.kl(self.mean, self.log_std, reference.mean, reference.log_std)
-        return only_real(each, self.real).sum(-1)
+        return zero_missing(each, self.action_mask).sum(-1)
 
 
 class GaussianHead(LikelihoodHead):
-    """Features to a squashed Gaussian; a decision is the sample before squashing.
+    """HeadInputs to a squashed Gaussian; a sample is the sample before squashing.
 
     Args:
-        sizes: of features and chunks.
-        config: sizes and noise.
+        dims: of inputs and chunks.
+        config: dims and noise.
     """
 
     learning_rate = 3e-4
 
-    def __init__(self, sizes: Sizes, config: GaussianHeadConfig):
+    def __init__(self, dims: HeadDims, config: GaussianHeadConfig):
         super().__init__()
         self.config = config
-        self.shape = (sizes.horizon, sizes.action)
+        self.shape = (dims.chunk_length, dims.action)
         self.layers = nn.Sequential(
-            nn.Linear(sizes.vector, config.hidden),
+            nn.Linear(dims.vector, config.hidden),
             nn.SiLU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, sizes.horizon * sizes.action),
+            nn.Linear(config.hidden, dims.chunk_length * dims.action),
         )
         self.raw_log_std = nn.Parameter(torch.full(self.shape, config.log_std_start))
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Negative log-likelihood before squashing, without the constant."""
         target = torch.atanh(actions.clamp(-1, 1) * _EDGE)
-        mean, log_std = self._mean(features), self._log_std()
+        mean, log_std = self._mean(inputs), self._log_std()
         z = (target - mean) * (-log_std).exp()
         # A number that is always 0 for want of a joint would drive its deviation to the least.
-        per_step = features.only_real(0.5 * z.square() + log_std).sum(-1)
+        per_step = inputs.zero_missing(0.5 * z.square() + log_std).sum(-1)
         kept = (~is_pad).float()
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
-    def act(self, features: Features) -> Tensor:
+    def act(self, inputs: HeadInputs) -> Tensor:
         """Squashed mean, in (-1, 1)."""
-        return self._mean(features).tanh()
+        return self._mean(inputs).tanh()
 
-    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
-        """Unsquashed samples [n, horizon, action]."""
-        mean = self._mean(features)
+    def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
+        """Unsquashed samples [n, chunk_length, action]."""
+        mean = self._mean(inputs)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + noise * self._log_std().exp()
 
-    def actions(self, decisions: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """Squashed samples."""
-        return decisions.tanh()
+        return samples.tanh()
 
-    def likelihood(self, features: Features, decisions: Tensor) -> GaussianLikelihood:
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> GaussianLikelihood:
         """Of unsquashed samples."""
-        return GaussianLikelihood(self._mean(features), self._log_std(), decisions, features.real)
+        return GaussianLikelihood(self._mean(inputs), self._log_std(), samples, inputs.action_mask)
 
-    def noise_parameters(self) -> list[nn.Parameter]:
+    def log_std_parameters(self) -> list[nn.Parameter]:
         """One log standard deviation a number of the chunk."""
         return [self.raw_log_std]
 
-    def _mean(self, features: Features) -> Tensor:
-        return self.layers(features.vector).unflatten(-1, self.shape)
+    def _mean(self, inputs: HeadInputs) -> Tensor:
+        return self.layers(inputs.vector).unflatten(-1, self.shape)
 
     def _log_std(self) -> Tensor:
         return self.raw_log_std.clamp(self.config.log_std_min, self.config.log_std_max)

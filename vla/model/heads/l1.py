@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import ActionHead, Features, HeadConfig, Sizes
+from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 
 @dataclass(frozen=True)
 class L1HeadConfig(HeadConfig):
-    """Sizes.
+    """HeadDims.
 
     Attributes:
         expert: the transformer.
@@ -31,28 +31,28 @@ class L1Head(ActionHead):
     """One position a control step, all decoded at once; it has no likelihood.
 
     Args:
-        sizes: of features and chunks.
-        config: sizes of the transformer.
+        dims: of inputs and chunks.
+        config: dims of the transformer.
     """
 
     attends = True
 
-    def __init__(self, sizes: Sizes, config: L1HeadConfig):
+    def __init__(self, dims: HeadDims, config: L1HeadConfig):
         super().__init__()
         self.config = config
-        self.steps = nn.Parameter(torch.randn(sizes.horizon, config.expert.width) * 0.02)
-        self.expert = ActionExpert(sizes, config.expert)
-        self.out = nn.Linear(config.expert.width, sizes.action)
+        self.steps = nn.Parameter(torch.randn(dims.chunk_length, config.expert.width) * 0.02)
+        self.expert = ActionExpert(dims, config.expert)
+        self.out = nn.Linear(config.expert.width, dims.action)
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean absolute error over unpadded steps."""
         kept = (~is_pad).float()
-        per_step = features.mean((self._chunk(features) - actions).abs())
+        per_step = inputs.mean((self._chunk(inputs) - actions).abs())
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
-    def act(self, features: Features) -> Tensor:
+    def act(self, inputs: HeadInputs) -> Tensor:
         """The regressed chunk, drawn in to [-1, 1]."""
-        return self._chunk(features).clamp(-1, 1)
+        return self._chunk(inputs).clamp(-1, 1)
 
-    def _chunk(self, features: Features) -> Tensor:
-        return self.out(self.expert(self.steps.expand(len(features), -1, -1), features))
+    def _chunk(self, inputs: HeadInputs) -> Tensor:
+        return self.out(self.expert(self.steps.expand(len(inputs), -1, -1), inputs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from vla.model.heads.base import ActionHead, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, LikelihoodHead
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.fast import FastHead, FastHeadConfig
 from vla.model.heads.flow import FlowHead, FlowHeadConfig
@@ -39,9 +39,9 @@ def head_name(config: HeadConfig) -> str:
     return next(name for name, kind in HEADS.items() if kind.config is type(config))
 
 
-def make_head(sizes: Sizes, config: HeadConfig) -> ActionHead:
+def make_head(dims: HeadDims, config: HeadConfig) -> ActionHead:
     """An untrained head."""
-    return HEADS[head_name(config)].head(sizes, config)
+    return HEADS[head_name(config)].head(dims, config)
 
 
 def head_to_dict(config: HeadConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ cross-entropy. Departures: the tokens are those of an action expert that attends
 instead of words of its vocabulary, and they come in chunks. A few dozen demonstrations are learned
 by heart when each number has one right bin among 256, so the bins around it count, too (HL-Gauss,
 Imani and White 2018, arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950), and the tokens
-before are drawn with the same spread, so that a number is not merely the last one again.
+before are drawn with the same noise, so that a token is not merely the last one again.
 """
 
 from __future__ import annotations
@@ -19,74 +19,74 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
-from vla.model.heads.base import Features, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, LikelihoodHead
 from vla.model.heads.expert import ExpertConfig
 
 
 @dataclass(frozen=True)
 class TokenHeadConfig(HeadConfig):
-    """Sizes.
+    """HeadDims.
 
     Attributes:
         expert: the transformer.
         bins: of one number, equally wide over [-1, 1].
-        spread: std of the Gaussian around a demonstrated number, whose share of each bin is
-            learned; 0 for the number's own bin alone.
+        label_smoothing: std of the Gaussian around a demonstrated number, whose share of each bin
+            is learned; 0 for the number's own bin alone.
     """
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     bins: int = 256
-    spread: float = 0.05
+    label_smoothing: float = 0.05
 
 
 class TokenHead(LikelihoodHead):
-    """One token a number, control step by control step; a decision is the tokens int64 [n, t].
+    """One token a number, control step by control step; a sample is the tokens int64 [n, t].
 
     Args:
-        sizes: of features and chunks.
-        config: sizes of the transformer, and bins.
+        dims: of inputs and chunks.
+        config: dims of the transformer, and bins.
     """
 
     attends = True
 
-    def __init__(self, sizes: Sizes, config: TokenHeadConfig):
+    def __init__(self, dims: HeadDims, config: TokenHeadConfig):
         super().__init__()
         self.config = config
-        self.shape = (sizes.horizon, sizes.action)
-        length = sizes.horizon * sizes.action
-        self.decoder = Autoregressive(sizes, config.expert, config.bins, length)
+        self.shape = (dims.chunk_length, dims.action)
+        length = dims.chunk_length * dims.action
+        self.decoder = Autoregressive(dims, config.expert, config.bins, length)
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean cross-entropy of a number's bins over unpadded steps, nats."""
         kept = (~is_pad).float()
-        before = self.tokens(actions + self.config.spread * torch.randn_like(actions))
-        guess = self.likelihood(features, before)
+        before = self.tokens(actions + self.config.label_smoothing * torch.randn_like(actions))
+        guess = self.likelihood(inputs, before)
         total = guess.per_step(-(self._shares(actions) * guess.logits.log_softmax(-1)).sum(-1))
-        per_step = total / (self._real(features).sum(1, keepdim=True) / self.shape[0])
+        per_step = total / (self._token_mask(inputs).sum(1, keepdim=True) / self.shape[0])
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     @torch.no_grad()
-    def act(self, features: Features) -> Tensor:
+    def act(self, inputs: HeadInputs) -> Tensor:
         """The mean of what each token may be: of many bins that are learned, none stands out."""
-        centres = self._centres(torch.arange(self.config.bins, device=features.vector.device))
+        centres = self._centres(torch.arange(self.config.bins, device=inputs.vector.device))
 
         def mean(logits: Tensor) -> Tensor:
             return self.tokens((logits.softmax(-1) @ centres)[:, None])[:, 0]
 
-        return self.actions(self._generate(features, mean))
+        return self.actions(self._generate(inputs, mean))
 
     @torch.no_grad()
-    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Tokens drawn one after another."""
 
         def draw(logits: Tensor) -> Tensor:
             return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
-        return self._generate(features, draw)
+        return self._generate(inputs, draw)
 
-    def actions(self, decisions: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Tensor:
         """Centres of the bins."""
-        return self._centres(decisions).unflatten(1, self.shape)
+        return self._centres(samples).unflatten(1, self.shape)
 
     def _centres(self, tokens: Tensor) -> Tensor:
         return (tokens.float() + 0.5) * (2 / self.config.bins) - 1
@@ -97,37 +97,37 @@ class TokenHead(LikelihoodHead):
         return place.long().clamp_max(self.config.bins - 1).flatten(1)
 
     def _shares(self, actions: Tensor) -> Tensor:
-        """How much each bin has of normalised chunks [n, horizon, action]: [n, t, bins]."""
-        if not self.config.spread:
+        """How much each bin has of normalised chunks [n, chunk_length, action]: [n, t, bins]."""
+        if not self.config.label_smoothing:
             return one_hot(self.tokens(actions), self.config.bins).float()
         edges = torch.linspace(-1, 1, self.config.bins + 1, device=actions.device)
         around = actions.clamp(-1, 1).flatten(1)[..., None]
-        shares = torch.special.ndtr((edges - around) / self.config.spread).diff(dim=-1)
+        shares = torch.special.ndtr((edges - around) / self.config.label_smoothing).diff(dim=-1)
         return shares / shares.sum(-1, keepdim=True)
 
-    def likelihood(self, features: Features, decisions: Tensor) -> TokenLikelihood:
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; a control step has those of its own numbers."""
-        real = self._real(features)
-        decisions = decisions.where(real, self._middle)
-        logits = self.decoder(features, decisions)
+        mask = self._token_mask(inputs)
+        samples = samples.where(mask, self._zero_bin)
+        logits = self.decoder(inputs, samples)
         steps = torch.arange(self.shape[0], device=logits.device).repeat_interleave(self.shape[1])
-        share = one_hot(steps) * real[..., None].float()
-        return TokenLikelihood(logits, decisions, share)
+        share = one_hot(steps) * mask[..., None].float()
+        return TokenLikelihood(logits, samples, share)
 
-    def _generate(self, features: Features, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        real = self._real(features)
+    def _generate(self, inputs: HeadInputs, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        mask = self._token_mask(inputs)
         return self.decoder.generate(
-            features, lambda logits, place: pick(logits).where(real[:, place], self._middle)
+            inputs, lambda logits, place: pick(logits).where(mask[:, place], self._zero_bin)
         )
 
     @property
-    def _middle(self) -> int:
+    def _zero_bin(self) -> int:
         """The bin of 0, which stands wherever the robot has no number."""
         return self.config.bins // 2
 
-    def _real(self, features: Features) -> Tensor:
+    def _token_mask(self, inputs: HeadInputs) -> Tensor:
         """Which tokens are of a number that the robot has, bool [n, t]."""
-        count = len(features)
-        if features.real is None:
-            return features.mask.new_ones(count, self.decoder.length)
-        return features.real.repeat(1, self.shape[0])
+        count = len(inputs)
+        if inputs.action_mask is None:
+            return inputs.prompt_mask.new_ones(count, self.decoder.length)
+        return inputs.action_mask.repeat(1, self.shape[0])

@@ -65,7 +65,9 @@ class Paraphrases:
             *dict.fromkeys(p for said in instructions for p in self._phrasings.get(said, [said]))
         ]
 
-    def draw(self, instructions: Sequence[str], generator: torch.Generator) -> list[str]:
+    def draw(
+        self, instructions: Sequence[str], generator: torch.Generator | None = None
+    ) -> list[str]:
         """A phrasing of each, all equally often, the recorded one among them."""
         if not self:
             return list(instructions)

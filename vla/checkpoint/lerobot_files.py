@@ -26,7 +26,7 @@ def describe_policy(specs: Mapping[str, RobotSpec], model: dict[str, Any]) -> di
     inputs, outputs = _features(*specs.values()) if len(specs) == 1 else ({}, {})
     return {
         "type": POLICY_TYPE,
-        "horizon": model["vla"]["horizon"],
+        "chunk_length": model["vla"]["chunk_length"],
         "head": model["vla"]["head"]["type"],
         "input_features": inputs,
         "output_features": outputs,
@@ -36,7 +36,7 @@ def describe_policy(specs: Mapping[str, RobotSpec], model: dict[str, Any]) -> di
 
 def _features(spec: RobotSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a robot gives and takes, under the names of its data sets."""
-    pictures = {
+    images = {
         spec.features.camera(camera.name): {
             "type": "VISUAL",
             "shape": [3, camera.height, camera.width],
@@ -45,7 +45,7 @@ def _features(spec: RobotSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     state = {spec.features.proprio: {"type": "STATE", "shape": [spec.proprio.dim]}}
     action = {spec.features.action: {"type": "ACTION", "shape": [spec.action.dim]}}
-    return pictures | state, action
+    return images | state, action
 
 
 def describe_pipelines() -> dict[str, Any]:

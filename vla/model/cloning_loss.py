@@ -1,0 +1,52 @@
+"""The one loss of behaviour cloning, for `vla pretrain` and for LeRobot's training alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vla.model.actor import Actor
+from vla.model.features import Features
+
+
+def cloning_loss(
+    actor: Actor,
+    features: Features,
+    actions: Tensor,
+    is_pad: Tensor,
+    noise_std: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The head's loss on features with noise, a scalar.
+
+    Args:
+        actor: what is trained.
+        features: of n observations.
+        actions: demonstrated chunks float32 [n, chunk_length, action], normalised.
+        is_pad: bool [n, chunk_length], steps after the end of the demonstration.
+        noise_std: of the Gaussian noise on points and proprioception, in the model's units: where
+            the policy will act is not exactly where was demonstrated.
+        generator: draws the noise on its own device; torch's global one where None.
+    """
+    if noise_std:
+        features = add_noise(features, noise_std, generator)
+    return actor.loss(features, actions, is_pad)
+
+
+def add_noise(features: Features, std: float, generator: torch.Generator | None = None) -> Features:
+    """Features with Gaussian noise on points and proprioception, but for missing dimensions."""
+    count, proprio_dim = features.proprio.shape
+    points = features.points.flatten(1)  # [n, points * 3]
+    device = features.device if generator is None else generator.device
+    noise = torch.randn(
+        count, points.shape[1] + proprio_dim, generator=generator, device=device
+    ).to(features.device)
+    on_points, on_proprio = (std * noise).split([points.shape[1], proprio_dim], dim=1)
+    on_proprio = on_proprio * features.dim_mask[:, :proprio_dim]
+    return replace(
+        features,
+        points=(points + on_points).view_as(features.points),
+        proprio=features.proprio + on_proprio,
+    )
