@@ -36,7 +36,7 @@ images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in spec.camer
 seen = Observation(images, np.zeros(spec.proprio.dim, np.float32), "push the block", 0.0)
 for _ in range(2):
     chunk = policy.act(collate([seen, seen], spec))
-assert chunk.shape == (2, policy.horizon, spec.action.dim) and torch.isfinite(chunk).all()
+assert chunk.shape == (2, policy.chunk_length, spec.action.dim) and torch.isfinite(chunk).all()
 import vla
 print(vla.__file__)
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
