@@ -13,6 +13,7 @@ from PIL import Image
 from policies.rollout import Episode, rollout
 from scripts.policy_loading import make_built_in, make_env, read_entrant, require_comparable
 from sim.film import replay
+from sim.seeds import DEVELOPMENT
 from sim.tasks.registry import make_task
 
 _INK = (40, 40, 40)
@@ -35,7 +36,7 @@ class DrawFilmConfig:
     task: str = "FetchPush"
     policies: tuple[str, ...] = ("expert",)
     out: Path = Path("runs/film.gif")
-    seeds: tuple[int, ...] = (1_000_000, 1_000_001, 1_000_002, 1_000_003)
+    seeds: tuple[int, ...] = tuple(DEVELOPMENT.seeds(4))
     camera: str = "front"
     size: int = 144
     every: int = 2

@@ -13,6 +13,7 @@ from policies.planning.mppi import Mppi, MppiConfig
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import rollout
 from sim.dynamics import ExactDynamics
+from sim.seeds import DEVELOPMENT
 from sim.vector import CpuVecEnv
 
 # The arm stays where it is; the fingers go on doing what they did, or they would let go.
@@ -27,7 +28,7 @@ class PlanConfig:
         task: registry name.
         planner: which of the two planners.
         episodes: initial states.
-        first_seed: of the first one; the others follow it. Held-out states begin at 1,000,000.
+        first_seed: of the first one; the others follow it.
         execute_steps: control steps executed of each plan.
         threads: simulator threads; None is one per CPU core.
         seed: of the planner's sampling.
@@ -38,7 +39,7 @@ class PlanConfig:
     task: str = "FetchPush"
     planner: Literal["cem", "mppi"] = "cem"
     episodes: int = 20
-    first_seed: int = 1_000_000
+    first_seed: int = DEVELOPMENT.start
     execute_steps: int = 5
     threads: int | None = None
     seed: int = 0

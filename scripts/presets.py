@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.imitation.bc import CloningConfig
-from policies.reinforcement.ppo import PPOConfig
 from scripts.pretrain import PretrainConfig
 from scripts.refine import RefineConfig
 from sim.demonstrate import RecordConfig
@@ -39,7 +38,7 @@ def push() -> Preset:
     return Preset(
         RecordConfig(("FetchPush",)),
         PretrainConfig("FetchPush", training=CloningConfig(updates=1000, evaluate_every=500)),
-        RefineConfig("FetchPush", training=PPOConfig()),
+        RefineConfig("FetchPush"),
     )
 
 
@@ -50,7 +49,7 @@ def pick_and_place() -> Preset:
         PretrainConfig(
             "FetchPickAndPlace", training=CloningConfig(updates=1000, evaluate_every=500)
         ),
-        RefineConfig("FetchPickAndPlace", training=PPOConfig()),
+        RefineConfig("FetchPickAndPlace"),
     )
 
 

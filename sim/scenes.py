@@ -21,6 +21,7 @@ import mujoco
 import numpy as np
 
 from sim.render import CameraRenderer, project
+from sim.seeds import grounding_seeds
 from sim.tasks.base import Episode, Task
 from sim.tasks.registry import make_task
 
@@ -42,8 +43,7 @@ class ScenesConfig:
         root: one folder a task is written below it.
         image_size: pixels a side.
         workers: processes.
-        seed: of the babbling; scenes use task seeds from `seed * 1_000_000 + 500_000`, apart from
-            those of demonstrations (below) and of evaluation (from 1_000_000 with seed 0).
+        seed: of the motion and, see `sim.seeds.grounding_seeds`, of the initial states.
     """
 
     tasks: tuple[str, ...]
@@ -181,8 +181,9 @@ def _draw_episodes(
     keys = ("images", "proprio", "points", "pictures")
     arrays = {key: np.load(folder / f"{key}.npy", "r+") for key in keys}
     data = task.make_data()
+    seeds = grounding_seeds(config.seed, max(episodes) + 1)
     for index in episodes:
-        seed = config.seed * 1_000_000 + 500_000 + index
+        seed = seeds[index]
         rng = np.random.default_rng([config.seed, index])
         babbler = _Babbler(rng) if rng.random() < 0.4 else _NoisyExpert(rng)
         episode, step, restarts = task.reset(data, seed), 0, 0

@@ -63,7 +63,8 @@ class DemoDataset:
     Args:
         roots: one folder or several, of one robot.
         chunk: actions a sample.
-        heldout_fraction: share of each folder's episodes that is set aside.
+        heldout_fraction: share of each folder's episodes that is set aside: at least one of two, of
+            a single one none; 0 sets none aside.
         seed: decides which.
         weights: share of the drawn samples that each folder gets, in any unit; by default every
             frame is drawn equally often, so that a folder counts as much as it is long.
@@ -116,8 +117,7 @@ class DemoDataset:
         self._privileged = np.concatenate([self._align_privileged(part) for part in parts])
         self._instructions = [text for part in parts for text in part.instructions]
         self._number_episodes(parts)
-        self._set_apart(heldout_fraction, seed)
-        self._keep(episodes, without)
+        self._set_apart(self._kept(episodes, without), heldout_fraction, seed)
         self._weights = tuple(weights)
         self._drawers = {
             split: Drawer(split, [len(rows)], [self.shares(split)])
@@ -154,35 +154,39 @@ class DemoDataset:
         self._begin = first[self._episode]
         self._end = (first + lengths)[self._episode]
 
-    def _set_apart(self, heldout_fraction: float, seed: int) -> None:
+    def _set_apart(self, kept: np.ndarray, heldout_fraction: float, seed: int) -> None:
+        """Split the kept frames (bool [frames]) by whole episodes."""
         rng = np.random.default_rng(seed)
+        remaining = np.unique(self._episode[kept])
         heldout: list[int] = []
         for first, end in pairwise(self._first_episodes.tolist()):
             # Folder by folder, so that each task is held out in proportion.
-            chosen = rng.permutation(end - first)[: round(heldout_fraction * (end - first))]
-            heldout += (first + chosen).tolist()
+            order = first + rng.permutation(end - first)
+            order = order[np.isin(order, remaining)]
+            share = round(heldout_fraction * len(order))
+            if heldout_fraction and len(order) > 1:
+                share = min(max(share, 1), len(order) - 1)  # of two, one can be measured with
+            heldout += order[:share].tolist()
         is_heldout = np.isin(self._episode, heldout)
         self._rows: dict[Split, np.ndarray] = {
-            "train": np.flatnonzero(~is_heldout),
-            "heldout": np.flatnonzero(is_heldout),
+            "train": np.flatnonzero(kept & ~is_heldout),
+            "heldout": np.flatnonzero(kept & is_heldout),
         }
 
-    def _keep(self, episodes: int | None, without: Sequence[str]) -> None:
-        """Take the other frames out of both splits."""
-        if episodes is None and not without:
-            return
+    def _kept(self, episodes: int | None, without: Sequence[str]) -> np.ndarray:
+        """Which frames are used at all, bool [frames]."""
         named = [entry.split("+") for entry in without]
         told = {
             text: not any(all(part in text for part in entry) for entry in named)
             for text in set(self._instructions)
         }
-        kept = np.array([told[text] for text in self._instructions])
+        kept = np.array([told[text] for text in self._instructions], dtype=bool)
         if episodes is not None:
             first = self._first_episodes[self._folder(np.arange(len(self)))]
             kept &= self._episode - first < episodes
-        self._rows = {split: rows[kept[rows]] for split, rows in self._rows.items()}
-        if not len(self._rows["train"]):
+        if not kept.any():
             raise ValueError(f"nothing is left of {episodes} episodes without {list(without)}")
+        return kept
 
     def __len__(self) -> int:
         return len(self._episode)

@@ -10,6 +10,7 @@ import torch
 from point_env import STEP_M, PointVecEnv
 
 from policies.evaluation.baselines import BlankImages, ExpertPolicy, RandomPolicy, ZeroPolicy
+from policies.evaluation.evaluate import evaluate
 from policies.rollout import rollout
 from vla.contract import ContractMismatchError, Policy, VecEnv
 
@@ -88,6 +89,20 @@ def test_success_at_end_and_ever_are_told_apart():
     never = rollout(PointVecEnv(2), Right(-1.0), passing).episodes
     assert {episode.first_success_step for episode in never} == {None}
     assert sum(episode.total_reward for episode in never) == 0
+
+
+def test_a_trainer_gets_three_means_and_the_steps_that_they_took():
+    """Two of three episodes reach the goal, none stays there; every control step is counted."""
+    starts = {seed: np.random.default_rng(seed).uniform(-0.8, 0.8, size=2) for seed in range(60)}
+    passing = [s for s, (x, goal) in starts.items() if goal - x > 0.3 and goal < 0.7][:2]
+    away = next(s for s, (x, goal) in starts.items() if x - goal > 0.3)
+    seeds = [*passing, away]
+    metrics, steps = evaluate(PointVecEnv(2, horizon=30), Right(), seeds)
+    played = rollout(PointVecEnv(2, horizon=30), Right(), seeds).episodes
+    assert metrics["success/end"] == 0
+    assert metrics["success/ever"] == pytest.approx(2 / 3)
+    assert metrics["success/return"] == pytest.approx(sum(e.rewards.sum() for e in played) / 3)
+    assert steps == sum(episode.length for episode in played)
 
 
 def test_only_executed_steps_are_recorded():
