@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.processing.normalisation import Statistics
@@ -77,12 +76,15 @@ def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
     embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
     backbone = embedded_backbone(embedded, tokenizer, SIZE)
-    model = VLA(backbone, Interface.of(embodiments[name]), VLAConfig(horizon))
+    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(horizon))
     return VLAPolicy(model, embodiments, name)
 
 
 def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> Path:
     """A LeRobotDataset of random episodes, with its contract; an episode has two instructions."""
+    # Here, so that the models above can be used where LeRobot is not installed.
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
     features = {
         f"observation.images.{c.name}": {
             "dtype": "image",
