@@ -44,7 +44,7 @@ def test_a_chunk_is_one_graph() -> None:
     inputs = make_inputs(config, model, 1)
 
     def act(seen: ModelInputs) -> torch.Tensor:
-        return model.actor.act(model.encode(seen))
+        return model.actor.act(model.features(seen, seen.proprio))
 
     with torch.no_grad():
         captured = torch.compile(act, backend="eager", fullgraph=True)(inputs)

@@ -62,7 +62,7 @@ def observe(spec: RobotSpec, count: int = 3, seed: int = 0) -> ObservationBatch:
     )
 
 
-def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
+def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
     """An untrained model of a few thousand weights for these robots, in control of the first."""
     torch.manual_seed(0)
     embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6)
@@ -76,7 +76,7 @@ def tiny_policy(*specs: RobotSpec, horizon: int = 3) -> VLAPolicy:
     embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
     backbone = embedded_backbone(embedded, tokenizer, SIZE)
-    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(horizon))
+    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(chunk_length))
     return VLAPolicy(model, embodiments, name)
 
 

@@ -59,10 +59,12 @@ class PolicyUpdate(Protocol):
 
 
 def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
-    """Means over gradient steps, and how many there were."""
+    """Means of what was measured, and how many gradient steps were taken."""
     names = dict.fromkeys(name for metrics in measured for name in metrics)
-    means = {name: sum(m[name] for m in measured) / len(measured) for name in names}
-    return means | {"policy/gradient_steps": float(len(measured))}
+    columns = {name: [m[name] for m in measured if name in m] for name in names}
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    steps = len(columns.get("policy/grad_norm", []))
+    return means | {"policy/gradient_steps": float(steps)}
 
 
 def k3(log_ratio: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class PPO:
         for _ in range(self.config.epochs):
             for minibatch in batch.minibatches(self.config.minibatch_size, generator):
                 loss, metrics = self.loss(minibatch, reference)
-                if metrics["policy/kl"] > self.config.target_kl:
-                    return mean_metrics(measured)
+                if (kl := metrics["policy/kl"]) > self.config.target_kl:
+                    return mean_metrics([*measured, {"policy/kl": kl}])
                 measured.append(metrics | {"policy/grad_norm": self._optimizer.step(loss)})
         return mean_metrics(measured)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vla.contract import ContractMismatchError, ObservationBatch
 from vla.model.backbone import READOUTS, BackboneConfig, Hidden
+from vla.model.features import Features
 from vla.model.registry import backbone_from_dict
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
@@ -56,11 +57,17 @@ def hidden_of(policy: VLAPolicy, observation: ObservationBatch) -> Hidden:
 
 
 def learn(policy: VLAPolicy, observation: ObservationBatch) -> Tensor:
-    """Gradients of the mean context and points; returns the context."""
-    inputs = policy.processor.encode_observation(observation)
-    context = policy.model.train().encode(inputs)
-    context.square().mean().backward()
-    return context
+    """Gradients of the mean square of all features; returns those features as one tensor."""
+    policy.model.train()
+    features = policy.network.features(policy.processor.encode_observation(observation))
+    joined = torch.cat([column.flatten(1) for column in columns(features)], dim=1)
+    joined.square().mean().backward()
+    return joined
+
+
+def columns(features: Features) -> tuple[Tensor, ...]:
+    """What perception computes."""
+    return features.readout, features.points, features.localisation_std, features.prompt
 
 
 def pretrained_part(policy: VLAPolicy) -> dict[str, nn.Parameter]:
@@ -275,8 +282,10 @@ def test_rows_are_selected_and_joined(name: str, models: dict[str, Path]) -> Non
     assert first.keys() == second.keys()
     for key, tensor in first.items():
         assert torch.equal(tensor, second[key])
-    swapped = policy.model.eval().encode(both.select([1, 0]))
-    assert torch.allclose(swapped.flip(0), policy.model.encode(both), atol=1e-5)
+    policy.model.eval()
+    swapped, straight = (policy.network.features(i) for i in (both.select([1, 0]), both))
+    for one, other in zip(columns(swapped), columns(straight), strict=True):
+        assert torch.allclose(one.flip(0), other, atol=1e-5)
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from vla.checkpoint.folder import CheckpointError, load_checkpoint
 from vla.checkpoint.initialisation import GROUNDED, load_start, start_policy
 from vla.contract import CameraSpec, ContractMismatchError
 from vla.model.backbone import BackboneConfig
+from vla.model.cloning_loss import add_noise
 from vla.model.heads.registry import HEADS
-from vla.model.vla import Interface, VLAConfig
+from vla.model.vla import ModelDims, VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
 from vla.processing.processor import ProcessorConfig
@@ -43,16 +44,16 @@ def test_decode_is_the_inverse_of_encode(both: VLAPolicy, data: st.DataObject, n
     assert encoded.shape == (2, 3, 3)
     assert not encoded[..., dim:].any()
     encoded[..., dim:] = 7.0  # whatever a head says there
-    np.testing.assert_allclose(processor.decode_actions(encoded), actions, atol=1e-3, rtol=1e-5)
+    np.testing.assert_allclose(processor.action.decode(encoded), actions, atol=1e-3, rtol=1e-5)
 
 
 def test_robots_look_alike_to_the_model(both: VLAPolicy) -> None:
-    """One interface; what a robot lacks is black, zero, and marked."""
-    assert {Interface.of(p) for p in both.embodiments.processors.values()} == {both.model.interface}
+    """Equal sizes; what a robot lacks is black, zero, and marked."""
+    assert {ModelDims.of(p) for p in both.embodiments.processors.values()} == {both.model.dims}
     cart = both.embodiments["cart"].encode_observation(observe(CART))
     assert cart.pixel_values.shape == (3, 2, 3, 12, 12)
     assert not cart.pixel_values[:, 1].any()
-    assert not cart.proprio[:, 1:].any()
+    assert not both.embodiments["cart"].proprio(cart.proprio)[:, 1:].any()
     assert cart.present[0].int().tolist() == [1, 0, 1, 0, 1, 0, 0]
     assert both.embodiments["arm"].encode_observation(observe(ARM)).present.all()
     with pytest.raises(ContractMismatchError, match=r"contract says \[..., 1\] padded to 3"):
@@ -80,17 +81,17 @@ def test_padding_neither_learns_nor_counts(name: str) -> None:
     """In loss and likelihood of the smaller robot, for values and gradients alike."""
     policy = tiny_policy(CART, ARM)
     model = policy.model
-    model.replace_actor(3, HEADS[name].config())
+    model.replace_actor(torch.zeros(1, 3, 3), HEADS[name].config())
     actor = model.actor.eval()
     with torch.no_grad():
-        context = model.encode(policy.processor.encode_observation(observe(CART)))
+        features = policy.network.features(policy.processor.encode_observation(observe(CART)))
     is_pad = torch.zeros(3, 3, dtype=torch.bool)
     losses = []
     for padding in (0.0, 0.9):
         actions = torch.full((3, 3, 3), padding)
         actions[..., 0] = 0.3
         torch.manual_seed(0)
-        losses.append(actor.loss(context, actions, is_pad))
+        losses.append(actor.loss(features, actions, is_pad))
     assert losses[0] == losses[1]
     losses[0].backward()
     rows = {"gaussian": "head.layers.6.bias", "l1": "head.out.bias", "flow": "head.out.bias"}
@@ -101,20 +102,19 @@ def test_padding_neither_learns_nor_counts(name: str) -> None:
         assert not gradient.view(-1, 3)[:, 1:].any()
     if name == "l1":
         return
-    features = actor.features(context)
-    decision = actor.head.sample(features, torch.Generator().manual_seed(1))
+    decision = actor.sample(features, torch.Generator().manual_seed(1))
     other = decision.clone()
     other.view(*other.shape[:-1], -1, 3)[..., 1:] += 1  # the padded numbers, in any head's layout
     if name == "token":
         assert (decision.view(3, 3, 3)[..., 1:] == 128).all()
     with torch.no_grad():
-        one, two = (actor.likelihood(context, d) for d in (decision, other))
+        one, two = (actor.likelihood(features, d) for d in (decision, other))
     assert torch.equal(one.log_prob(), two.log_prob())
     assert torch.equal(one.entropy(), two.entropy())
     assert not one.kl(two).any()
-    for noise in actor.head.noise_parameters():
+    for noise in actor.log_std_parameters():
         (gradient,) = torch.autograd.grad(
-            actor.likelihood(context, decision).log_prob().sum(), noise, retain_graph=True
+            actor.likelihood(features, decision).log_prob().sum(), noise, retain_graph=True
         )
         assert gradient[:, 0].any()
         assert not gradient[:, 1:].any()
@@ -122,11 +122,11 @@ def test_padding_neither_learns_nor_counts(name: str) -> None:
 
 def test_noise_leaves_padding_alone(both: VLAPolicy) -> None:
     """Proprioception that a robot does not have stays 0 in training too."""
-    actor = both.model.actor
-    context = both.encode(observe(CART))
-    noisy = actor.perturb(context, torch.ones(3, actor.measured))
-    changed = (noisy != context).sum(1)
-    assert (changed == actor.measured - 1).all()
+    features = both.observe(observe(CART))
+    noisy = add_noise(features, 1.0, torch.Generator().manual_seed(0))
+    assert (noisy.points != features.points).all()
+    assert (noisy.proprio != features.proprio).tolist() == [[True, False]] * 3
+    assert torch.equal(noisy.localisation_std, features.localisation_std)
 
 
 def test_choice_by_name_and_by_contract(both: VLAPolicy) -> None:

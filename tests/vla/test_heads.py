@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vla.model.heads.base import ActionHead, Features, HeadConfig, LikelihoodHead, Sizes
+from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs, LikelihoodHead
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.fast import FastHead, FastHeadConfig
 from vla.model.heads.flow import FlowHead, FlowHeadConfig
@@ -23,16 +24,16 @@ from vla.model.heads.registry import (
 )
 from vla.model.heads.token import TokenHead, TokenHeadConfig
 
-SIZES = Sizes(vector=6, memory=8, horizon=4, action=3)
+DIMS = HeadDims(vector=6, prompt=8, chunk_length=4, action=3)
 _EXPERT = ExpertConfig(width=32, layers=1, heads=2)
 
 
 def chunks(count: int = 64) -> torch.Tensor:
     """Smooth chunks within [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.rand(count, 1, SIZES.action, generator=generator) - 0.5
-    slope = torch.rand(count, 1, SIZES.action, generator=generator) - 0.5
-    return start + slope * torch.arange(SIZES.horizon)[None, :, None] / SIZES.horizon
+    start = torch.rand(count, 1, DIMS.action, generator=generator) - 0.5
+    slope = torch.rand(count, 1, DIMS.action, generator=generator) - 0.5
+    return start + slope * torch.arange(DIMS.chunk_length)[None, :, None] / DIMS.chunk_length
 
 
 CONFIGS: dict[str, HeadConfig] = {
@@ -46,22 +47,28 @@ CONFIGS: dict[str, HeadConfig] = {
 LIKELY = [name for name in CONFIGS if name != "l1"]
 
 
-def features(count: int = 5, seed: int = 0) -> Features:
+def head_inputs(count: int = 5, seed: int = 0) -> HeadInputs:
     """Observations with three prompt tokens, the last of them padding in every other one."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(count, 3, dtype=torch.bool)
     mask[::2, 2] = False
-    return Features(
-        torch.randn(count, SIZES.vector, generator=generator),
-        torch.randn(count, 3, SIZES.memory, generator=generator),
+    return HeadInputs(
+        torch.randn(count, DIMS.vector, generator=generator),
+        torch.randn(count, 3, DIMS.prompt, generator=generator),
         mask,
     )
+
+
+def repeated(one: HeadInputs, count: int) -> HeadInputs:
+    """One observation many times."""
+    columns = (one.vector, one.prompt, one.prompt_mask)
+    return HeadInputs(*(column.expand(count, *column.shape[1:]) for column in columns))
 
 
 def build(name: str) -> ActionHead:
     """A fresh head."""
     torch.manual_seed(0)
-    return make_head(SIZES, CONFIGS[name]).eval()
+    return make_head(DIMS, CONFIGS[name]).eval()
 
 
 def likely(name: str) -> LikelihoodHead:
@@ -72,27 +79,27 @@ def likely(name: str) -> LikelihoodHead:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_learns_what_it_is_shown(name: str) -> None:
     """A chunk that is a function of vector and prompt is imitated after some hundred updates."""
-    head, seen = build(name), features(16)
+    head, inputs = build(name), head_inputs(16)
     wanted = chunks(16)
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
-    is_pad = torch.zeros(16, SIZES.horizon, dtype=torch.bool)
+    is_pad = torch.zeros(16, DIMS.chunk_length, dtype=torch.bool)
     for _ in range(300):
-        loss = head.loss(seen, wanted, is_pad)
+        loss = head.loss(inputs, wanted, is_pad)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        error = (head.act(seen) - wanted).abs().mean()
+        error = (head.act(inputs) - wanted).abs().mean()
     assert float(error) < 0.08
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_acting_is_bounded_and_repeats(name: str) -> None:
     """The greedy chunk has its shape and range, and is the same again."""
-    head, seen = build(name), features()
+    head, inputs = build(name), head_inputs()
     with torch.no_grad():
-        first, second = head.act(seen), head.act(seen)
-    assert first.shape == (5, SIZES.horizon, SIZES.action)
+        first, second = head.act(inputs), head.act(inputs)
+    assert first.shape == (5, DIMS.chunk_length, DIMS.action)
     assert first.abs().max() <= 1
     assert torch.equal(first, second)
 
@@ -101,21 +108,21 @@ def test_acting_is_bounded_and_repeats(name: str) -> None:
 def test_padded_steps_teach_nothing(name: str) -> None:
     """Actions under `is_pad` do not change the loss."""
     head, actions = build(name), chunks(5)
-    is_pad = torch.zeros(5, SIZES.horizon, dtype=torch.bool)
+    is_pad = torch.zeros(5, DIMS.chunk_length, dtype=torch.bool)
     is_pad[:, 3] = True
     other = actions.clone()
     other[:, 3] = -1.0
     losses = []
     for shown in (actions, other):
         torch.manual_seed(0)  # of the noise
-        losses.append(head.loss(features(), shown, is_pad))
+        losses.append(head.loss(head_inputs(), shown, is_pad))
     assert torch.allclose(losses[0], losses[1], atol=1e-6)
 
 
 def test_bins_around_a_demonstrated_number_count() -> None:
-    """Its own bin most, none where there is no spread; the shares are those of a Gaussian."""
-    for spread, near in ((0.0, 0.0), (0.05, 1.0)):
-        head = TokenHead(SIZES, TokenHeadConfig(bins=64, spread=spread))
+    """Its own bin most, none beside it without smoothing; the shares are those of a Gaussian."""
+    for std, near in ((0.0, 0.0), (0.05, 1.0)):
+        head = TokenHead(DIMS, TokenHeadConfig(bins=64, label_smoothing=std))
         actions = chunks(5).clamp(-0.7, 0.7)
         shares = head._shares(actions)
         assert torch.allclose(shares.sum(-1), torch.ones(()), atol=1e-5)
@@ -129,14 +136,16 @@ def test_bins_around_a_demonstrated_number_count() -> None:
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n != "gaussian"])
 def test_attending_heads_read_the_prompt_but_not_its_padding(name: str) -> None:
     """Another token changes the chunk, another padding token does not."""
-    head, seen = build(name), features(2)
-    memory = seen.memory.clone()
-    memory[0, 2] += 5.0  # padding
+    head, inputs = build(name), head_inputs(2)
+    prompt = inputs.prompt.clone()
+    prompt[0, 2] += 5.0  # padding
     with torch.no_grad():
-        assert torch.equal(head.act(seen), head.act(Features(seen.vector, memory, seen.mask)))
-        decided = head.act(seen)
-        memory[:, 0] += 5.0
-        moved = head.act(Features(seen.vector, memory, seen.mask))
+        assert torch.equal(
+            head.act(inputs), head.act(HeadInputs(inputs.vector, prompt, inputs.prompt_mask))
+        )
+        decided = head.act(inputs)
+        prompt[:, 0] += 5.0
+        moved = head.act(replace(inputs, prompt=prompt))
     if name not in ("token", "fast"):  # bins may round a small difference away
         assert not torch.equal(decided, moved)
 
@@ -144,17 +153,17 @@ def test_attending_heads_read_the_prompt_but_not_its_padding(name: str) -> None:
 @pytest.mark.parametrize("name", LIKELY)
 def test_samples_have_their_likelihood(name: str) -> None:
     """Shapes, no distance from itself, positive distance from another, seeded samples."""
-    head, seen = likely(name), features()
+    head, inputs = likely(name), head_inputs()
     with torch.no_grad():
-        decisions = head.sample(seen, torch.Generator().manual_seed(3))
-        again = head.sample(seen, torch.Generator().manual_seed(3))
-        here = head.likelihood(seen, decisions)
-        other = head.likelihood(features(seed=9), decisions)
-    assert torch.equal(decisions, again)
-    assert head.actions(decisions).shape == (5, SIZES.horizon, SIZES.action)
-    assert head.actions(decisions).abs().max() <= 1
+        samples = head.sample(inputs, torch.Generator().manual_seed(3))
+        again = head.sample(inputs, torch.Generator().manual_seed(3))
+        here = head.likelihood(inputs, samples)
+        other = head.likelihood(head_inputs(seed=9), samples)
+    assert torch.equal(samples, again)
+    assert head.actions(samples).shape == (5, DIMS.chunk_length, DIMS.action)
+    assert head.actions(samples).abs().max() <= 1
     for values in (here.log_prob(), here.entropy(), here.kl(other)):
-        assert values.shape == (5, SIZES.horizon)
+        assert values.shape == (5, DIMS.chunk_length)
         assert values.isfinite().all()
     assert here.kl(here).abs().max() < 1e-6
     assert here.kl(other).min() >= -1e-6
@@ -164,15 +173,17 @@ def test_samples_have_their_likelihood(name: str) -> None:
 @pytest.mark.parametrize("name", LIKELY)
 def test_expected_score_is_zero(name: str) -> None:
     """The mean gradient of the log-probability over the head's own samples vanishes."""
-    head, one = likely(name), features(1)
+    head, one = likely(name), head_inputs(1)
     count = 4000
-    many = Features(*(t.expand(count, *t.shape[1:]) for t in (one.vector, one.memory, one.mask)))
-    decisions = head.sample(many, torch.Generator().manual_seed(0)).detach()
+    many = HeadInputs(
+        *(t.expand(count, *t.shape[1:]) for t in (one.vector, one.prompt, one.prompt_mask))
+    )
+    samples = head.sample(many, torch.Generator().manual_seed(0)).detach()
     parameter = next(p for n, p in head.named_parameters() if n.endswith(("out.bias", "6.bias")))
     scores = []
     for rows in torch.arange(count).split(500):
-        part = Features(many.vector[rows], many.memory[rows], many.mask[rows])
-        log_prob = head.likelihood(part, decisions[rows]).log_prob().sum()
+        part = HeadInputs(many.vector[rows], many.prompt[rows], many.prompt_mask[rows])
+        log_prob = head.likelihood(part, samples[rows]).log_prob().sum()
         scores.append(torch.autograd.grad(log_prob, parameter)[0])
     mean = torch.stack(scores).sum(0) / count
     spread = torch.stack([s / 500 for s in scores]).std(0) / math.sqrt(len(scores))
@@ -182,43 +193,43 @@ def test_expected_score_is_zero(name: str) -> None:
 @pytest.mark.parametrize("name", ["token", "fast"])
 def test_tokens_are_probabilities(name: str) -> None:
     """What can come sums to one at each place; log-probabilities are those of torch."""
-    head, seen = likely(name), features()
-    decisions = head.sample(seen, torch.Generator().manual_seed(0))
-    likelihood = head.likelihood(seen, decisions)
-    comes = decisions >= 0
+    head, inputs = likely(name), head_inputs()
+    samples = head.sample(inputs, torch.Generator().manual_seed(0))
+    likelihood = head.likelihood(inputs, samples)
+    comes = samples >= 0
     peer = torch.distributions.Categorical(logits=likelihood.logits)
-    expected = (peer.log_prob(decisions.clamp_min(0)) * comes).sum(1)
+    expected = (peer.log_prob(samples.clamp_min(0)) * comes).sum(1)
     assert torch.allclose(likelihood.log_prob().sum(1), expected, atol=1e-4)
 
 
 def test_bins_decode_to_within_half_a_bin() -> None:
     """decode(encode(actions)) is off by at most half a bin."""
-    head = make_head(SIZES, TokenHeadConfig(_EXPERT, bins=256))
+    head = make_head(DIMS, TokenHeadConfig(_EXPERT, bins=256))
     assert isinstance(head, TokenHead)
     actions = chunks(100)
     assert (head.actions(head.tokens(actions)) - actions).abs().max() <= 1 / 256 + 1e-6
 
 
 def test_fast_decodes_what_it_encodes() -> None:
-    """Off by rounding only: half a step in each of `horizon` orthonormal coefficients."""
+    """Off by rounding only: half a step in each of `chunk_length` orthonormal coefficients."""
     head = build("fast")
     assert isinstance(head, FastHead)
     actions = chunks(200)
     tokens = head.tokens(actions)
-    bound = 0.5 * math.sqrt(SIZES.horizon) / head.config.scale
+    bound = 0.5 * math.sqrt(DIMS.chunk_length) / head.config.scale
     assert (head.actions(tokens) - actions).abs().max() <= bound + 1e-6
-    assert tokens.shape[1] < SIZES.horizon * SIZES.action  # compressed
+    assert tokens.shape[1] < DIMS.chunk_length * DIMS.action  # compressed
     coefficients = head.lengths[tokens.clamp_min(0)] * (tokens >= 0)
-    assert (coefficients.sum(1) == SIZES.horizon * SIZES.action).all()
+    assert (coefficients.sum(1) == DIMS.chunk_length * DIMS.action).all()
 
 
 def test_every_sampled_fast_sequence_is_a_whole_chunk() -> None:
     """An untrained head's sequences fill the chunk exactly, too."""
     head = build("fast")
     assert isinstance(head, FastHead)
-    decisions = head.sample(features(64), torch.Generator().manual_seed(0))
-    lengths = head.lengths[decisions.clamp_min(0)] * (decisions >= 0)
-    assert (lengths.sum(1) == SIZES.horizon * SIZES.action).all()
+    samples = head.sample(head_inputs(64), torch.Generator().manual_seed(0))
+    lengths = head.lengths[samples.clamp_min(0)] * (samples >= 0)
+    assert (lengths.sum(1) == DIMS.chunk_length * DIMS.action).all()
 
 
 def test_flow_sde_keeps_the_marginals() -> None:
@@ -228,18 +239,20 @@ def test_flow_sde_keeps_the_marginals() -> None:
     training (Flow-GRPO, arXiv:2505.05470, appendix A).
     """
     torch.manual_seed(0)
-    head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, 200, "sde", 200, -0.5))
+    head = FlowHead(DIMS, FlowHeadConfig(_EXPERT, 200, "sde", 200, -0.5))
     mean, std = 0.3, 0.2
 
-    def exact(_: Features, at: torch.Tensor, time: torch.Tensor):
+    def exact(_: HeadInputs, at: torch.Tensor, time: torch.Tensor):
         t = time[:, :, None, None]
         spread = t.square() * std**2 + (1 - t).square()
         gain = (t * std**2 - (1 - t)) / spread
         return mean + gain * (at - t * mean), head.raw_log_std
 
     head._velocity = exact  # type: ignore[method-assign]
-    one = features(1)
-    many = Features(*(t.expand(4000, *t.shape[1:]) for t in (one.vector, one.memory, one.mask)))
+    one = head_inputs(1)
+    many = HeadInputs(
+        *(t.expand(4000, *t.shape[1:]) for t in (one.vector, one.prompt, one.prompt_mask))
+    )
     with torch.no_grad():
         ends = head.sample(many, torch.Generator().manual_seed(1))[:, -1]
     assert abs(float(ends.mean()) - mean) < 0.01
@@ -251,11 +264,11 @@ def test_only_the_last_steps_of_a_flow_are_random() -> None:
     chains = []
     for random_steps in (2, 4):
         torch.manual_seed(0)
-        head = FlowHead(SIZES, FlowHeadConfig(_EXPERT, 4, "noise", random_steps, -20.0))
+        head = FlowHead(DIMS, FlowHeadConfig(_EXPERT, 4, "noise", random_steps, -20.0))
         with torch.no_grad():
-            chains.append(head.sample(features(), torch.Generator().manual_seed(1)))
+            chains.append(head.sample(head_inputs(), torch.Generator().manual_seed(1)))
     end, whole = chains
-    assert end.shape == (5, 3, SIZES.horizon, SIZES.action)
+    assert end.shape == (5, 3, DIMS.chunk_length, DIMS.action)
     torch.testing.assert_close(end, whole[:, 2:], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="start at 1"):
         FlowHeadConfig(random_steps=0)
@@ -272,7 +285,7 @@ def test_settings_survive_json(name: str) -> None:
     """The same settings, and a head that takes the same weights."""
     back = head_from_dict(head_to_dict(CONFIGS[name]))
     assert back == CONFIGS[name]
-    make_head(SIZES, back).load_state_dict(build(name).state_dict())
+    make_head(DIMS, back).load_state_dict(build(name).state_dict())
 
 
 def test_unknown_heads_and_unfitted_tokenizers_are_named() -> None:
@@ -280,7 +293,7 @@ def test_unknown_heads_and_unfitted_tokenizers_are_named() -> None:
     with pytest.raises(ValueError, match=r"no action head 'dice'; valid: gaussian, token"):
         head_from_dict({"type": "dice"})
     with pytest.raises(ValueError, match="not fitted"):
-        make_head(SIZES, FastHeadConfig())
+        make_head(DIMS, FastHeadConfig())
     with pytest.raises(ValueError, match="lower the scale or raise the vocabulary"):
         FastHeadConfig(scale=1000.0).fitted(chunks())
     assert set(HEADS) == {"gaussian", "token", "fast", "l1", "flow"}

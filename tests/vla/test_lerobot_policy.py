@@ -51,7 +51,7 @@ def new_policy(root: Path, **settings: object) -> LeRobotVLAPolicy:
 @pytest.fixture(scope="module")
 def ours(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as our own trainings save it."""
-    policy = new_policy(data, horizon=3).policy
+    policy = new_policy(data, chunk_length=3).policy
     return VLAPolicy(policy.model, policy.processor).save(tmp_path_factory.mktemp("runs") / "best")
 
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_ours_is_one_that_lerobot_loads(ours: Path) -> None:
     """Configuration, pipelines and policy; the same chunk as without LeRobot."""
     config = PreTrainedConfig.from_pretrained(ours)
     assert isinstance(config, LeRobotVLAConfig)
-    assert (config.horizon, config.head) == (3, "gaussian")
+    assert (config.chunk_length, config.head) == (3, "gaussian")
     config.pretrained_path, config.device = ours, "cpu"
     policy = make_policy(config, env_cfg=VlaSimEnv(task="FetchReach"))
     before, after = make_pre_post_processors(config, str(ours))
@@ -130,16 +130,18 @@ def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None
 
 
 def test_settings_are_checked(ours: Path) -> None:
-    """Unknown heads, and a horizon that a checkpoint cannot have."""
+    """Unknown heads, and a chunk length that a checkpoint cannot have."""
     with pytest.raises(ValueError, match="valid: gaussian"):
         LeRobotVLAConfig(device="cpu", head="magic")
     with pytest.raises(ValueError, match="'frozen' or 'trained'"):
         LeRobotVLAConfig(device="cpu", perception="maybe")
     with pytest.raises(ValueError, match="starts at 1"):
-        LeRobotVLAConfig(device="cpu", horizon=0)
-    with pytest.raises(ValueError, match="has horizon 3"):
-        LeRobotVLAPolicy.from_pretrained(ours, config=LeRobotVLAConfig(device="cpu", horizon=4))
-    other = LeRobotVLAConfig(device="cpu", horizon=3, head="flow")
+        LeRobotVLAConfig(device="cpu", chunk_length=0)
+    with pytest.raises(ValueError, match="has chunk_length 3"):
+        LeRobotVLAPolicy.from_pretrained(
+            ours, config=LeRobotVLAConfig(device="cpu", chunk_length=4)
+        )
+    other = LeRobotVLAConfig(device="cpu", chunk_length=3, head="flow")
     with pytest.raises(ValueError, match="head=flow cannot change"):
         LeRobotVLAPolicy.from_pretrained(ours, config=other)
     with pytest.raises(ValueError, match="learns its robot's contract"):
@@ -183,7 +185,7 @@ def test_data_of_another_robot_are_refused(ours: Path, data: Path, tmp_path: Pat
     told = json.loads(contract.read_text())
     told["action"]["low"] = [-2.0] * 4
     contract.write_text(json.dumps(told))
-    config = LeRobotVLAConfig(device="cpu", horizon=3)
+    config = LeRobotVLAConfig(device="cpu", chunk_length=3)
     LeRobotVLAPolicy.from_pretrained(ours, config=config, dataset_meta=metadata(root))
     told["action"]["names"][0] = "joint"
     told["control_rate_hz"] = 10.0

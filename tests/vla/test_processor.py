@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -21,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vla.contract import CameraSpec, ContractMismatchError
+from vla.contract import CameraSpec, ContractMismatchError, VectorSpec
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
-from vla.processing.normalisation import NORMALISATIONS, VectorStatistics
+from vla.processing.normalisation import NORMALISATIONS, AffineNormaliser, VectorStatistics
 from vla.processing.processor import Processor, ProcessorConfig, Statistics, collate
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -65,7 +66,7 @@ def test_decode_is_the_inverse_of_encode(statistics, normalisation, actions):
     )
     encoded = processor.encode_actions(actions)
     assert torch.isfinite(encoded).all()
-    error = np.abs(processor.decode_actions(encoded).numpy() - actions)
+    error = np.abs(processor.action.decode(encoded).numpy() - actions)
     offset = np.abs([statistics.mean, statistics.min, statistics.max]).max(0)
     assert (error <= 4 * EPSILON * (np.abs(actions) + offset + 4)).all()
 
@@ -353,14 +354,33 @@ def test_no_rows_are_no_error():
     assert inputs.input_ids.shape == (0, 2 * 16 + 32)
 
 
-def test_action_chunk_is_numpy_and_checked():
-    """What leaves for a robot is finite and of the contract's shape."""
-    processor = make_processor()
-    chunk = processor.to_action_chunk(torch.ones(2, 3, requires_grad=True), time_s=0.5)
-    assert chunk.actions.dtype == np.float32
-    assert chunk.time_s == 0.5
-    with pytest.raises(ContractMismatchError, match="not finite"):
-        processor.to_action_chunk(torch.full((2, 3), torch.nan))
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_commands_keep_to_the_limits(normalisation, caplog):
+    """Whatever a head gives: clipped and said once a dimension; NaN is refused by name."""
+    processor = make_processor(action_normalisation=normalisation)
+    low, high = torch.tensor(SPEC.action.low), torch.tensor(SPEC.action.high)
+    for sign, limit in ((1e4, high), (-1e4, low)):
+        for _ in range(2):
+            assert torch.equal(processor.decode_actions(torch.full((2, 3), sign))[0], limit)
+    assert len(caplog.records) == 3
+    assert all(name in caplog.text for name in SPEC.action.names)
+    broken = torch.zeros(2, 3)
+    broken[1, 1] = torch.nan
+    with pytest.raises(ContractMismatchError, match=f"action.*{SPEC.action.names[1]}"):
+        processor.decode_actions(broken)
+
+
+def test_large_numbers_keep_their_difference():
+    """A counter of 16,777,217 is not the one before: subtracted first, rounded later."""
+    spec = VectorSpec(("tick", "x"), ("1", "m"), (-math.inf, -1.0), (math.inf, 1.0))
+    first = 16_777_216
+    rows = np.array([[first + i, 0.1 * i] for i in range(5)], dtype=np.float64)
+    statistics = VectorStatistics.measure(rows)
+    for normalisation in ("min_max", "mean_std"):
+        encode = AffineNormaliser("proprio", spec, statistics, normalisation).encode
+        steps = encode(rows)[:, 0].diff()
+        assert torch.allclose(steps, steps[:1].expand(4))
+        assert float(steps[0]) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from example_robot import SENTENCES, make_observation, make_processor
 
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
-from vla.model.vla import VLA, Interface, VLAConfig
+from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.model.vqa import answer, answer_loss, rightly_answered, with_answers
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor, collate
@@ -22,7 +22,7 @@ def made() -> tuple[VLA, Processor, ModelInputs]:
     processor = make_processor(image_size_px=(24, 24), image_tokens_per_camera=4)
     config = EmbeddedConfig(width=32, vision_layers=1, text_layers=1, heads=2, patch_size=12)
     backbone = embedded_backbone(config, processor.language, 24)
-    model = VLA(backbone, Interface.of(processor), VLAConfig())
+    model = VLA(backbone, ModelDims.of(processor), VLAConfig())
     observations = [make_observation(instruction=text) for text in SENTENCES[:2]]
     inputs = processor.encode_observation(collate(observations, processor.spec))
     return model.eval(), processor, inputs
