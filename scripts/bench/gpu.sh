@@ -64,7 +64,7 @@ simulate() {
   local vla=("$PYTHON" -m scripts.cli) run=$OUT/simulation
   local task=(--task FetchReach) device=(--device "$DEVICE") envs=(--num-envs "$ENVS")
   rm -rf "$run"
-  "${vla[@]}" collect --tasks FetchReach --episodes "$EPISODES" --root "$run/data" &&
+  "${vla[@]}" collect --task FetchReach --episodes "$EPISODES" --root "$run/data" &&
     "${vla[@]}" pretrain "${task[@]}" "${device[@]}" "${envs[@]}" --data "$run/data" --updates "$UPDATES" \
       --selection-episodes "$ENVS" --out "$run/clone" &&
     "${vla[@]}" refine "${task[@]}" "${device[@]}" "${envs[@]}" --clone "$run/clone/best" --iterations 1 \
