@@ -19,15 +19,23 @@ from sim import gl_environment
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
 
-REPORTED_PACKAGES = (
-    "torch",
-    "transformers",
-    "mujoco",
-    "gymnasium-robotics",
-    "lerobot",
-    "numpy",
-    "tyro",
-)
+# Package → the extra that brings it; empty for the core, without which nothing works.
+REPORTED_PACKAGES = {
+    "torch": "",
+    "transformers": "",
+    "numpy": "",
+    "tyro": "",
+    "mujoco": "sim",
+    "gymnasium-robotics": "sim",
+    "tensorboard": "train",
+    "lerobot": "lerobot",
+}
+
+EXTRA_USES = {
+    "sim": "tasks, rendering and planners",
+    "train": "training and reports",
+    "lerobot": "recording, videos and LeRobot's policies",
+}
 
 _NO_RENDERER = "sim.render.NoRendererError: "
 
@@ -111,12 +119,12 @@ def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
-    for package in REPORTED_PACKAGES:
-        found = versions.get(package)
-        yield Check(package, found or "missing", "" if found else "bash scripts/setup.sh")
+    for package, extra in REPORTED_PACKAGES.items():
+        yield check_package(package, extra, versions.get(package, ""))
     yield from check_combinations(versions)
     yield check_device()
-    yield check_rendering()
+    if "mujoco" in versions:
+        yield check_rendering()
     yield check_disk(config.directory, config.free_gb)
     yield check_writable("results", config.directory)
     yield check_writable("temporary files", _temporary_folder())
@@ -134,6 +142,16 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def check_package(package: str, extra: str, found: str) -> Check:
+    """Whether a package is there; a missing extra only warns, since a robot needs none."""
+    if found:
+        return Check(package, found)
+    if not extra:
+        return Check(package, "missing", "bash scripts/setup.sh")
+    fix = f'pip install "lerobot_policy_vla[{extra}]", or bash scripts/setup.sh in a checkout'
+    return Check(package, f"missing; {EXTRA_USES[extra]} need it", fix, essential=False)
 
 
 def check_python(running: tuple[int, int]) -> Check:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from scripts import doctor
 from scripts.doctor import Check, DoctorConfig, RenderProbe
 from sim import gl_environment
+
+ROOT = Path(__file__).parents[1]
 
 GOOD = {
     "mujoco": "3.11.0",
@@ -39,6 +43,23 @@ def test_a_bad_combination_is_named_with_its_fix(change: dict[str, str], word: s
     assert word in check.finding
     assert "setup.sh" in check.fix
     assert check.essential
+
+
+def test_a_missing_extra_warns_and_a_missing_core_fails() -> None:
+    """A robot without a simulator is ready; one without torch is not."""
+    missing = doctor.check_package("mujoco", "sim", "")
+    assert not missing.essential
+    assert "lerobot_policy_vla[sim]" in missing.fix
+    assert doctor.check_package("torch", "", "").essential
+    assert not doctor.check_package("mujoco", "sim", "3.11.0").fix
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    """Each reported package is declared where the report says, so that its fix installs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package, extra in doctor.REPORTED_PACKAGES.items():
+        lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+        assert package in {Requirement(line).name for line in lines}
 
 
 def test_python() -> None:
