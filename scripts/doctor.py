@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sim import gl_environment
+
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
-
-GL_FIX = "apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 (as root)"
 
 REPORTED_PACKAGES = (
     "torch",
@@ -28,6 +28,8 @@ REPORTED_PACKAGES = (
     "tyro",
 )
 
+_NO_RENDERER = "sim.render.NoRendererError: "
+
 # Draws in a process of its own, because a bad driver can end the process that tries it.
 _PROBE = """
 import time, mujoco
@@ -38,7 +40,7 @@ model = mujoco.MjModel.from_xml_string(
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 renderer = CameraRenderer(model, ("front",), 96)
-assert renderer.picture(data)["front"].any(), "the picture is black"
+assert renderer.picture(data)["front"].any(), "the image is black"
 start = time.perf_counter()
 for _ in range(10):
     renderer.picture(data)
@@ -78,16 +80,16 @@ class Check:
 
 @dataclass(frozen=True)
 class RenderProbe:
-    """What drawing a small picture came to.
+    """What drawing a small image came to.
 
     Attributes:
         backend: the GL library that drew, "egl" or "osmesa"; empty when none did.
-        picture_ms: milliseconds a 96 x 96 picture.
+        image_ms: milliseconds a 96 x 96 image.
         reason: why none drew.
     """
 
     backend: str
-    picture_ms: float = 0.0
+    image_ms: float = 0.0
     reason: str = ""
 
 
@@ -174,12 +176,13 @@ def check_device() -> Check:
 
 
 def check_rendering() -> Check:
-    """Whether a picture can be drawn without a screen."""
+    """Whether an image can be drawn without a screen."""
     probe = probe_rendering()
     if probe.backend:
-        return Check("rendering", f"{probe.backend}, {probe.picture_ms:.1f} ms a 96 x 96 picture")
-    fix = f"unset MUJOCO_GL, or {GL_FIX}" if os.environ.get("MUJOCO_GL") else GL_FIX
-    return Check("rendering", probe.reason, fix)
+        return Check("rendering", f"{probe.backend}, {probe.image_ms:.1f} ms a 96 x 96 image")
+    missing = probe.reason.startswith("ModuleNotFoundError")
+    fix = "bash scripts/setup.sh" if missing else gl_environment.advice()
+    return Check("rendering", probe.reason.removesuffix(f": {fix}"), fix)
 
 
 def probe_rendering() -> RenderProbe:
@@ -195,13 +198,15 @@ def probe_rendering() -> RenderProbe:
     except subprocess.TimeoutExpired:
         return RenderProbe("", reason=f"drawing hung for {PROBE_LIMIT_S:.0f} s")
     # EGL may complain while it shuts down: the printed time is the proof, not the exit code.
-    backend, _, picture_ms = run.stdout.strip().partition(" ")
+    backend, _, image_ms = run.stdout.strip().partition(" ")
     if backend:
-        return RenderProbe(backend, float(picture_ms))
-    errors = [
-        line for line in run.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)
-    ]
-    return RenderProbe("", reason=errors[-1] if errors else f"drawing ended with {run.returncode}")
+        return RenderProbe(backend, float(image_ms))
+    # Of several errors ours says most; what follows it are errors of an unfinished clean-up.
+    lines = run.stderr.splitlines()
+    ours = [line for line in lines if line.startswith(_NO_RENDERER)]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    reason = [*errors, *ours][-1] if errors else f"drawing ended with exit code {run.returncode}"
+    return RenderProbe("", reason=reason.removeprefix(_NO_RENDERER))
 
 
 def check_disk(directory: Path, free_gb: float) -> Check:

@@ -1,4 +1,4 @@
-"""`vla plan`: run a planner over exact dynamics on held-out initial states."""
+"""`vla plan`: run a planner over exact dynamics on development states."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from policies.rollout import rollout
 from sim.dynamics import ExactDynamics
 from sim.seeds import DEVELOPMENT
 from sim.vector import CpuVecEnv
-
-# The arm stays where it is; the fingers go on doing what they did, or they would let go.
-STAY = {"dx": 0.0, "dy": 0.0, "dz": 0.0}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,13 @@ def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:
     planner = Cem(config.cem) if config.planner == "cem" else Mppi(config.mppi)
     dynamics = ExactDynamics(config.task, config.threads)
     return PlannerPolicy(
-        dynamics, planner, env.export_state, env.spec, config.execute_steps, config.seed, rest=STAY
+        dynamics,
+        planner,
+        env.export_state,
+        env.spec,
+        config.execute_steps,
+        config.seed,
+        rest=env.task.rest_action,
     )
 
 

@@ -210,16 +210,17 @@ def test_a_wrong_flag_is_refused(
 
 def test_a_preset_gives_a_task_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """Flags after it still win; an unknown one lists the valid ones."""
-    from scripts.presets import PRESETS, preset
+    from scripts.presets import preset
+    from sim.tasks.registry import TASKS
 
-    assert all(preset(name).refine.task == name for name in PRESETS)
+    assert all(preset(name).refine.task == name for name in TASKS)
     with pytest.raises(SystemExit):
         cli.main(["collect", "--preset", "FetchPush", "--help"])
     assert "(default: 0.5)" in capsys.readouterr().out
     assert cli.main(["refine", "--preset=FetchPull"]) == cli.USAGE_EXIT
     error = capsys.readouterr().err
     assert "no preset 'FetchPull'" in error
-    assert all(name in error for name in PRESETS)
+    assert all(name in error for name in TASKS)
 
 
 def test_the_printed_command_line_repeats_the_run() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from scripts import doctor
-from scripts.doctor import Check, DoctorConfig
+from scripts.doctor import Check, DoctorConfig, RenderProbe
+from sim import gl_environment
 
 GOOD = {
     "mujoco": "3.11.0",
@@ -82,13 +83,58 @@ def test_rendering_works_here() -> None:
     """The probe draws with the backend that it names, in a measurable time."""
     probe = doctor.probe_rendering()
     assert probe.backend in {"egl", "osmesa", "glfw"}, probe.reason
-    assert 0.0 < probe.picture_ms < 1000.0
+    assert 0.0 < probe.image_ms < 1000.0
+
+
+@pytest.mark.render
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MUJOCO_GL", "nonsense"),
+        ("MUJOCO_GL", "glfw"),
+        ("MUJOCO_EGL_DEVICE_ID", "7"),
+        ("PYOPENGL_PLATFORM", "glx"),
+        ("__EGL_VENDOR_LIBRARY_FILENAMES", "nowhere.json"),
+    ],
+)
+def test_a_variable_that_keeps_images_from_being_drawn_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """No installation helps as long as it is set, so none is advised."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv(name, value)
+    check = doctor.check_rendering()
+    assert f"unset {name} (now {value!r})" in check.fix
+    assert "apt-get" not in check.finding + check.fix
+    assert "NoRendererError" not in check.finding
 
 
 def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that cannot work gives a reason and a command, not a crash."""
-    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    """Where no variable is the cause."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    reason = "found neither EGL nor OSMesa: " + gl_environment.advice()
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: RenderProbe("", reason=reason))
     check = doctor.check_rendering()
-    assert "nonsense" in check.finding
-    assert "unset MUJOCO_GL" in check.fix
-    assert "libegl1" in check.fix
+    assert check.finding == "found neither EGL nor OSMesa"
+    assert "apt-get install -y libegl1" in check.fix
+
+
+def test_a_library_that_is_asked_for_but_missing_is_no_fault_of_the_variable_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers set MUJOCO_GL=egl, and PYOPENGL_PLATFORM is what MuJoCo makes of it."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert "unset MUJOCO_GL (now 'egl'), or install" in gl_environment.advice()
+
+
+def test_a_missing_package_is_not_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mujoco nothing is said of OpenGL."""
+    probe = RenderProbe("", reason="ModuleNotFoundError: No module named 'mujoco'")
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: probe)
+    assert "setup.sh" in doctor.check_rendering().fix

@@ -51,7 +51,7 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
         ).last_hidden_state
     torch.testing.assert_close(hidden.prompt, expected, rtol=1e-4, atol=1e-5)
     pictures = expected[ids == image].unflatten(0, (2, 2, 4))
-    torch.testing.assert_close(hidden.pictures, pictures, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hidden.images, pictures, rtol=1e-4, atol=1e-5)
     assert hidden.readout.shape == (2, READOUTS, 32)
 
 
