@@ -261,7 +261,12 @@ def _require_rgb(
         return
     listed = "; ".join(f"{key} {text}" for key, text in why.items() if text)
     usable = [name for name, key in cameras.items() if not why.get(key)]
-    mend = f"leave it out: --cameras {' '.join(usable)}" if usable else "there is no RGB camera"
+    mend = "there is no RGB camera"
+    if usable:
+        mend = (
+            f"leave it out: --cameras {' '.join(usable)} "
+            f"(in LeRobot's commands --policy.cameras='[{','.join(usable)}]')"
+        )
     raise ValueError(
         f"data set {where}: {listed}, and a policy sees RGB images of 3 channels; {mend}"
     )
