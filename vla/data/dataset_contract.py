@@ -71,6 +71,8 @@ def read_info(root: Path) -> dict[str, Any]:
         )
     if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
         raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
+    if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
+        raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
     return info
 
 
