@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sim.render import CameraRenderer
+from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
-
-# Evaluation draws its episodes from here on, so that no policy has seen them in training.
-FIRST_EVALUATION_SEED = 1_000_000
 
 # Failures for each success (and one more) at which the expert is declared unfit.
 FAILURES_PER_EPISODE = 20
@@ -33,7 +31,7 @@ class RecordConfig:
         task: registry names, one or several; they share one data set.
         episodes: successful episodes to keep of each task.
         root: folder of the data set; by default data/<task>.
-        first_seed: seeds count up from here; training seeds stay below 1,000,000.
+        first_seed: seeds count up from here, within `sim.seeds.DEMONSTRATIONS`.
         noise: standard deviation of the Gaussian noise on executed actions, in action units; the
             recorded action is the expert's own at the state that the noise led to.
         noisy_fraction: share of the episodes that are played with noise.
@@ -60,12 +58,8 @@ class RecordConfig:
             raise ValueError(f"episodes, workers, hold_steps and image_size must count: {self}")
         if not (0.0 <= self.noisy_fraction <= 1.0 and 0.0 <= self.noise < np.inf):
             raise ValueError(f"noise must be >= 0 and noisy_fraction in [0, 1]: {self}")
-        if not 0 <= self.first_seed <= FIRST_EVALUATION_SEED - self.attempts:
-            raise ValueError(
-                f"seeds {self.first_seed}..{self.first_seed + self.attempts - 1} leave the "
-                f"training range 0..{FIRST_EVALUATION_SEED - 1} (evaluation uses what follows); "
-                "choose a smaller first_seed or fewer episodes"
-            )
+        # Refused now rather than when the expert has failed often.
+        DEMONSTRATIONS.seeds(self.attempts, self.first_seed - DEMONSTRATIONS.start)
 
     @property
     def folder(self) -> Path:

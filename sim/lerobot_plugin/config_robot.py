@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lerobot.robots.config import RobotConfig
 
-from sim.demonstrate import FIRST_EVALUATION_SEED
+from sim.seeds import DEVELOPMENT
 
 
 @RobotConfig.register_subclass("vla_sim")
@@ -21,5 +21,5 @@ class SimulatedRobotConfig(RobotConfig):
     """
 
     task: str = "FetchPush"
-    seed: int = FIRST_EVALUATION_SEED
+    seed: int = DEVELOPMENT.start
     image_size: int = 96
