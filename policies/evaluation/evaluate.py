@@ -1,0 +1,37 @@
+"""What a trainer asks of its policy while it trains: how good is it on these initial states?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from policies.rollout import rollout
+from vla.contract import Policy, VecEnv
+
+
+def evaluate(env: VecEnv, policy: Policy, seeds: Sequence[int]) -> tuple[dict[str, float], int]:
+    """Success rates and mean return of one episode per seed, and the simulator steps they took.
+
+    The steps belong in the ledger of whoever selects a checkpoint by the result: choosing costs
+    simulation as training does.
+
+    Args:
+        env: what it was playing is dropped.
+        policy: acts as it would on a robot; a trainer passes its greedy policy.
+        seeds: one per episode.
+
+    Returns:
+        "success/end" and "success/ever" between 0 and 1, "success/return" undiscounted, all three
+        means over the episodes; and control steps.
+
+    Raises:
+        ContractMismatchError, RuntimeError, ValueError: see `rollout`.
+    """
+    episodes = rollout(env, policy, seeds)
+    metrics = {
+        "success/end": float(episodes.success_at_end.mean()),
+        "success/ever": float(episodes.success_ever.mean()),
+        "success/return": float(np.mean([e.total_reward for e in episodes.episodes])),
+    }
+    return metrics, episodes.simulator_steps
