@@ -81,7 +81,7 @@ class WorkerChannel:
         """The next message.
 
         Args:
-            spin_s: how long to look again and again before sleeping.
+            spin_s: how long to poll before sleeping.
 
         Raises:
             EOFError: the other end has gone.
