@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,27 +20,66 @@ _PACKAGES = ("torch", "transformers", "mujoco", "gymnasium-robotics", "lerobot",
 
 
 class RunFolder:
-    """Where one training writes; reopening it goes on where it stopped.
+    """Where one training writes. Nothing is written before `open`.
 
     Args:
-        path: made if missing.
+        path: made by `open` if it is missing.
         config: a dataclass or plain data, written to `run.json` beside commit and versions.
         command: the shell line that repeats the run.
+        origin: what else decides the result, such as the task and the checkpoint it starts from;
+            a run is resumed only with the same (see `Checkpoints`).
+
+    Raises:
+        OSError: the folder cannot be made or written to.
     """
 
-    def __init__(self, path: Path | str, config: Any, command: str | None = None):
+    def __init__(
+        self,
+        path: Path | str,
+        config: Any,
+        command: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ):
         self.path, self.command = Path(path), command
-        self.path.mkdir(parents=True, exist_ok=True)
-        described = {"config": _plain(config), "command": command, **describe_machine()}
-        (self.path / "run.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+        self.origin = dict(origin or {})
+        self._config = plain(config)
         self._writer: SummaryWriter | None = None
+        _require_writable(self.path)
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder and write `run.json`, whole or not at all.
+
+        Args:
+            settings: what a resumed run is compared with, beside the command's configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        described = {"config": self._config, "command": self.command, **describe_machine()}
+        text = json.dumps(described | {"settings": settings}, indent=2)
+        partial = self.path / ".run.json.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / "run.json")
+
+    def settings(self) -> dict[str, Any] | None:
+        """What `open` was told when it last wrote `run.json`; None where that is unknown.
+
+        Raises:
+            ValueError: `run.json` is not JSON.
+        """
+        file = self.path / "run.json"
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8")).get("settings")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is not JSON: {error}; choose another folder") from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append scalars to the TensorBoard events and to `metrics.jsonl`."""
+        """Append scalars to the TensorBoard events and to `metrics.jsonl`, NaN and inf as null."""
         for name, value in values.items():
             self._events().add_scalar(name, value, step)
+        kept = {name: v if math.isfinite(v) else None for name, v in values.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps({"step": step, **kept}) + "\n")
 
     def histogram(self, step: int, name: str, values: torch.Tensor) -> None:
         """Append a distribution to the TensorBoard events."""
@@ -96,6 +137,16 @@ def _git(folder: Path, *words: str) -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
-def _plain(config: Any) -> Any:
-    data = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+def plain(data: Any) -> Any:
+    """Dataclasses, tuples and paths as the plain data that JSON gives back."""
+    data = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
     return json.loads(json.dumps(data, default=str))
+
+
+def _require_writable(path: Path) -> None:
+    """Refuse a folder that cannot be written before hours are spent on what it should hold."""
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"cannot write to {path}: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write to {path}: no permission in {place}")

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return USAGE_EXIT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -132,7 +132,18 @@ def _unknown(name: str) -> str:
 
 
 def _is_for_people(error: Exception) -> bool:
+    if isinstance(error, ModuleNotFoundError):  # of an extra; our own modules are never missing
+        return (error.name or "").split(".")[0] not in {"", *OWN_PACKAGES}
     return isinstance(error, USER_ERRORS) or type(error).__module__.split(".")[0] in OWN_PACKAGES
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"the package {error.name!r} is missing: this command needs more than the core, "
+            'pip install "lerobot_policy_vla[sim,train,lerobot]", or bash scripts/setup.sh'
+        )
+    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -14,20 +14,30 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sim import gl_environment
+
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
 
-GL_FIX = "apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 (as root)"
+# Package → the extra that brings it; empty for the core, without which nothing works.
+REPORTED_PACKAGES = {
+    "torch": "",
+    "transformers": "",
+    "numpy": "",
+    "tyro": "",
+    "mujoco": "sim",
+    "gymnasium-robotics": "sim",
+    "tensorboard": "train",
+    "lerobot": "lerobot",
+}
 
-REPORTED_PACKAGES = (
-    "torch",
-    "transformers",
-    "mujoco",
-    "gymnasium-robotics",
-    "lerobot",
-    "numpy",
-    "tyro",
-)
+EXTRA_USES = {
+    "sim": "tasks, rendering and planners",
+    "train": "training and reports",
+    "lerobot": "recording, videos and LeRobot's policies",
+}
+
+_NO_RENDERER = "sim.render.NoRendererError: "
 
 # Draws in a process of its own, because a bad driver can end the process that tries it.
 _PROBE = """
@@ -109,12 +119,12 @@ def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
-    for package in REPORTED_PACKAGES:
-        found = versions.get(package)
-        yield Check(package, found or "missing", "" if found else "bash scripts/setup.sh")
+    for package, extra in REPORTED_PACKAGES.items():
+        yield check_package(package, extra, versions.get(package, ""))
     yield from check_combinations(versions)
     yield check_device()
-    yield check_rendering()
+    if "mujoco" in versions:
+        yield check_rendering()
     yield check_disk(config.directory, config.free_gb)
     yield check_writable("results", config.directory)
     yield check_writable("temporary files", _temporary_folder())
@@ -132,6 +142,16 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def check_package(package: str, extra: str, found: str) -> Check:
+    """Whether a package is there; a missing extra only warns, since a robot needs none."""
+    if found:
+        return Check(package, found)
+    if not extra:
+        return Check(package, "missing", "bash scripts/setup.sh")
+    fix = f'pip install "lerobot_policy_vla[{extra}]", or bash scripts/setup.sh in a checkout'
+    return Check(package, f"missing; {EXTRA_USES[extra]} need it", fix, essential=False)
 
 
 def check_python(running: tuple[int, int]) -> Check:
@@ -184,8 +204,9 @@ def check_rendering() -> Check:
     probe = probe_rendering()
     if probe.backend:
         return Check("rendering", f"{probe.backend}, {probe.image_ms:.1f} ms a 96 x 96 image")
-    fix = f"unset MUJOCO_GL, or {GL_FIX}" if os.environ.get("MUJOCO_GL") else GL_FIX
-    return Check("rendering", probe.reason, fix)
+    missing = probe.reason.startswith("ModuleNotFoundError")
+    fix = "bash scripts/setup.sh" if missing else gl_environment.advice()
+    return Check("rendering", probe.reason.removesuffix(f": {fix}"), fix)
 
 
 def probe_rendering() -> RenderProbe:
@@ -204,10 +225,12 @@ def probe_rendering() -> RenderProbe:
     backend, _, image_ms = run.stdout.strip().partition(" ")
     if backend:
         return RenderProbe(backend, float(image_ms))
-    errors = [
-        line for line in run.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)
-    ]
-    return RenderProbe("", reason=errors[-1] if errors else f"drawing ended with {run.returncode}")
+    # Of several errors ours says most; what follows it are errors of an unfinished clean-up.
+    lines = run.stderr.splitlines()
+    ours = [line for line in lines if line.startswith(_NO_RENDERER)]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    reason = [*errors, *ours][-1] if errors else f"drawing ended with exit code {run.returncode}"
+    return RenderProbe("", reason=reason.removeprefix(_NO_RENDERER))
 
 
 def check_disk(directory: Path, free_gb: float) -> Check:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tyro.conf import OmitArgPrefixes
 
 from policies.grounding.grounder import Grounder, GroundingConfig
 from policies.grounding.grounding_set import GroundingSet, Prompt
-from policies.run_folder import RunFolder
+from policies.run_folder import RunFolder, plain
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.questions import Questioner, all_sentences
@@ -171,16 +172,23 @@ def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
     ]
 
 
+def _origin(config: GroundConfig) -> dict[str, Any]:
+    """What decides the result beside the policy, the frames and the training."""
+    kept = ("tasks", "frames", "keep_pairs_apart", "image_size", "embedded", "vlm", "backbone")
+    return {"command": "ground", **{name: plain(getattr(config, name)) for name in kept}}
+
+
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
     torch.manual_seed(config.training.seed)
+    drawn = _scenes_configs(config)
+    folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
     sets = []
-    for scenes in _scenes_configs(config):
+    for scenes in drawn:
         print(f"scenes of {scenes.tasks[0]}: {scenes.frames_per_task}", flush=True)
         sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)
     policy.model.to(config.device)
-    folder = RunFolder(config.out, config, command_line("ground", config))
     # A pretrained model can talk already; it learns to point.
     training = config.training if config.vlm is None else replace(config.training, questions=0)
     grounder = Grounder(policy, sets, training, folder)

@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 from policies.evaluation.baselines import ExpertPolicy, RandomPolicy, ZeroPolicy
 from policies.evaluation.row_by_row import RowByRow
-from policies.lerobot.act_acceleration import optimise_inference
 from scripts.plan import PlanConfig, make_policy
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
@@ -147,6 +146,9 @@ def read_policy(
                 "their own way"
             )
         offered = make_task(task, _image_size_px(folder)).spec
+        # Imports LeRobot, which comparing our own policies does not need.
+        from policies.lerobot.act_acceleration import optimise_inference
+
         theirs = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
         return Candidate(words.name, words.kind, theirs.fresh, theirs.spec)
     ours = load_policy(folder, device, words.embodiment or make_task(task).spec, bf16)
@@ -168,7 +170,7 @@ def _read_ledger(checkpoint: Path) -> dict[str, int] | None:
 
 def _image_size_px(folder: Path) -> int:
     """Of the images a LeRobot policy was trained on; the task's usual ones if it has no camera."""
-    sizes = [height for height, _ in Description.read(folder).pictures.values()]
+    sizes = [height for height, _ in Description.read(folder).images.values()]
     return sizes[0] if sizes else 96
 
 

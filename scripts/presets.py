@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.imitation.bc import CloningConfig
-from policies.reinforcement.ppo import PPOConfig
+from policies.reinforcement.trainer import OnPolicyConfig
 from scripts.pretrain import PretrainConfig
 from scripts.refine import RefineConfig
 from sim.demonstrate import RecordConfig
@@ -36,7 +36,7 @@ def push() -> Preset:
     return replace(
         default("FetchPush"),
         pretrain=PretrainConfig("FetchPush", training=_SHORT_CLONING),
-        refine=RefineConfig("FetchPush", training=PPOConfig(iterations=60)),
+        refine=RefineConfig("FetchPush", training=OnPolicyConfig(iterations=60)),
     )
 
 
@@ -45,7 +45,7 @@ def pick_and_place() -> Preset:
     return replace(
         default("FetchPickAndPlace"),
         pretrain=PretrainConfig("FetchPickAndPlace", training=_SHORT_CLONING),
-        refine=RefineConfig("FetchPickAndPlace", training=PPOConfig(iterations=100)),
+        refine=RefineConfig("FetchPickAndPlace", training=OnPolicyConfig(iterations=100)),
     )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 from tyro.conf import OmitArgPrefixes
 
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
-from policies.run_folder import RunFolder
+from policies.run_folder import RunFolder, plain
+from scripts.choice import read_choice
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.seeds import SELECTION
 from sim.vector import CpuVecEnv
+from vla.checkpoint.folder import fingerprint
 from vla.checkpoint.initialisation import GROUNDED, encode_chunks, load_start, start_policy
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
@@ -85,13 +87,10 @@ class PretrainConfig:
             raise ValueError("no task and no data: name the folders with --data")
 
 
-# Between the seeds of demonstrations and scenes, which lie below, and those of evaluation.
-SELECTION_SEED = 900_000
-
-
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
     out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
+    folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
     data = Demonstrations(
         config.data or (Path("data") / str(config.task),),
         config.horizon,
@@ -104,17 +103,34 @@ def main(config: PretrainConfig) -> int:
     )
     torch.manual_seed(config.training.seed)
     policy, training = _start(config, data)
-    folder = RunFolder(out, config, command_line("pretrain", config))
     cloner = Cloner(policy, data, training, folder)
     with _selection(config) as env, Bar("clone", training.updates) as bar:
-        seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
+        seeds = SELECTION.seeds(config.selection_episodes)
         best = cloner.run(env, seeds, bar.update)
     folder.close()
-    judged = f"success {cloner.best_score:.2f} on {config.selection_episodes}"
-    if config.task is None:
-        judged = f"loss {-cloner.best_score:.4f} on held-out episodes"
-    print(f"clone: {judged}: {best}")
+    print(f"clone: {_judgement(config, cloner)}: {best}")
     return 0
+
+
+def _judgement(config: PretrainConfig, cloner: Cloner) -> str:
+    """What chose the best checkpoint."""
+    score = cloner.checkpoints.best_score
+    if config.task is not None:
+        return f"success {score:.2f} on {config.selection_episodes}"
+    if cloner.holds_out:
+        return f"loss {-score:.4f} on held-out episodes"
+    return "the last checkpoint, since a single episode leaves none to hold out"
+
+
+def _origin(config: PretrainConfig) -> dict[str, Any]:
+    """What decides the result beside the policy, the demonstrations and the training."""
+    kept = ("task", "weights", "embodiments", "episodes", "without", "backbone", "conversions")
+    start = fingerprint(config.start) if config.vlm is None else config.vlm
+    return {
+        "command": "pretrain",
+        "start": start,
+        **{name: plain(getattr(config, name)) for name in kept},
+    }
 
 
 def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
@@ -134,17 +150,9 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
 
 
 def read_head(text: str) -> HeadConfig:
-    """Settings of a head, from `name` or `name:setting=value,setting=value`.
-
-    Raises:
-        ValueError: no head of that name; lists those there are.
-        SystemExit: no such setting or value; what is valid has been printed.
-    """
-    name, _, settings = text.partition(":")
-    if name not in HEADS:
-        raise ValueError(f"no action head {name!r}; valid: {', '.join(HEADS)}")
-    words = [f"--{setting}" for setting in settings.split(",") if setting]
-    return tyro.cli(HEADS[name].config, prog=f"--head {name}:", args=words)
+    """Settings of a head, see `read_choice`."""
+    configs = {name: kind.config for name, kind in HEADS.items()}
+    return read_choice("action head", "--head", text, configs)
 
 
 def _require_seen(start: VLAPolicy, data: Demonstrations) -> None:

@@ -1,4 +1,4 @@
-"""`vla refine`: improve a cloned policy with PPO in simulation."""
+"""`vla refine`: improve a cloned policy by reinforcement learning in simulation."""
 
 from __future__ import annotations
 
@@ -8,59 +8,84 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from policies.reinforcement.ppo import PPO, PPOConfig
+from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
-from scripts.pretrain import SELECTION_SEED
+from scripts.choice import read_choice
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.seeds import SELECTION, training_seeds
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
+from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Refine a clone with PPO.
+    """Refine a clone by reinforcement learning.
 
     Attributes:
         task: registry name.
+        algorithm: ppo, a2c or reinforce, and settings of it that are off their defaults:
+            `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
         num_envs: environments stepped together.
         selection_episodes: initial states that choose the checkpoint; of 100, chance picks one.
-        stop_at: end early once greedy success on them reaches this; above 1 never.
-        training: how to learn.
+        stop_at: end early once greedy success on them reaches this; None never does.
+        training: what is the same for every algorithm.
     """
 
     task: str = "FetchPush"
+    algorithm: str = "ppo"
     clone: Path | None = None
     embodiment: str | None = None
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 200
-    stop_at: float = 1.1
-    training: OmitArgPrefixes[PPOConfig] = field(default_factory=PPOConfig)
+    stop_at: float | None = None
+    training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "selection_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
-    runs = Path("runs") / config.task
-    wanted = config.embodiment or make_task(config.task).spec
-    policy = load_policy(config.clone or runs / "clone" / "best", config.device, wanted)
-    folder = RunFolder(config.out or runs / "refined", config, command_line("refine", config))
+    training, runs = config.training, Path("runs") / config.task
+    configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
+    method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
+    clone = config.clone or runs / "clone" / "best"
+    policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
+    folder = RunFolder(
+        config.out or runs / "refined",
+        config,
+        command_line("refine", config),
+        {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
+    )
+    selection = SELECTION.seeds(config.selection_episodes)
     with (
         CpuVecEnv(config.task, config.num_envs) as env,
-        Bar("refine", config.training.iterations) as bar,
+        Bar("refine", training.iterations) as bar,
     ):
-        ppo = PPO(policy, env, config.training, folder)
-        seeds = range(SELECTION_SEED, SELECTION_SEED + config.selection_episodes)
-        best = ppo.run(seeds, bar.update, config.stop_at)
+        trainer = OnPolicyTrainer(
+            policy,
+            env,
+            training,
+            method,
+            folder,
+            lambda iteration: training_seeds(training.seed, iteration, training.episodes),
+        )
+        best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
     print(
-        f"refined: success {ppo.best_success:.2f} on {config.selection_episodes} after "
-        f"{ppo.simulator_steps} simulator steps: {best}"
+        f"refined: success {trainer.checkpoints.best_score:.2f} on {config.selection_episodes} "
+        f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
+readonly EXTRAS=sim,train,lerobot,dev
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 
@@ -20,8 +21,7 @@ fingerprint() {
   { cat pyproject.toml constraints.txt .python-version scripts/setup.sh && pwd; } | cksum
 }
 
-# uv needs `pip install --group`; an older one on PATH is passed over.
-usable_uv() { [[ $("$1" pip install --help 2>/dev/null) == *--group* ]]; }
+usable_uv() { "$1" pip --help >/dev/null 2>&1; }
 
 find_uv() {
   local candidate python
@@ -82,7 +82,7 @@ fi
 uv=${uv:-$(find_uv)}
 rm -f "$STAMP"
 say "installing the packages that constraints.txt pins"
-"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable . --group dev >&2 ||
+"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ".[$EXTRAS]" >&2 ||
   die "the packages did not install; the lines above say why, and a repeat goes on from here"
 ensure_gl
 fingerprint >"$STAMP"

@@ -70,7 +70,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             raise WorkerError(self._how_it_ended()) from None
         if kind == "error":
-            raise WorkerError(f"{self._name} failed:\n{value}")
+            raise WorkerError(f"{self._name} failed: {value}")
         return value
 
     def ask_to_end(self) -> None:
@@ -116,6 +116,8 @@ def _run(serve: Callable[..., None], channel: WorkerChannel, arguments: tuple[An
         serve(channel, *arguments)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass  # the parent has gone or is stopping us
-    except Exception:  # noqa: BLE001 the parent raises it again, with this traceback
+    except Exception as error:  # noqa: BLE001 the parent raises it again
+        # Our own errors are written to be read; of any other one the place is needed.
+        is_ours = type(error).__module__.startswith("sim.")
         with contextlib.suppress(BrokenPipeError):
-            channel.send(("error", traceback.format_exc()))
+            channel.send(("error", str(error) if is_ours else f"\n{traceback.format_exc()}"))

@@ -160,6 +160,28 @@ def test_a_defect_keeps_its_traceback(command: Callable[..., None]) -> None:
         cli.main(["collect"])
 
 
+@pytest.mark.parametrize(("module", "is_ours"), [("mujoco", False), ("sim.gone", True)])
+def test_a_missing_extra_is_named(
+    module: str,
+    is_ours: bool,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A robot's environment has no simulator; a missing module of ours is a defect."""
+
+    def main(config: CollectConfig) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    command(main)
+    if is_ours:
+        with pytest.raises(ModuleNotFoundError):
+            cli.main(["collect"])
+    else:
+        assert cli.main(["collect"]) == 2
+        assert "'mujoco' is missing" in (message := capsys.readouterr().err)
+        assert "lerobot_policy_vla[sim,train,lerobot]" in message
+
+
 def test_interrupt_is_no_traceback(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

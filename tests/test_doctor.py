@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from scripts import doctor
-from scripts.doctor import Check, DoctorConfig
+from scripts.doctor import Check, DoctorConfig, RenderProbe
+from sim import gl_environment
+
+ROOT = Path(__file__).parents[1]
 
 GOOD = {
     "mujoco": "3.11.0",
@@ -38,6 +43,23 @@ def test_a_bad_combination_is_named_with_its_fix(change: dict[str, str], word: s
     assert word in check.finding
     assert "setup.sh" in check.fix
     assert check.essential
+
+
+def test_a_missing_extra_warns_and_a_missing_core_fails() -> None:
+    """A robot without a simulator is ready; one without torch is not."""
+    missing = doctor.check_package("mujoco", "sim", "")
+    assert not missing.essential
+    assert "lerobot_policy_vla[sim]" in missing.fix
+    assert doctor.check_package("torch", "", "").essential
+    assert not doctor.check_package("mujoco", "sim", "3.11.0").fix
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    """Each reported package is declared where the report says, so that its fix installs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package, extra in doctor.REPORTED_PACKAGES.items():
+        lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+        assert package in {Requirement(line).name for line in lines}
 
 
 def test_python() -> None:
@@ -85,13 +107,58 @@ def test_rendering_works_here() -> None:
     assert 0.0 < probe.image_ms < 1000.0
 
 
-def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that cannot work gives a reason and a command, not a crash."""
-    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+@pytest.mark.render
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MUJOCO_GL", "nonsense"),
+        ("MUJOCO_GL", "glfw"),
+        ("MUJOCO_EGL_DEVICE_ID", "7"),
+        ("PYOPENGL_PLATFORM", "glx"),
+        ("__EGL_VENDOR_LIBRARY_FILENAMES", "nowhere.json"),
+    ],
+)
+def test_a_variable_that_keeps_images_from_being_drawn_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """No installation helps as long as it is set, so none is advised."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv(name, value)
     check = doctor.check_rendering()
-    assert "nonsense" in check.finding
-    assert "unset MUJOCO_GL" in check.fix
-    assert "libegl1" in check.fix
+    assert f"unset {name} (now {value!r})" in check.fix
+    assert "apt-get" not in check.finding + check.fix
+    assert "NoRendererError" not in check.finding
+
+
+def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no variable is the cause."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    reason = "found neither EGL nor OSMesa: " + gl_environment.advice()
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: RenderProbe("", reason=reason))
+    check = doctor.check_rendering()
+    assert check.finding == "found neither EGL nor OSMesa"
+    assert "apt-get install -y libegl1" in check.fix
+
+
+def test_a_library_that_is_asked_for_but_missing_is_no_fault_of_the_variable_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers set MUJOCO_GL=egl, and PYOPENGL_PLATFORM is what MuJoCo makes of it."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert "unset MUJOCO_GL (now 'egl'), or install" in gl_environment.advice()
+
+
+def test_a_missing_package_is_not_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mujoco nothing is said of OpenGL."""
+    probe = RenderProbe("", reason="ModuleNotFoundError: No module named 'mujoco'")
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: probe)
+    assert "setup.sh" in doctor.check_rendering().fix
 
 
 def test_a_machine_without_git_is_told_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla.checkpoint.folder import Checkpoint, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.folder import Checkpoint, load_checkpoint, save_checkpoint
+from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.lerobot_files import describe_pipelines, describe_policy
 from vla.checkpoint.model_card import model_card
 from vla.contract import ObservationBatch, RobotSpec
@@ -36,12 +37,14 @@ class VLAPolicy:
         model: the network; it is put into evaluation mode at every decision.
         conversions: its processor, which brings the contract; or those of several robots.
         embodiment: which of the robots it controls; see `Embodiments.choose`.
+        ledger: what was spent on the weights so far.
 
     Attributes:
         embodiments: all robots that the model can control, and that a checkpoint holds.
         processor: of the robot that this policy controls.
         network: the model in that robot's units.
         spec: that robot's contract.
+        ledger: whoever trains adds to it, and checkpoints hold it.
 
     Raises:
         ValueError: the processor gives something else than the model takes, or several robots and
@@ -53,6 +56,7 @@ class VLAPolicy:
         model: VLA,
         conversions: Processor | Embodiments,
         embodiment: str | RobotSpec | None = None,
+        ledger: Ledger | None = None,
     ):
         if isinstance(conversions, Processor):
             conversions = Embodiments.of(conversions)
@@ -64,12 +68,13 @@ class VLAPolicy:
         self.processor = conversions[conversions.choose(embodiment)]
         self.network = RobotNetwork(model, self.processor)
         self.spec = self.processor.spec
+        self.ledger = ledger or Ledger()
         self._network: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self.network
         self._state = self.initial_state(0)
 
     def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
         """The same model in control of another of its robots; see `Embodiments.choose`."""
-        return VLAPolicy(self.model, self.embodiments, embodiment)
+        return VLAPolicy(self.model, self.embodiments, embodiment, self.ledger)
 
     def compile(self) -> None:
         """Compile what `forward` computes, for CUDA into graphs; the first decision takes minutes.
@@ -208,6 +213,7 @@ class VLAPolicy:
             processor=self.embodiments,
             card=model_card(config, specs, command),
             training_state=training_state,
+            ledger=self.ledger.amounts,
             documents=describe_pipelines() if lerobot_config is None else None,
         )
 
@@ -221,24 +227,14 @@ class VLAPolicy:
             },
         }
 
-    def resume(self, run: Path) -> dict[str, Any] | None:
-        """Take the weights of a run's newest complete checkpoint and return its training state.
-
-        Returns:
-            None where the run has no checkpoint yet.
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a checkpoint of the same architecture, in place.
 
         Raises:
-            ValueError: the checkpoint holds no training state, or is of other robots.
+            CheckpointError: missing, incomplete, damaged, or of another format.
+            RuntimeError: the weights do not fit the architecture; the message names them.
         """
-        if (found := latest_complete(run)) is None:
-            return None
-        checkpoint = load_checkpoint(found, with_training_state=True)
-        if checkpoint.training_state is None:
-            raise ValueError(f"{found} holds no training state: train into another folder")
-        if (theirs := [*checkpoint.embodiments]) != (ours := [*self.embodiments]):
-            raise ValueError(f"{found} is of the robots {theirs}, not {ours}: train elsewhere")
-        self.model.load_state_dict(checkpoint.weights)
-        return checkpoint.training_state
+        self.model.load_state_dict(load_checkpoint(folder).weights)
 
 
 def vlm_policy(
@@ -311,4 +307,4 @@ def load_policy(
     checkpoint = load_checkpoint(folder)
     model = load_model(checkpoint)
     model.backbone.bf16 = bf16
-    return VLAPolicy(model.to(device), checkpoint.embodiments, embodiment)
+    return VLAPolicy(model.to(device), checkpoint.embodiments, embodiment, checkpoint.ledger)

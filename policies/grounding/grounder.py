@@ -9,7 +9,6 @@ no internet-scale pretraining, eyes for the robot's table before any demonstrati
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.checkpoints import Checkpoints
 from policies.grounding.grounding_set import GroundingSet, Prompt, observe
 from policies.grounding.vqa_sampler import QuestionSampler
+from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
@@ -29,6 +30,10 @@ from vla.model.vqa import answer_loss
 from vla.policy import VLAPolicy
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor
+
+_TOTAL = "training.updates"  # a resumed run may be made longer
+_MAX_GRAD_NORM = 1.0
+_POSITIVE = ("batch", "log_every", "evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,13 @@ class GroundingConfig:
     log_every: int = 100
     evaluate_every: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.heldout < 1:
+            raise ValueError(f"heldout must be at least 0 and below 1, got {self.heldout}")
 
 
 @dataclass(frozen=True)
@@ -168,9 +180,7 @@ class Grounder:
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _warm_cosine(step, config)
-        )
+        self.checkpoints = Checkpoints(folder, policy)
 
     def run(
         self, progress: Callable[[int, dict[str, float]], None] = lambda update, values: None
@@ -179,11 +189,19 @@ class Grounder:
 
         Args:
             progress: called with what was logged.
+
+        Raises:
+            ResumeError: the folder holds a run with other settings; nothing was written.
+            DivergedError: a loss, gradient or weight is not finite.
         """
-        self._resume()
+        if (state := self.checkpoints.resume(self._settings(), _TOTAL)) is not None:
+            self._load_state(state)
+        else:
+            self.policy.ledger.spend(grounding_frames=sum(len(s.images) for s in self._sets))
         started, begun, losses = time.perf_counter(), self.update, []
         while self.update < self.config.updates:
-            losses.append(self._learn())
+            with self.checkpoints.stop_on_nan(self.update + 1):
+                losses.append(self._learn())
             self.update += 1
             last = self.update == self.config.updates
             if not last and self.update % self.config.log_every:
@@ -195,13 +213,16 @@ class Grounder:
             }
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
-                values |= self.pointing_errors()
-                if self.config.questions:
+                with self.checkpoints.stop_on_nan(self.update):
+                    require_finite_weights(self._trained)
+                if self.config.heldout:
+                    values |= self.pointing_errors()
+                if self.config.heldout and self.config.questions:
                     values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
-                self._save(f"step_{self.update:06d}", self._state())
-            self.folder.log(self.update, values)
+                self.checkpoints.save(self.update, self._state())
+            self.folder.log(self.update, values | self.policy.ledger.metrics())
             progress(self.update, values)
-        return self._save("grounded", None)
+        return self.policy.save(self.folder.path / "grounded", None, self.folder.command)
 
     def _learn(self) -> float:
         model, device = self.policy.model.train(), self.policy.device
@@ -214,11 +235,10 @@ class Grounder:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
                 answered = answer_loss(model, inputs.to(device), labels.to(device))
             loss = loss + self.config.question_weight * answered
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
-        self._optimizer.step()
-        self._schedule.step()
+        rate = cosine(self.update, self.config.updates, self.config.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate
+        optimizer_step(self._optimizer, loss, _MAX_GRAD_NORM)
         return float(loss.detach())
 
     def pointing_errors(self) -> dict[str, float]:
@@ -249,28 +269,21 @@ class Grounder:
         )
         return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
 
-    def _save(self, name: str, state: dict[str, Any] | None) -> Path:
-        return self.policy.save(self.folder.path / name, state, self.folder.command)
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run is compared with, beside what the policy is."""
+        return {
+            "training": self.config,
+            "frames": {s.name: len(s.images) for s in self._sets},
+        }
 
     def _state(self) -> dict[str, Any]:
         return {
             "update": self.update,
             "optimizer": self._optimizer.state_dict(),
-            "step": self._schedule.last_epoch,
             "generator": self._rng.bit_generator.state,
         }
 
-    def _resume(self) -> None:
-        if (state := self.policy.resume(self.folder.path)) is None:
-            return
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.update = state["update"]
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.last_epoch = state["step"]
         self._rng.bit_generator.state = state["generator"]
-
-
-def _warm_cosine(step: int, config: GroundingConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.updates - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -53,8 +53,21 @@ class GroundingSet:
     ask: Ask
 
     def kept(self, heldout: float) -> int:
-        """Frames that are trained on; this share, the last ones, is kept for measuring."""
-        return round(len(self.images) * (1 - heldout))
+        """Frames that are trained on; this share, the last ones, is kept for measuring.
+
+        At least one frame is kept where a share is, so that something can be measured.
+
+        Raises:
+            ValueError: nothing would be left to train on.
+        """
+        count = len(self.images)
+        kept = min(round(count * (1 - heldout)), count - 1 if heldout else count)
+        if kept < 1:
+            raise ValueError(
+                f"{self.name} has {count} frames, of which a share of {heldout} is held out: too "
+                "few to train on any"
+            )
+        return kept
 
 
 def observe(

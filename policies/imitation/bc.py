@@ -10,7 +10,6 @@ Demonstrations of several robots train one model: a batch holds samples of all o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policies.checkpoints import Checkpoints, describe_seeds
+from policies.evaluation.evaluate import evaluate
 from policies.imitation.augmentation import Augmentation
 from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
-from policies.rollout import rollout
+from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
 from vla.model.cloning_loss import cloning_loss
@@ -32,6 +33,8 @@ from vla.model.point_filter import PolicyState
 from vla.policy import VLAPolicy
 
 _ENCODE_BATCH = 64
+_SPLITS: tuple[Split, ...] = ("train", "heldout")
+_TOTAL = "training.updates"  # a resumed run may be made longer
 
 Encoded = tuple[Features, Tensor, Tensor]
 """Features, normalised actions [n, chunk_length, action], and padding bool [n, chunk_length]."""
@@ -91,6 +94,9 @@ class CloningConfig:
             )
         if self.phrasings < 1:
             raise ValueError(f"phrasings start at 1, got {self.phrasings}")
+        for name in ("updates", "batch", "evaluate_every"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def augmentation(self) -> Augmentation:
@@ -123,7 +129,8 @@ class Cloner:
         self.config, self.folder = config, folder
         static = config.still if config.perception == "frozen" else ()
         model.config = replace(model.config, static_points=static)
-        self.step, self.best_score = 0, -math.inf
+        self.step = 0
+        self.checkpoints = Checkpoints(folder, policy)
         self._rng = torch.Generator().manual_seed(config.seed)
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
@@ -132,9 +139,7 @@ class Cloner:
             groups.append({"params": others, "lr": config.perception_learning_rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self._optimizer, T_max=config.updates
-        )
+        self._rates = [group["lr"] for group in groups]
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._contexts: dict[Split, Encoded] = {}
 
@@ -154,46 +159,55 @@ class Cloner:
 
         Raises:
             ContractMismatchError: the environment is of no robot of the demonstrations.
+            ResumeError: the folder holds a run with other settings; nothing was written.
+            DivergedError: a loss, gradient or weight is not finite.
         """
         if env is not None:
             self.policy = self.policy.embodied(env.spec)
             self.policy.spec.require_match(env.spec, "the demonstrations", "the environment")
-        self._resume()
+        chosen_by = None if env is None else selection_seeds
+        if (state := self.checkpoints.resume(self._settings(chosen_by), _TOTAL)) is not None:
+            self._load_state(state)
+        else:
+            self._count_demonstrations()
         losses: list[float] = []
         while self.step < self.config.updates:
-            losses.append(self._update())
-            self.step += 1
-            if self.step % self.config.evaluate_every and self.step < self.config.updates:
-                continue
-            values = {
-                "loss/train": float(np.mean(losses)),
-                **self.heldout_losses(),
-                "learning_rate": self._schedule.get_last_lr()[0],
-            }
-            score = -values["loss/heldout"]
-            if env is not None:
-                episodes = rollout(env, self.policy, selection_seeds)
-                score = values["success/end"] = float(episodes.success_at_end.mean())
-                values["success/ever"] = float(episodes.success_ever.mean())
+            with self.checkpoints.stop_on_nan(self.step + 1):
+                losses.append(self._update())
+                self.step += 1
+                if self.step % self.config.evaluate_every and self.step < self.config.updates:
+                    continue
+                values, score = self._measure(env, selection_seeds)
+                self.checkpoints.offer_best(score)
+            self.checkpoints.save(self.step, self._state())
+            values = {"loss/train": float(np.mean(losses)), **values}
             losses.clear()
-            self.folder.log(self.step, values)
+            self.folder.log(self.step, values | self.policy.ledger.metrics())
             progress(self.step, values)
-            # Ties go to the later one: its loss is lower. So does what nothing can compare.
-            if not score < self.best_score:
-                self.best_score = score
-                self._save("best", with_state=False)
-            self._save(f"step_{self.step:06d}", with_state=True)
-        return self.folder.path / "best"
+        return self.checkpoints.best
 
     def _update(self) -> float:
         self.model.train()
+        factor = cosine(self.step, self.config.updates)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
         loss = cloning_loss(self.model.actor, *self._sample(), self.config.context_noise, self._rng)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._trained, self.config.max_grad_norm)
-        self._optimizer.step()
-        self._schedule.step()
+        optimizer_step(self._optimizer, loss, self.config.max_grad_norm)
         return float(loss.detach())
+
+    def _measure(
+        self, env: VecEnv | None, selection_seeds: Sequence[int]
+    ) -> tuple[dict[str, float], float]:
+        """What can be measured now, and the score that chooses the best checkpoint."""
+        require_finite_weights(self._trained)
+        values = self.heldout_losses()
+        values["learning_rate"] = self._rates[0] * cosine(self.step, self.config.updates)
+        if env is not None:
+            found, steps = evaluate(env, self.policy, selection_seeds)
+            self.policy.ledger.spend(selection_steps=steps)
+            return values | found, found["success/end"]
+        # With nothing held out there is nothing to choose by, and the last checkpoint is kept.
+        return values, -values["loss/heldout"] if "loss/heldout" in values else float(self.step)
 
     def _sample(self) -> Encoded:
         size = self.config.batch
@@ -264,6 +278,7 @@ class Cloner:
     def _frozen(self, split: Split) -> Encoded:
         """Contexts, actions and padding of a split; with frozen perception they never change."""
         if split not in self._contexts:
+            was_training = self.model.training
             self.model.eval()
             # Of its own, so that a resumed training finds the same words in the same places.
             words = torch.Generator().manual_seed(self.config.seed) if split == "train" else None
@@ -273,54 +288,81 @@ class Cloner:
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
             self._contexts[split] = _join(parts)
-            self.model.train()
+            # Or the update that asks first would run without dropout, here or after a resume.
+            self.model.train(was_training)
         return self._contexts[split]
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out episodes to measure with."""
+        return any(len(robot.rows("heldout")) for robot in self.data.robots.values())
 
     @torch.no_grad()
     def heldout_losses(self) -> dict[str, float]:
         """Mean loss over the held-out episodes, and of each robot where there are several.
 
-        NaN when there are none.
+        Without dropout, and with the same random numbers each time, drawn apart from those of
+        training: measuring changes nothing. Empty where nothing is held out.
         """
+        if not self.holds_out:
+            return {}
         counts = {name: len(robot.rows("heldout")) for name, robot in self.data.robots.items()}
-        if not sum(counts.values()):
-            return {"loss/heldout": float("nan")}
         self.model.eval()
-        every = self._frozen("heldout")
+        features, actions, is_pad = self._frozen("heldout")
         if self.config.perception == "trained":
             self._contexts.clear()
-        losses = {"loss/heldout": float(self.model.actor.loss(*every))}
+        parts = {"loss/heldout": slice(None)}
         if len(counts) > 1:
-            features, actions, is_pad = every
-            first = 0
-            for name, count in counts.items():
-                rows = slice(first, first := first + count)
+            ends = np.cumsum([*counts.values()]).tolist()
+            for (name, count), end in zip(counts.items(), ends, strict=True):
                 if count:
-                    part = features.select(rows), actions[rows], is_pad[rows]
-                    losses[f"loss/heldout/{name}"] = float(self.model.actor.loss(*part))
-        return losses
+                    parts[f"loss/heldout/{name}"] = slice(end - count, end)
+        device = self.policy.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            return {
+                name: float(
+                    self.model.actor.loss(features.select(rows), actions[rows], is_pad[rows])
+                )
+                for name, rows in parts.items()
+            }
 
-    def _save(self, name: str, with_state: bool) -> None:
-        state = {
-            "step": self.step,
-            "best_success": self.best_score,
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "generator": self._rng.get_state(),
-            "torch": torch.get_rng_state(),
+    def _count_demonstrations(self) -> None:
+        """Add them to the ledger, those that are held out among them."""
+        for robot in self.data.robots.values():
+            for split in _SPLITS:
+                episodes = robot.episodes(split)
+                self.policy.ledger.spend(
+                    demonstration_episodes=len(episodes),
+                    demonstration_frames=sum(map(len, episodes)),
+                )
+
+    def _settings(self, selection_seeds: Sequence[int] | None) -> dict[str, Any]:
+        """What a resumed run is compared with, beside what the policy is."""
+        return {
+            "training": self.config,
+            "demonstrations": {
+                "frames": {
+                    name: {split: len(robot.rows(split)) for split in _SPLITS}
+                    for name, robot in self.data.robots.items()
+                },
+                "instructions": self.data.instructions,
+            },
+            "selection": describe_seeds(selection_seeds),
         }
-        folder, command = self.folder.path / name, self.folder.command
-        self.policy.save(folder, state if with_state else None, command)
 
-    def _resume(self) -> None:
-        """Go on from the newest complete checkpoint, to the same losses as without the break."""
-        if (state := self.policy.resume(self.folder.path)) is None:
-            return
-        self.step, self.best_score = state["step"], state["best_success"]
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._rng.get_state(),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Go on to the same losses as without the break."""
+        self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
         self._rng.set_state(state["generator"])
-        torch.set_rng_state(state["torch"])
 
 
 def _join(parts: Iterable[Encoded]) -> Encoded:

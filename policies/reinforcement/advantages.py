@@ -1,9 +1,11 @@
-"""Generalised advantage estimation over macro-steps of unequal length."""
+"""Advantages over macro-steps of unequal length: generalised, and of whole episodes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from policies.reinforcement.experience import Experience
 
 
 def discount_within(rewards: Tensor, valid: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -28,12 +30,12 @@ def generalised_advantages(
     discounts: Tensor,
     terminated: Tensor,
     ended: Tensor,
-    lam: float,
+    gae_lambda: float,
 ) -> Tensor:
     """GAE(lambda), float [t, n].
 
     `delta = reward + discount * next_value * (not terminated) - value`, and
-    `advantage = delta + discount * lam * (not ended) * later advantage`. A truncated episode is
+    `advantage = delta + discount * lambda * (not ended) * later advantage`. A truncated episode is
     bootstrapped from the value of its own final observation, which `next_values` must hold.
 
     Args:
@@ -43,15 +45,53 @@ def generalised_advantages(
         discounts: float [t, n], over the whole macro-step.
         terminated: bool [t, n], nothing is worth anything beyond.
         ended: bool [t, n], terminated or truncated: the next row is another episode.
-        lam: weight of longer returns, 0 to 1.
+        gae_lambda: weight of longer returns, 0 to 1, applied once a macro-step (not once a control
+            step as gamma is): a chunk is one decision.
 
     Source: Schulman et al. 2016, High-Dimensional Continuous Control Using Generalized Advantage
     Estimation (arXiv:1506.02438), equation 16.
     """
-    deltas = rewards + discounts * next_values * ~terminated - values
+    deltas = rewards + discounts * next_values * ~terminated - values  # [t, n]
     advantages = torch.zeros_like(deltas)
-    later = torch.zeros_like(deltas[0])
+    later = torch.zeros_like(deltas[0])  # [n]
     for step in reversed(range(len(deltas))):
-        later = deltas[step] + discounts[step] * lam * ~ended[step] * later
+        later = deltas[step] + discounts[step] * gae_lambda * ~ended[step] * later
         advantages[step] = later
     return advantages
+
+
+def gae(
+    experience: Experience, values: Tensor, next_values: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Generalised advantages of what was collected, float32 [t, n].
+
+    Rewards are scaled by 1 - gamma, so that values lie in [0, 1] where rewards do.
+
+    Args:
+        experience: what was collected.
+        values: of each observation, float32 [t, n]; zeros without a critic.
+        next_values: of the observations that followed.
+        gamma: discount a control step.
+        gae_lambda: weight of longer returns a macro-step; at 1 this is `monte_carlo` where episodes
+            end by themselves.
+    """
+    rewards, discounts = discount_within(experience.rewards, experience.valid, gamma)
+    return generalised_advantages(
+        rewards * (1 - gamma),
+        values,
+        next_values,
+        discounts,
+        experience.terminated,
+        experience.ended,
+        gae_lambda,
+    )
+
+
+def monte_carlo(experience: Experience, gamma: float) -> Tensor:
+    """The discounted rewards from each macro-step to the end of its episode, float32 [t, n].
+
+    Nothing is bootstrapped: what would come after a time limit counts as nothing. Rewards are
+    scaled as in `gae`.
+    """
+    nothing = torch.zeros_like(experience.ended, dtype=experience.rewards.dtype)
+    return gae(experience, nothing, nothing, gamma, gae_lambda=1.0)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from policies.optimisation import optimizer_step
+from policies.reinforcement.experience import shuffled, spread
 
 
 class Critic(nn.Module):
     """An MLP from a vector to a state value; it standardises its input and carries the numbers.
 
     Asymmetric actor-critic (Pinto et al. 2017, arXiv:1710.06542) when the vector is privileged
-    state; an image critic when it is the actor's context, detached from the backbone.
+    state; an image critic when it is the actor's features, detached from the backbone.
 
     Args:
         inputs: numbers in the vector.
@@ -18,12 +23,14 @@ class Critic(nn.Module):
     """
 
     mean: Tensor
-    std: Tensor
+    var: Tensor
+    count: Tensor
 
     def __init__(self, inputs: int, hidden: int = 256):
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("std", torch.ones(inputs))
+        self.register_buffer("var", torch.ones(inputs))
+        self.register_buffer("count", torch.zeros(()))
         self.layers = nn.Sequential(
             nn.Linear(inputs, hidden),
             nn.Tanh(),
@@ -32,11 +39,84 @@ class Critic(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def fit_input(self, vectors: Tensor) -> None:
-        """Standardise by these vectors [n, inputs] from now on."""
-        self.mean.copy_(vectors.mean(0))
-        self.std.copy_(vectors.std(0).clamp_min(1e-4))
+    def update_statistics(self, critic_obs: Tensor) -> None:
+        """Standardise by all vectors seen so far, with these [m, inputs] among them.
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Values [n] of vectors [n, inputs]."""
-        return self.layers(((vectors - self.mean) / self.std).clamp(-10, 10)).squeeze(-1)
+        What is seen changes while the actor learns, so statistics of the first collection alone
+        would leave later inputs far out.
+
+        Source: Chan et al. 1979, Updating formulae and a pairwise algorithm for computing sample
+        variances, equation 2.1.
+        """
+        new = len(critic_obs)
+        mean, var = critic_obs.mean(0), critic_obs.var(0, correction=0)
+        total, shift = self.count + new, mean - self.mean
+        share = new / total
+        within = (1 - share) * self.var + share * var
+        self.var.copy_(within + share * (1 - share) * shift.square())
+        self.mean.add_(share * shift)
+        self.count.copy_(total)
+
+    def forward(self, critic_obs: Tensor) -> Tensor:
+        """Values [...] of vectors [..., inputs]."""
+        scale = self.var.sqrt().clamp_min(1e-4)
+        return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
+
+
+class CriticLearner:
+    """Regression of a critic on returns.
+
+    Args:
+        critic: trained in place.
+        learning_rate: of Adam.
+        minibatch_size: macro-steps a gradient step.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    def __init__(
+        self, critic: Critic, learning_rate: float, minibatch_size: int, max_grad_norm: float
+    ):
+        self.critic = critic
+        self.optimizer = torch.optim.Adam(critic.parameters(), lr=learning_rate, fused=True)
+        self._minibatch_size, self._max_grad_norm = minibatch_size, max_grad_norm
+
+    def fit(
+        self, critic_obs: Tensor, returns: Tensor, epochs: int, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Epochs over vectors [m, inputs] and their returns [m]; means of loss and gradient norm.
+
+        Raises:
+            NotFiniteError: the loss or a gradient is not finite.
+        """
+        losses, norms = [], []
+        for _ in range(epochs):
+            for rows in shuffled(len(returns), self._minibatch_size, generator):
+                loss = (self.critic(critic_obs[rows]) - returns[rows]).square().mean()
+                norms.append(optimizer_step(self.optimizer, loss, self._max_grad_norm))
+                losses.append(float(loss.detach()))
+        return {
+            "critic/loss": sum(losses) / len(losses),
+            "critic/grad_norm": sum(norms) / len(norms),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, input statistics and the optimizer's state."""
+        return {
+            "critic": dict(self.critic.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.critic.load_state_dict(state["critic"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def describe_fit(values: Tensor, returns: Tensor) -> dict[str, float]:
+    """How well values [m] foretold returns [m]."""
+    variance = spread(returns).square().clamp_min(1e-8)
+    return {
+        "critic/predicted_value": float(values.mean()),
+        "critic/actual_return": float(returns.mean()),
+        "critic/explained_variance": float(1 - spread(returns - values).square() / variance),
+    }

@@ -20,7 +20,7 @@ class TaskEnv(gym.Env):
 
     Args:
         task: registry name.
-        image_size: pixels a side of a picture.
+        image_size: pixels a side of an image.
         phrasing: instruction templates.
     """
 
@@ -37,11 +37,11 @@ class TaskEnv(gym.Env):
         self._data = self._task.make_data()
         self._episode: Episode | None = None
         self._pictures: dict[str, np.ndarray] = {}
-        picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        image = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
                 "agent_pos": gym.spaces.Box(-np.inf, np.inf, (spec.proprio.dim,), np.float32),
-                "pixels": gym.spaces.Dict(dict.fromkeys(self._names, picture)),
+                "pixels": gym.spaces.Dict(dict.fromkeys(self._names, image)),
             }
         )
         low, high = (np.array(end, np.float32) for end in (spec.action.low, spec.action.high))
@@ -85,5 +85,5 @@ class TaskEnv(gym.Env):
 
     def _observe(self, episode: Episode) -> dict[str, Any]:
         self._task.place_markers(self._data, episode)
-        self._pictures = self._renderer.picture(self._data)
+        self._pictures = self._renderer.image(self._data)
         return {"agent_pos": self._task.proprio(self._data), "pixels": dict(self._pictures)}

@@ -41,9 +41,9 @@ class SimulatedRobot(Robot):
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """Proprioception as floats, pictures as shapes."""
-        pictures = {c.name: (c.height, c.width, 3) for c in self._task.spec.cameras}
-        return dict.fromkeys(self._state, float) | pictures
+        """Proprioception as floats, images as shapes."""
+        images = {c.name: (c.height, c.width, 3) for c in self._task.spec.cameras}
+        return dict.fromkeys(self._state, float) | images
 
     @property
     def action_features(self) -> dict[str, Any]:
@@ -76,11 +76,11 @@ class SimulatedRobot(Robot):
         """Nothing to do."""
 
     def get_observation(self) -> dict[str, Any]:
-        """State and pictures, now."""
+        """State and images, now."""
         data, episode, renderer = self._connected()
         self._task.place_markers(data, episode)
         state = dict(zip(self._state, self._task.proprio(data).tolist(), strict=True))
-        return state | renderer.picture(data)
+        return state | renderer.image(data)
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Execute one control step; returns what was executed, cut to the limits.

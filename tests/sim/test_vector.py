@@ -29,6 +29,7 @@ def test_implements_the_protocol(env):
     assert isinstance(env, VecEnv)
     env.reset(range(3), [0, 1, 2])
     observation, privileged = env.observe()
+    assert observation.proprio.device == privileged.device == env.device == torch.device("cpu")
     assert observation.images == {}
     assert observation.proprio.shape == (3, 5)
     assert privileged.shape == (3, len(env.privileged_names))
@@ -137,7 +138,7 @@ def test_wrong_use_is_refused():
 def test_a_failing_worker_reports_its_traceback():
     """And the environment is closed, not hanging."""
     env = CpuVecEnv("FetchReach", 2, num_workers=2, render=False)
-    with pytest.raises(WorkerError, match=r"worker 1 failed:[\s\S]*KeyError"):
+    with pytest.raises(WorkerError, match=r"worker 1 failed: [\s\S]*KeyError"):
         env._ask("reset", {1: {0: 5}})  # environment 0 lives in worker 0
     with pytest.raises(RuntimeError, match="closed"):
         env.observe()

@@ -8,6 +8,7 @@
     tokenizer/                the embedded model's
     vlm_processor/            or another model's own
     README.md                 what it is, for people
+    ledger.json               what was spent on these weights, by name
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
     <other>.json              what other programs want to read
     manifest.json             format version, size and SHA-256 of every file above
@@ -26,13 +27,14 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
 from vla.checkpoint.upgrade import upgrade_config, upgrade_weights
 from vla.contract import RobotSpec
@@ -42,9 +44,19 @@ from vla.processing.processor import Processor
 FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
 _WEIGHTS = "model.safetensors"
+_STATE = "training_state"
+_LEDGER = "ledger.json"
 _STEP = re.compile(r"\d+$")
 _NEEDED = ("config.json", _WEIGHTS, "processor.json")
 _ROBOTS = ("contract.json", "embodiments.json")
+
+
+class Conversions(Protocol):
+    """What a checkpoint holds beside a model: at least a contract."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files into an existing folder."""
+        ...
 
 
 class CheckpointError(RuntimeError):
@@ -61,6 +73,7 @@ class Checkpoint:
         weights: sorted by parameter name, on the CPU.
         embodiments: with contracts, statistics and tokenizer.
         training_state: None when none was saved or it was not asked for.
+        ledger: what was spent on the weights; empty where it is unknown.
     """
 
     folder: Path
@@ -68,6 +81,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     embodiments: Embodiments
     training_state: dict[str, Any] | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def processor(self) -> Processor:
@@ -89,9 +103,10 @@ def save_checkpoint(
     *,
     model_config: dict[str, Any],
     weights: dict[str, Tensor],
-    processor: Processor | Embodiments,
+    processor: Conversions,
     card: str | None = None,
     training_state: dict[str, Any] | None = None,
+    ledger: Mapping[str, int] | None = None,
     documents: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same name; returns the folder.
@@ -103,6 +118,7 @@ def save_checkpoint(
         processor: brings contract, statistics and tokenizer, of one robot or of several.
         card: text of README.md; None writes none.
         training_state: nested data as `flatten_state` accepts, for an exact resume.
+        ledger: amounts by name, see `Ledger`; none are not written.
         documents: file name → plain data, for JSON files that other programs read.
 
     Raises:
@@ -121,10 +137,12 @@ def save_checkpoint(
             (partial / "README.md").write_text(card, encoding="utf-8")
         for name, data in (documents or {}).items():
             _write_json(partial / name, data)
+        if ledger:
+            _write_json(partial / _LEDGER, dict(ledger))
         if training_state is not None:
             tensors, structure = flatten_state(training_state)
-            _write_json(partial / "training_state.json", structure)
-            _write_tensors(partial / "training_state.safetensors", tensors)
+            _write_json(partial / f"{_STATE}.json", structure)
+            _write_tensors(partial / f"{_STATE}.safetensors", tensors)
         _write_manifest(partial)
         _flush(partial)
         _put_in_place(partial, folder)
@@ -152,10 +170,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
         raise CheckpointError(f"checkpoint {folder} must hold exactly one of {[*_ROBOTS]}")
     for name, expected in files.items():
         _verify(place, name, expected)
-    state = None
-    if with_training_state and "training_state.json" in files:
-        tensors = load_file(place / "training_state.safetensors")
-        state = restore_state(tensors, _read_json(place / "training_state.json"))
+    state = _read_training_state(place, files) if with_training_state else None
     model_config, weights = _read_json(place / "config.json"), load_file(place / _WEIGHTS)
     if version == 1:
         model_config, weights = upgrade_config(model_config), upgrade_weights(weights)
@@ -166,7 +181,40 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
         weights=dict(sorted(weights.items())),
         embodiments=Embodiments.load(place),
         training_state=state,
+        ledger=Ledger(_read_json(place / _LEDGER) if _LEDGER in files else None),
     )
+
+
+def load_training_state(folder: Path | str) -> dict[str, Any] | None:
+    """The training state of a checkpoint; None where none was saved.
+
+    Raises:
+        CheckpointError: missing, incomplete, damaged, or of another format.
+    """
+    place = _find(Path(folder))
+    _, files = _read_manifest(place)
+    for name in files:
+        if name.startswith(_STATE):
+            _verify(place, name, files[name])
+    return _read_training_state(place, files)
+
+
+def _read_training_state(place: Path, files: Mapping[str, Any]) -> dict[str, Any] | None:
+    if f"{_STATE}.json" not in files:
+        return None
+    tensors = load_file(place / f"{_STATE}.safetensors")
+    return restore_state(tensors, _read_json(place / f"{_STATE}.json"))
+
+
+def fingerprint(folder: Path | str) -> str:
+    """SHA-256 of a checkpoint's manifest, and so of all its files: equal ones are equal.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    place = _find(Path(folder))
+    _read_manifest(place)
+    return _digest(place / _MANIFEST)
 
 
 def require_current(folder: Path) -> None:

@@ -53,7 +53,7 @@ def start_policy(
     first = next(iter(robots))
     start.model.replace_dims(ModelDims.of(conversions[first]), widen=is_known)
     start.model.replace_actor(encode_chunks(conversions, chunks), head)
-    return VLAPolicy(start.model, conversions, first)
+    return VLAPolicy(start.model, conversions, first, start.ledger)
 
 
 def encode_chunks(embodiments: Embodiments, chunks: Mapping[str, Tensor]) -> Tensor:
@@ -65,7 +65,8 @@ def load_start(folder: Path | str, device: torch.device | str = "cpu") -> VLAPol
     """A checkpoint to start from, of whichever of its robots; see `load_policy` for the errors."""
     checkpoint = load_checkpoint(folder)
     embodiments = checkpoint.embodiments
-    return VLAPolicy(load_model(checkpoint).to(device), embodiments, next(iter(embodiments)))
+    model, first = load_model(checkpoint).to(device), next(iter(embodiments))
+    return VLAPolicy(model, embodiments, first, checkpoint.ledger)
 
 
 def same_inputs(one: RobotSpec, other: RobotSpec) -> bool:

@@ -16,7 +16,7 @@ Load it with `vla.policy.load_policy({call})`. Every file is listed with its SHA
 | | |
 |---|---|
 | vision-language model | {backbone} |
-| chunk | {horizon} control steps |
+| chunk | {chunk_length} control steps |
 {rows}
 | trained by | {command} |
 
@@ -50,7 +50,7 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
         robots=", ".join(specs),
         call='"<this folder>"' if len(specs) == 1 else '"<this folder>", embodiment="<name>"',
         backbone=said,
-        horizon=config["vla"]["horizon"],
+        chunk_length=config["vla"]["chunk_length"],
         rows="\n".join(
             f"| {what if len(specs) == 1 else f'`{name}`: {what}'} | {value} |"
             for name, spec in specs.items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
@@ -76,17 +77,17 @@ class Hidden:
     """Hidden states of the chosen layer.
 
     Attributes:
-        images: float32 [n, cameras, tokens an image, width], at the image tokens.
-        readout: float32 [n, READOUTS, width], at the learned positions.
-        prompt: [n, tokens, width], of the whole prompt without the learned positions, in the
-            model's own precision: a large model's prompt is megabytes a frame.
-        mask: bool [n, tokens], False at the prompt's padding.
+        images: at the image tokens.
+        readout: at the learned positions.
+        prompt: of the whole prompt without the learned positions, in the model's own precision: a
+            large model's prompt is megabytes a frame.
+        mask: False at the prompt's padding.
     """
 
-    images: Tensor
-    readout: Tensor
-    prompt: Tensor
-    mask: Tensor
+    images: Float32[Tensor, "n cameras image_tokens width"]
+    readout: Float32[Tensor, f"n {READOUTS} width"]
+    prompt: Float[Tensor, "n tokens width"]
+    mask: Bool[Tensor, "n tokens"]
 
 
 class Backbone(nn.Module, ABC):

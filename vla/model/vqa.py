@@ -1,6 +1,6 @@
 """Questions and answers: the language side of the vision-language model.
 
-A prompt (pictures, question, end token) is followed by the answer and an end token; the language
+A prompt (images, question, end token) is followed by the answer and an end token; the language
 model learns and gives only the answer.
 """
 
@@ -35,34 +35,21 @@ def with_answers(
     Raises:
         ValueError: the processor is not of the embedded model, which alone answers in words.
     """
-    prompts = _prompts(processor)
-    end = prompts.eos_token_id
-    said = [
-        torch.tensor([*prompts.tokenizer.encode(text, add_special_tokens=False), end])
+    prompts = processor.prompts
+    if not isinstance(prompts, EmbeddedPrompts):
+        raise ValueError("only the embedded model answers in words here")
+    answer_tokens = [
+        [*prompts.tokenizer.encode(text, add_special_tokens=False), prompts.eos_token_id]
         for text in answers
     ]
-    return _append(prompts, inputs, said)
-
-
-def _prompts(processor: Processor) -> EmbeddedPrompts:
-    if not isinstance(processor.prompts, EmbeddedPrompts):
-        raise ValueError("only the embedded model answers in words here")
-    return processor.prompts
-
-
-def _append(
-    prompts: EmbeddedPrompts, inputs: ModelInputs, said: Sequence[Tensor]
-) -> tuple[ModelInputs, Tensor]:
-    lengths = inputs.attention_mask.sum(1).tolist()
-    width = max(length + len(tokens) for length, tokens in zip(lengths, said, strict=True))
-    ids = torch.full((len(inputs), width), prompts.pad_token_id)
+    begins = inputs.attention_mask.sum(1).tolist()
+    ends = [begin + len(t) for begin, t in zip(begins, answer_tokens, strict=True)]
+    ids = torch.full((len(inputs), max(ends)), prompts.pad_token_id)
     labels = torch.full_like(ids, _NOT_LEARNED)
-    ends = torch.zeros(len(inputs), dtype=torch.long)
-    for row, (length, tokens) in enumerate(zip(lengths, said, strict=True)):
-        ends[row] = length + len(tokens)
-        ids[row, :length] = inputs.input_ids[row, :length]
-        ids[row, length : ends[row]] = labels[row, length : ends[row]] = tokens
-    mask = torch.arange(width) < ends[:, None]
+    for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        ids[row, :begin] = inputs.input_ids[row, :begin]
+        ids[row, begin:end] = labels[row, begin:end] = torch.tensor(answer_tokens[row])
+    mask = torch.arange(max(ends)) < torch.tensor(ends)[:, None]  # [n, tokens]
     return replace(inputs, input_ids=ids, attention_mask=mask), labels
 
 
@@ -85,7 +72,7 @@ def answer_loss(model: VLA, inputs: ModelInputs, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rightly_answered(model: VLA, inputs: ModelInputs, labels: Tensor, off: int = 2) -> Tensor:
+def answer_is_correct(model: VLA, inputs: ModelInputs, labels: Tensor, off: int = 2) -> Tensor:
     """Bool [n]: whether each word is the likeliest after the true ones before it.
 
     With `off` 0 that is what greedy decoding would say.
@@ -94,37 +81,15 @@ def rightly_answered(model: VLA, inputs: ModelInputs, labels: Tensor, off: int =
         model: of the embedded model, which alone answers in words.
         inputs: prompts followed by their answers.
         labels: int64 [n, tokens], see `with_answers`.
-        off: bins that a location may be off, of `LOCATION_BINS` a side of the picture.
+        off: bins that a location may be off, of `LOCATION_BINS` a side of the image.
     """
     logits, tokens = answer_logits(model, inputs, labels)
-    said = logits.argmax(-1)
+    greedy = logits.argmax(-1)
     first = SPECIAL_TOKENS.index(LOCATIONS[0])
-    places = [(t >= first) & (t < first + LOCATION_BINS) for t in (said, tokens)]
-    near = places[0] & places[1] & ((said - tokens).abs() <= off)
+    both_locations = torch.ones_like(tokens, dtype=torch.bool)
+    for t in (greedy, tokens):
+        both_locations &= (t >= first) & (t < first + LOCATION_BINS)
     learned = labels[:, 1:] != _NOT_LEARNED
-    right = torch.ones_like(learned)
-    right[learned] = (said == tokens) | near
-    return right.all(1)
-
-
-@torch.no_grad()
-def answer(
-    model: VLA, processor: Processor, inputs: ModelInputs, most_tokens: int = 48
-) -> list[str]:
-    """What the model says to the questions of these prompts, greedily."""
-    model.eval()
-    prompts = _prompts(processor)
-    said = [torch.zeros(0, dtype=torch.long) for _ in range(len(inputs))]
-    going = set(range(len(inputs)))
-    for _ in range(most_tokens):
-        grown, _ = _append(prompts, inputs, said)
-        hidden = model.backbone(grown).prompt
-        last = hidden[torch.arange(len(inputs)), grown.attention_mask.sum(1) - 1]
-        for row, token in enumerate(_words(model)(last).argmax(-1).tolist()):
-            if row in going and token == prompts.eos_token_id:
-                going.remove(row)
-            elif row in going:
-                said[row] = torch.cat([said[row], torch.tensor([token])])
-        if not going:
-            break
-    return [str(prompts.tokenizer.decode(tokens)) for tokens in said]
+    correct = torch.ones_like(learned)
+    correct[learned] = (greedy == tokens) | both_locations & ((greedy - tokens).abs() <= off)
+    return correct.all(1)

@@ -126,9 +126,6 @@ class LikelihoodHead(ActionHead):
     before squashing, the tokens, or the chain of denoising steps.
     """
 
-    learning_rate: ClassVar[float] = 2e-5
-    """Of Adam in reinforcement: it moves the policy a little, unlike that of cloning."""
-
     @abstractmethod
     def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Samples [n, ...], drawn at random."""

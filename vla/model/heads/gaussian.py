@@ -88,8 +88,6 @@ class GaussianHead(LikelihoodHead):
         config: dims and noise.
     """
 
-    learning_rate = 3e-4
-
     def __init__(self, dims: HeadDims, config: GaussianHeadConfig):
         super().__init__()
         self.config = config

@@ -1,0 +1,75 @@
+"""Adam on an actor: its means at one rate, its log standard deviations at another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.optimisation import optimizer_step
+from policies.reinforcement.stochastic_policy import StochasticActor
+from vla.model.heads.base import ActionHead
+from vla.model.heads.registry import HEADS
+
+LEARNING_RATES = {"gaussian": 3e-4, "token": 2e-5, "fast": 2e-5, "flow": 2e-5}
+"""Of Adam by kind of head: a step moves the policy a little, unlike one of cloning."""
+
+
+class ActorOptimizer:
+    """Adam on an actor.
+
+    Args:
+        actor: trained in place.
+        learning_rate: of all but the log standard deviations.
+        log_std_learning_rate: of those.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    def __init__(
+        self,
+        actor: StochasticActor,
+        learning_rate: float,
+        log_std_learning_rate: float,
+        max_grad_norm: float,
+    ):
+        log_std = actor.log_std_parameters()
+        means = [p for p in actor.parameters() if all(p is not other for other in log_std)]
+        groups: list[dict[str, Any]] = [
+            {"params": means, "lr": learning_rate},
+            {"params": log_std, "lr": log_std_learning_rate},
+        ]
+        self._adam = torch.optim.Adam(groups, fused=True)
+        self._max_grad_norm = max_grad_norm
+
+    def step(self, loss: Tensor) -> float:
+        """Descend one step; the gradient's norm before it was clipped. See `optimizer_step`."""
+        return optimizer_step(self._adam, loss, self._max_grad_norm)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the means."""
+        return self._adam.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and step counts."""
+        return self._adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._adam.load_state_dict(state)
+
+
+def learning_rate_for(head: ActionHead) -> float:
+    """The rate for a head's kind, see `LEARNING_RATES`.
+
+    Raises:
+        ValueError: there is none for this kind; says how to set it.
+    """
+    for name, rate in LEARNING_RATES.items():
+        if type(head) is HEADS[name].head:
+            return rate
+    raise ValueError(
+        f"no learning rate is known for {type(head).__name__}, only for "
+        f"{', '.join(LEARNING_RATES)}: set the algorithm's learning_rate"
+    )

@@ -1,0 +1,105 @@
+"""Collection: play episodes with a policy that samples, and keep what learning needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from policies.reinforcement.experience import Experience
+from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy, log_probs
+from policies.rollout import Episodes, Transition, rollout
+from vla.contract import ObservationBatch, RobotSpec, VecEnv
+from vla.model.features import Features
+
+CriticObs = Literal["privileged", "features"]
+Reward = Callable[[Transition], Tensor]
+"""Rewards float32 [n, k] of a macro-step in place of the environment's, for a reward model."""
+
+
+class _Sampler[State: PolicyState]:
+    """A policy that samples and keeps what it saw and drew, one entry a macro-step."""
+
+    def __init__(self, policy: StochasticPolicy[State], num_envs: int, generator: torch.Generator):
+        self.spec: RobotSpec = policy.spec
+        self.state = policy.initial_state(num_envs)
+        self.features: list[Features] = []
+        self.samples: list[Tensor] = []
+        self._policy, self._generator = policy, generator
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """New episodes begin in these rows."""
+        self.state = self.state.reset(indices)
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """A sampled chunk, float32 [n, k, action.dim]."""
+        features, self.state = self._policy.features(observation, self.state)
+        sample = self._policy.actor.sample(features, self._generator)
+        self.features.append(features)
+        self.samples.append(sample)
+        chunk = self._policy.decode(self._policy.actor.actions(sample))
+        return chunk.to(observation.proprio.device)
+
+
+@torch.no_grad()
+def collect[State: PolicyState](
+    env: VecEnv,
+    policy: StochasticPolicy[State],
+    seeds: Sequence[int],
+    critic_obs: CriticObs,
+    generator: torch.Generator,
+    reward: Reward | None = None,
+) -> tuple[Experience, Episodes]:
+    """Play one episode per seed with sampled chunks.
+
+    Args:
+        env: what it was playing is dropped.
+        policy: samples; see `rollout` for how it is asked.
+        seeds: one per episode.
+        critic_obs: what a critic sees: "privileged" simulator state, or the actor's "features".
+        generator: of everything random, on the policy's device.
+        reward: given in place of the environment's rewards.
+
+    Returns:
+        What was collected, on the policy's device, and the episodes with the environment's rewards.
+    """
+    sampler = _Sampler(policy, env.num_envs, generator)
+    rows: list[dict[str, Tensor]] = []
+
+    def keep(transition: Transition) -> None:
+        step = transition.step
+        now, after = transition.privileged, step.privileged
+        if critic_obs == "features":
+            # The memory after the final observation is dropped: an episode does not go on there.
+            following, _ = policy.features(step.observation, sampler.state)
+            now, after = flatten(sampler.features[-1]), flatten(following)
+        rows.append(
+            {
+                "critic_obs": now.clone(),
+                "next_critic_obs": after.clone(),
+                "rewards": (step.rewards if reward is None else reward(transition)).clone(),
+                "valid": step.valid.clone(),
+                "terminated": step.terminated.clone(),
+                "ended": step.terminated | step.truncated,
+                "active": torch.from_numpy(transition.episodes >= 0),
+            }
+        )
+
+    episodes = rollout(env, sampler, seeds, keep)
+    columns = {
+        name: torch.stack([row[name] for row in rows]).to(policy.device) for name in rows[0]
+    }  # [t, n, ...]
+    features, sample = Features.concatenate(sampler.features), torch.stack(sampler.samples)
+    active = columns["active"]
+    log_prob = columns["rewards"].new_zeros(columns["rewards"].shape)
+    log_prob[active] = log_probs(
+        policy.actor, features.select(active.flatten().nonzero()[:, 0]), sample[active]
+    )
+    return Experience(features=features, sample=sample, log_prob=log_prob, **columns), episodes
+
+
+def flatten(features: Features) -> Tensor:
+    """Features as one vector a row for a critic, without the prompt's hidden states: [n, d]."""
+    return torch.cat([features.readout, features.points.flatten(1), features.proprio], dim=1)

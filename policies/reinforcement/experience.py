@@ -1,0 +1,115 @@
+"""What was collected, and the batches that a policy learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vla.model.features import Features
+
+
+@dataclass(frozen=True)
+class Experience:
+    """`t` macro-steps of `n` environments; a macro-step is a chunk of `k` control steps.
+
+    An environment plays one episode after another, and idles once there are no more: `ended` marks
+    where the next row is another episode, `active` where there is one.
+
+    Attributes:
+        features: of t * n observations, environment by environment within each macro-step.
+        critic_obs: what a critic sees, float32 [t, n, d].
+        next_critic_obs: the same after the macro-step, before any reset: at an end the final one.
+        sample: what the actor drew, [t, n, ...].
+        log_prob: of each control step when it was drawn, float32 [t, n, k].
+        rewards: float32 [t, n, k], zero where not executed.
+        valid: bool [t, n, k], the control steps that were executed, a prefix.
+        terminated: bool [t, n], the episode ended inside the task: nothing is worth anything after.
+        ended: bool [t, n], it terminated, or reached the time limit.
+        active: bool [t, n], an episode was being played.
+    """
+
+    features: Features
+    critic_obs: Tensor
+    next_critic_obs: Tensor
+    sample: Tensor
+    log_prob: Tensor
+    rewards: Tensor
+    valid: Tensor
+    terminated: Tensor
+    ended: Tensor
+    active: Tensor
+
+    def batch(self, advantage: Tensor) -> Batch:
+        """The macro-steps of episodes, with their advantages [t, n]."""
+        active = self.active
+        return Batch(
+            features=self.features.select(active.flatten().nonzero()[:, 0]),
+            sample=self.sample[active],
+            log_prob=self.log_prob[active],
+            valid=self.valid[active],
+            advantage=advantage[active],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`m` macro-steps to learn from, in any order.
+
+    Attributes:
+        features: what the actor saw.
+        sample: what it drew, [m, ...].
+        log_prob: of each control step when it was drawn, float32 [m, k].
+        valid: bool [m, k], the control steps that were executed.
+        advantage: float32 [m].
+    """
+
+    features: Features
+    sample: Tensor
+    log_prob: Tensor
+    valid: Tensor
+    advantage: Tensor
+
+    def __len__(self) -> int:
+        return len(self.advantage)
+
+    def select(self, rows: Tensor) -> Batch:
+        """These macro-steps."""
+        return Batch(
+            self.features.select(rows),
+            self.sample[rows],
+            self.log_prob[rows],
+            self.valid[rows],
+            self.advantage[rows],
+        )
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """All macro-steps once, in a random order, in parts of equal size; see `shuffled`."""
+        for rows in shuffled(len(self), size, generator):
+            yield self.select(rows)
+
+    def standardised(self) -> Batch:
+        """With advantages of mean 0 and standard deviation 1; a single one becomes 0."""
+        advantage = self.advantage - self.advantage.mean()
+        return replace(self, advantage=advantage / (spread(self.advantage) + 1e-8))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the executed control steps of values [m, k], a scalar."""
+        return (values * self.valid).sum() / self.valid.sum().clamp_min(1)
+
+
+def shuffled(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Positions 0 to count - 1 in a random order, in parts that differ by one at most.
+
+    A last part of the few that are left over would be a gradient step as large as the others on
+    nearly nothing, so there are as many parts as bring their size nearest to `size`.
+    """
+    order = torch.randperm(count, generator=generator, device=generator.device)
+    return order.tensor_split(max(1, round(count / size)))
+
+
+def spread(values: Tensor) -> Tensor:
+    """Standard deviation of values [m]; 0 of a single one, where torch has NaN."""
+    return values.std() if len(values) > 1 else values.new_zeros(())

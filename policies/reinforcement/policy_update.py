@@ -1,0 +1,112 @@
+"""What a method of on-policy learning is: advantages, and an update of the actor by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from policies.reinforcement.experience import Batch, Experience
+from policies.reinforcement.reference import Reference
+from policies.reinforcement.stochastic_policy import StochasticActor, log_probs
+
+Metrics = dict[str, float]
+
+
+class PolicyUpdate(Protocol):
+    """A method: made of an actor and its own settings, one file each.
+
+    Attributes:
+        needs_critic: whether a critic's values are given to `advantages`; otherwise they are 0.
+    """
+
+    needs_critic: ClassVar[bool]
+
+    @property
+    def config(self) -> Any:
+        """Its settings, a dataclass."""
+        ...
+
+    def advantages(self, experience: Experience, values: Tensor, next_values: Tensor) -> Tensor:
+        """Advantages float32 [t, n]: estimated returns minus `values`.
+
+        Args:
+            experience: what was collected.
+            values: the critic's, of each observation, float32 [t, n].
+            next_values: of the observations that followed.
+        """
+        ...
+
+    def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
+        """Learn from one collection, and say what was measured; see `mean_metrics`.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs beside the actor's weights."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        ...
+
+
+def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
+    """Means of what was measured, and how many gradient steps were taken."""
+    names = dict.fromkeys(name for metrics in measured for name in metrics)
+    columns = {name: [m[name] for m in measured if name in m] for name in names}
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    steps = len(columns.get("policy/grad_norm", []))
+    return means | {"policy/gradient_steps": float(steps)}
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Estimate KL(old || new) from log(new / old) of old's samples; unbiased, low variance.
+
+    Source: Schulman 2020, Approximating KL divergence, http://joschu.net/blog/kl-approx.html.
+    """
+    with torch.no_grad():
+        return log_ratio.expm1() - log_ratio
+
+
+def describe_step(
+    actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
+) -> Metrics:
+    """What a single gradient step on a whole collection did; the KL is that after the step."""
+    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
+    return {
+        "policy/loss": float(loss.detach()),
+        "policy/kl": float(batch.mean(k3(moved))),
+        "policy/entropy": float(entropy.detach()),
+        "policy/grad_norm": grad_norm,
+        "policy/gradient_steps": 1.0,
+    }
+
+
+_LOWEST = {"gamma": 0.0, "gae_lambda": 0.0, "epochs": 1, "minibatch_size": 1}
+_HIGHEST = {"gamma": 1 - 1e-6, "gae_lambda": 1.0}
+_ABOVE_ZERO = ("clip_range", "target_kl", "max_grad_norm")
+
+
+def require_settings(config: Any) -> None:
+    """Refuse settings with which nothing could be learned.
+
+    Raises:
+        ValueError: naming the setting, its value and its range.
+    """
+    for field in fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if value is None:
+            continue
+        low, high = _LOWEST.get(name, 0.0), _HIGHEST.get(name, math.inf)
+        if not low <= value <= high or (name in _ABOVE_ZERO and value == 0):
+            least = "above 0" if name in _ABOVE_ZERO else f"at least {low}"
+            most = "" if high == math.inf else f" and at most {high}"
+            raise ValueError(f"{name} must be {least}{most}, got {value}")

@@ -1,0 +1,58 @@
+"""The methods of `vla refine` by name. A new method is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from policies.reinforcement.a2c import A2C, A2CConfig
+from policies.reinforcement.policy_update import PolicyUpdate
+from policies.reinforcement.ppo import PPO, PPOConfig
+from policies.reinforcement.reinforce import Reinforce, ReinforceConfig
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A method and its settings.
+
+    Attributes:
+        config: the dataclass of its settings, all of which have defaults.
+        update: made of an actor and such settings.
+    """
+
+    config: type[Any]
+    update: Callable[..., PolicyUpdate]
+
+
+ALGORITHMS: dict[str, Algorithm] = {}
+
+
+def register(name: str, config: type[Any], update: Callable[..., PolicyUpdate]) -> None:
+    """Make a method known under a name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in ALGORITHMS:
+        raise ValueError(f"the algorithm {name!r} is registered already: choose another name")
+    ALGORITHMS[name] = Algorithm(config, update)
+
+
+register("ppo", PPOConfig, PPO)
+register("a2c", A2CConfig, A2C)
+register("reinforce", ReinforceConfig, Reinforce)
+
+
+def algorithm_of(config: Any) -> str:
+    """The name of the method whose settings these are.
+
+    Raises:
+        ValueError: of none; lists the valid names.
+    """
+    for name, algorithm in ALGORITHMS.items():
+        if type(config) is algorithm.config:
+            return name
+    raise ValueError(
+        f"{type(config).__name__} belongs to no algorithm; valid: {', '.join(ALGORITHMS)}"
+    )

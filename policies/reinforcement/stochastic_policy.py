@@ -1,0 +1,130 @@
+"""What a learner needs of a policy: features, an actor that samples with a likelihood, a decoder.
+
+`VLAPolicy` has all of it, and so has `StatePolicy`, which sees simulator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from vla.checkpoint.ledger import Ledger
+from vla.contract import ObservationBatch, RobotSpec
+from vla.model.features import Features
+from vla.model.heads.base import ActionHead, Likelihood
+
+_ROWS = 1000  # likelihoods that are computed at once without a gradient
+
+
+class PolicyState(Protocol):
+    """What a policy remembers, one row an environment."""
+
+    def reset(self, rows: Sequence[int]) -> Self:
+        """The memory with new episodes beginning in these rows."""
+        ...
+
+
+class StochasticActor(Protocol):
+    """Features to samples, and how likely samples are; a sample stands for one chunk of actions."""
+
+    head: ActionHead
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What is trained."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch dropout off: a likelihood must be the same whenever it is computed."""
+        ...
+
+    def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
+        """Samples [n, ...], drawn at random."""
+        ...
+
+    def actions(self, samples: Tensor) -> Tensor:
+        """The normalised chunks [n, k, action] that samples stand for."""
+        ...
+
+    def likelihood(self, features: Features, samples: Tensor) -> Likelihood:
+        """How likely samples are, a control step at a time."""
+        ...
+
+    def log_std_parameters(self) -> list[nn.Parameter]:
+        """Log standard deviations of its exploration; none for a head of tokens."""
+        ...
+
+
+class StochasticPolicy[State: PolicyState](Protocol):
+    """A policy that can be trained by reinforcement; its memory is a value that is passed.
+
+    Attributes:
+        ledger: what was spent on its weights, see `Checkpointed`.
+    """
+
+    spec: RobotSpec
+    ledger: Ledger
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def actor(self) -> StochasticActor:
+        """What is trained."""
+        ...
+
+    def initial_state(self, rows: int) -> State:
+        """The memory of so many environments at the beginning of their episodes."""
+        ...
+
+    def features(self, observation: ObservationBatch, state: State) -> tuple[Features, State]:
+        """What the actor sees, and the memory after that; `state` itself stays as it is."""
+        ...
+
+    def decode(self, chunk: Tensor) -> Tensor:
+        """Normalised chunks [n, k, action] in the contract's units and limits."""
+        ...
+
+    def reset(self, indices: Sequence[int]) -> None:
+        """See `vla.contract.Policy`."""
+        ...
+
+    def act(self, observation: ObservationBatch) -> Tensor:
+        """The greedy chunk, see `vla.contract.Policy`."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """See `Checkpointed`."""
+        ...
+
+    def save(
+        self,
+        folder: Path,
+        training_state: dict[str, Any] | None = None,
+        command: str | None = None,
+    ) -> Path:
+        """See `Checkpointed`."""
+        ...
+
+    def load_weights(self, folder: Path) -> None:
+        """See `Checkpointed`."""
+        ...
+
+
+@torch.no_grad()
+def log_probs(actor: StochasticActor, features: Features, sample: Tensor) -> Tensor:
+    """Log-probabilities of samples a control step, [m, k], without a gradient."""
+    return torch.cat(
+        [actor.likelihood(part, drawn).log_prob() for part, drawn in in_parts(features, sample)]
+    )
+
+
+def in_parts(features: Features, sample: Tensor) -> list[tuple[Features, Tensor]]:
+    """Rows in parts whose likelihoods fit into memory."""
+    every = torch.arange(len(sample), device=sample.device)
+    return [(features.select(rows), sample[rows]) for rows in every.split(_ROWS)]

@@ -1,0 +1,28 @@
+"""A choice from a registry with its settings, in one flag: `name` or `name:setting=value,...`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tyro
+
+
+def read_choice(what: str, flag: str, text: str, configs: Mapping[str, type[Any]]) -> Any:
+    """The settings of a choice.
+
+    Args:
+        what: is chosen, for messages, such as "action head".
+        flag: which brings the text.
+        text: `name` or `name:setting=value,setting=value`; `name:help` prints the settings.
+        configs: the dataclass of each name's settings, all of which have defaults.
+
+    Raises:
+        ValueError: no choice of that name; lists those there are.
+        SystemExit: no such setting or value; what is valid has been printed.
+    """
+    name, _, settings = text.partition(":")
+    if name not in configs:
+        raise ValueError(f"no {what} {name!r}; valid: {', '.join(configs)}")
+    words = [f"--{setting}" for setting in settings.split(",") if setting]
+    return tyro.cli(configs[name], prog=f"{flag} {name}:", args=words)

@@ -1,0 +1,33 @@
+"""What was spent to obtain a policy's weights: demonstrations, labelled frames, simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class Ledger:
+    """Amounts by name, through all trainings that the weights went through.
+
+    `grounding_frames` are labelled with true positions, `demonstration_episodes` and
+    `demonstration_frames` were recorded, `collection_steps` and `selection_steps` are control steps
+    of simulation, in which a policy learned or a checkpoint was chosen.
+
+    Args:
+        amounts: spent so far.
+    """
+
+    def __init__(self, amounts: Mapping[str, int] | None = None):
+        self.amounts: dict[str, int] = dict(amounts or {})
+
+    def spend(self, **amounts: int) -> None:
+        """Add amounts by name."""
+        for name, amount in amounts.items():
+            self.amounts[name] = self.amounts.get(name, 0) + amount
+
+    def restore(self, amounts: Mapping[str, int]) -> None:
+        """Put these in the place of what was spent: a run goes on from there."""
+        self.amounts = dict(amounts)
+
+    def metrics(self) -> dict[str, float]:
+        """Amounts as `ledger/<name>`, for a log."""
+        return {f"ledger/{name}": float(amount) for name, amount in self.amounts.items()}
