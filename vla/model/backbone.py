@@ -89,7 +89,7 @@ class Hidden:
 
 
 class Backbone(nn.Module, ABC):
-    """Pictures and words to hidden states.
+    """Images and words to hidden states.
 
     Attributes:
         width: of the hidden states.
