@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 # Each command lives in scripts/<name>.py, as a frozen dataclass `<Name>Config` and `main(config)`,
 # or, where another program's flags are taken over, as `main(flags)`.
@@ -16,7 +20,7 @@ COMMANDS = {
     "collect": "record expert demonstrations into a LeRobotDataset",
     "ground": "teach the vision-language model where the words' objects are",
     "pretrain": "clone the demonstrations into a vision-language-action policy",
-    "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded pictures",
+    "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded images",
     "refine": "improve a cloned policy with PPO",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
@@ -48,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: the subcommand's own, or 2 after a user error, which is printed as one
         `error: ...` without a traceback unless `--traceback` or VLA_TRACEBACK=1 asks for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a sign shows "?" instead of ending a finished evaluation.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in words or os.environ.get("VLA_TRACEBACK", "0") != "0"
     words = [word for word in words if word != "--traceback"]
@@ -58,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {_unknown(name)}", file=sys.stderr)
         return USAGE_EXIT
+    # A job that is ended from outside closes its workers and keeps what it has, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(name, flags)
     except Exception as error:
@@ -70,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _run(name: str, flags: Sequence[str]) -> int:

@@ -8,15 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from sim import gl_environment
+
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
-
-GL_FIX = "apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 (as root)"
 
 # Package → the extra that brings it; empty for the core, without which nothing works.
 REPORTED_PACKAGES = {
@@ -36,6 +37,8 @@ EXTRA_USES = {
     "lerobot": "recording, videos and LeRobot's policies",
 }
 
+_NO_RENDERER = "sim.render.NoRendererError: "
+
 # Draws in a process of its own, because a bad driver can end the process that tries it.
 _PROBE = """
 import time, mujoco
@@ -46,7 +49,7 @@ model = mujoco.MjModel.from_xml_string(
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 renderer = CameraRenderer(model, ("front",), 96)
-assert renderer.picture(data)["front"].any(), "the picture is black"
+assert renderer.picture(data)["front"].any(), "the image is black"
 start = time.perf_counter()
 for _ in range(10):
     renderer.picture(data)
@@ -86,16 +89,16 @@ class Check:
 
 @dataclass(frozen=True)
 class RenderProbe:
-    """What drawing a small picture came to.
+    """What drawing a small image came to.
 
     Attributes:
         backend: the GL library that drew, "egl" or "osmesa"; empty when none did.
-        picture_ms: milliseconds a 96 x 96 picture.
+        image_ms: milliseconds a 96 x 96 image.
         reason: why none drew.
     """
 
     backend: str
-    picture_ms: float = 0.0
+    image_ms: float = 0.0
     reason: str = ""
 
 
@@ -123,6 +126,11 @@ def diagnose(config: DoctorConfig) -> Iterator[Check]:
     if "mujoco" in versions:
         yield check_rendering()
     yield check_disk(config.directory, config.free_gb)
+    yield check_writable("results", config.directory)
+    yield check_writable("temporary files", _temporary_folder())
+    yield check_caches()
+    yield check_shared_memory()
+    yield check_git()
 
 
 def installed_versions() -> dict[str, str]:
@@ -192,12 +200,13 @@ def check_device() -> Check:
 
 
 def check_rendering() -> Check:
-    """Whether a picture can be drawn without a screen."""
+    """Whether an image can be drawn without a screen."""
     probe = probe_rendering()
     if probe.backend:
-        return Check("rendering", f"{probe.backend}, {probe.picture_ms:.1f} ms a 96 x 96 picture")
-    fix = f"unset MUJOCO_GL, or {GL_FIX}" if os.environ.get("MUJOCO_GL") else GL_FIX
-    return Check("rendering", probe.reason, fix)
+        return Check("rendering", f"{probe.backend}, {probe.image_ms:.1f} ms a 96 x 96 image")
+    missing = probe.reason.startswith("ModuleNotFoundError")
+    fix = "bash scripts/setup.sh" if missing else gl_environment.advice()
+    return Check("rendering", probe.reason.removesuffix(f": {fix}"), fix)
 
 
 def probe_rendering() -> RenderProbe:
@@ -213,20 +222,76 @@ def probe_rendering() -> RenderProbe:
     except subprocess.TimeoutExpired:
         return RenderProbe("", reason=f"drawing hung for {PROBE_LIMIT_S:.0f} s")
     # EGL may complain while it shuts down: the printed time is the proof, not the exit code.
-    backend, _, picture_ms = run.stdout.strip().partition(" ")
+    backend, _, image_ms = run.stdout.strip().partition(" ")
     if backend:
-        return RenderProbe(backend, float(picture_ms))
-    errors = [
-        line for line in run.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)
-    ]
-    return RenderProbe("", reason=errors[-1] if errors else f"drawing ended with {run.returncode}")
+        return RenderProbe(backend, float(image_ms))
+    # Of several errors ours says most; what follows it are errors of an unfinished clean-up.
+    lines = run.stderr.splitlines()
+    ours = [line for line in lines if line.startswith(_NO_RENDERER)]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    reason = [*errors, *ours][-1] if errors else f"drawing ended with exit code {run.returncode}"
+    return RenderProbe("", reason=reason.removeprefix(_NO_RENDERER))
 
 
 def check_disk(directory: Path, free_gb: float) -> Check:
     """Whether `directory`, or its nearest existing parent, has `free_gb` gigabytes free."""
-    place = directory.resolve()
-    while not place.exists():
-        place = place.parent
+    place = _nearest(directory)
     free = shutil.disk_usage(place).free / 1e9
     fix = "" if free >= free_gb else f"free {free_gb - free:.1f} GB, or choose another disk"
     return Check("free disk", f"{free:.0f} GB in {place}", fix)
+
+
+def check_writable(subject: str, folder: Path | None) -> Check:
+    """Whether a file can be made in `folder`, or in its nearest existing parent."""
+    if folder is None:
+        return Check(subject, "no folder for them", "set TMPDIR to one that can be written")
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return Check(subject, f"{place} can be written")
+    except OSError as error:
+        fix = f"make {place} writable, or choose another folder"
+        return Check(subject, f"{place} cannot be written: {error.strerror}", fix)
+
+
+def check_caches() -> Check:
+    """Whether Hugging Face's libraries can cache, as they do when a data set is read."""
+    try:
+        caches = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    except RuntimeError as error:  # this user has no home
+        return Check("caches", str(error), "set HF_HOME to a folder that can be written", False)
+    check = check_writable("caches", caches)
+    fix = "set HF_HOME to a folder that can be written" if check.fix else ""
+    return Check("caches", check.finding, fix, essential=False)
+
+
+def check_shared_memory(place: Path = Path("/dev/shm"), needed_mb: float = 64.0) -> Check:
+    """Whether environments can share images with their workers: about 0.1 MB each."""
+    if not place.is_dir():
+        return Check("shared memory", f"no {place} on this system")
+    free_mb = shutil.disk_usage(place).free / 1e6
+    fix = "" if free_mb >= needed_mb else "more shared memory (docker run --shm-size=1g)"
+    return Check("shared memory", f"{free_mb:.0f} MB free in {place}", fix, essential=False)
+
+
+def check_git() -> Check:
+    """Whether results can name the commit that they come from; all else works without."""
+    if found := shutil.which("git"):
+        return Check("git", found)
+    finding = "missing; runs and reports will not name their commit"
+    return Check("git", finding, "apt-get install -y git (as root)", essential=False)
+
+
+def _temporary_folder() -> Path | None:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first of its parents that exists."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    return place

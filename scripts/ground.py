@@ -26,8 +26,6 @@ from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import TASKS, make_task
-from sim.tasks.tabletop import INSTRUCTIONS, UNSEEN_PAIRS, Tabletop
-from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.vla import VLA, ModelDims, VLAConfig
@@ -56,9 +54,9 @@ class GroundConfig:
 
     Attributes:
         tasks: whose scenes are drawn.
-        frames: pictures of each task, in the order of `tasks`.
-        keep_pairs_apart: never tell the colours of `UNSEEN_PAIRS` together, and measure with them.
-        scenes: where the pictures are kept.
+        frames: how many of each task, in the order of `tasks`; by default what each task asks for.
+        keep_pairs_apart: never name the tasks' `unseen_pairs` together, and measure with them.
+        scenes: where the scenes are kept.
         out: run folder; the checkpoint is `<out>/grounded`.
         device: "cpu" or "cuda".
         image_size: pixels a side.
@@ -69,14 +67,8 @@ class GroundConfig:
         training: how it is trained.
     """
 
-    tasks: tuple[str, ...] = (
-        "FetchPush",
-        "FetchPickAndPlace",
-        "Tabletop",
-        "FetchReach",
-        "FetchSlide",
-    )
-    frames: tuple[int, ...] = (8000, 20000, 14000, 2500, 3000)
+    tasks: tuple[str, ...] = tuple(TASKS)
+    frames: tuple[int, ...] = ()
     keep_pairs_apart: bool = False
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
@@ -90,28 +82,22 @@ class GroundConfig:
 
 
 def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
-    """Everything that can be asked of a task's scenes in this phrasing."""
-    templates = TASKS[name].templates[phrasing]
-    if issubclass(TASKS[name], Tabletop):
-        said = [
-            Prompt(
-                template.format(object=i.block, zone=i.zone),
-                i.block,
-                i.zone or f"above the {i.block}",
-            )
-            for i in INSTRUCTIONS
-            for template in templates
-            if ("{zone}" in template) == (i.zone is not None)
-        ]
-        phrases = sorted({p.object for p in said} | {p.target for p in said})
-    else:
-        moved = "target" if name == "FetchReach" else "object"
-        said = [Prompt(template, moved, "target") for template in templates]
-        phrases = []
+    """Everything that can be asked of a task's scenes in this phrasing.
+
+    Raises:
+        ValueError: an instruction's target may move, though policies average it over an episode.
+    """
+    task = TASKS[name]
+    instructions = task.referring_expressions(phrasing)
+    if moving := sorted({i.target for i in instructions} - {*task.static_points}):
+        raise ValueError(f"targets of {name} must be static points, {moving} are not stated to be")
+    said = [Prompt(i.text, i.object, i.target) for i in instructions]
+    # Only phrases that say by themselves what is meant, as "red block" does and "object" does not.
+    phrases = sorted({*task.object_phrases, *task.place_phrases} - {"object", "target"})
     asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS[phrasing]]
     paths = [
         Prompt(path.format(object=start, target=end), start, end)
-        for start, end in permutations(sorted({*BLOCKS, *ZONES} & {*phrases}), 2)
+        for start, end in permutations(phrases, 2)
         for path in PATHS[phrasing]
     ]
     return (*said, *asked, *paths)
@@ -120,21 +106,22 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
 def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSet:
     """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
-    told, apart = [], []
+    unseen_pairs = [set(pair) for pair in TASKS[scenes.task].unseen_pairs]
+    trained, apart = [], []
     for prompt in prompts_of(scenes.task, "train"):
-        if keep_pairs_apart and {prompt.object, prompt.target} in map(set, UNSEEN_PAIRS):
+        if keep_pairs_apart and {prompt.object, prompt.target} in unseen_pairs:
             apart.append(prompt)
         else:
-            told += [replace(prompt, text=opening + prompt.text) for opening in OPENINGS]
+            trained += [replace(prompt, text=opening + prompt.text) for opening in OPENINGS]
     unseen = {"heldout_phrasing": prompts_of(scenes.task, "heldout")}
     return GroundingSet(
         name=scenes.task,
         images=scenes.images,
         proprio=scenes.proprio,
         points=scenes.points,
-        pictures=scenes.pictures,
+        pictures=scenes.image_points,
         phrases=scenes.phrases,
-        prompts=tuple(told),
+        prompts=tuple(trained),
         unseen={**unseen, "unseen_pair": tuple(apart)} if apart else unseen,
         kinds=questioner.kinds,
         ask=questioner.ask,
@@ -149,20 +136,40 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     if config.vlm is not None:
         robots = {spec.robot: Embodiment(spec, statistics)}
         return vlm_policy(config.vlm, config.backbone, robots, config.model, ProcessorConfig())
-    # It knows the words of all tasks and phrasings.
+    # Its vocabulary has the words of all tasks and phrasings.
+    nouns = {task.noun(p) for task in TASKS.values() for p in task.object_phrases} | {
+        task.noun(p) for task in TASKS.values() for p in task.place_phrases
+    }
     sentences = {
         opening + p.text
         for name in TASKS
         for phrasing in ("train", "heldout")
         for p in prompts_of(name, phrasing)
         for opening in OPENINGS
-    } | all_sentences(["block", "puck", "target", "gripper", *BLOCKS, *ZONES])
+    } | all_sentences(["gripper", *nouns])
     tokenizer = train_tokenizer(sentences)
     image_tokens = config.embedded.image_tokens(config.image_size)
     conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
     processor = Processor(spec, statistics, tokenizer, conversions)
     backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
     return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
+
+
+def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
+    """What is drawn of each task, all of it checked before anything is drawn.
+
+    Raises:
+        ValueError: an unknown task, or not one frame count a task.
+    """
+    for name in config.tasks:
+        make_task(name, config.image_size)
+    frames = config.frames or tuple(TASKS[name].grounding_frames for name in config.tasks)
+    if len(config.tasks) != len(frames):
+        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
+    return [
+        ScenesConfig((name,), count, config.scenes, config.image_size)
+        for name, count in zip(config.tasks, frames, strict=True)
+    ]
 
 
 def _origin(config: GroundConfig) -> dict[str, Any]:
@@ -174,13 +181,11 @@ def _origin(config: GroundConfig) -> dict[str, Any]:
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
     torch.manual_seed(config.training.seed)
+    drawn = _scenes_configs(config)
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
-    if len(config.tasks) != len(config.frames):
-        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
     sets = []
-    for task, frames in zip(config.tasks, config.frames, strict=True):
-        print(f"scenes of {task}: {frames}", flush=True)
-        scenes = ScenesConfig((task,), frames, config.scenes, config.image_size)
+    for scenes in drawn:
+        print(f"scenes of {scenes.tasks[0]}: {scenes.frames_per_task}", flush=True)
         sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)
     policy.model.to(config.device)

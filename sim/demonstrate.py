@@ -9,6 +9,7 @@ import signal
 import threading
 import zlib
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,8 @@ class RecordConfig:
         noisy_fraction: share of the episodes that are played with noise.
         hold_steps: control steps that an episode goes on once success holds, so that staying is
             shown too.
-        image_size: pictures are square, in pixels.
-        workers: processes that simulate and draw.
+        image_size: images are square, in pixels.
+        workers: processes that simulate and render.
     """
 
     task: tuple[str, ...]
@@ -102,10 +103,10 @@ def play(
     held = 0
     while episode.steps < task.horizon and held <= config.hold_steps:
         task.place_markers(data, episode)
-        pictures = renderer.picture(data)
+        images = renderer.picture(data)
         clean = np.clip(task.expert_action(data, episode), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
-        row = {f"image.{camera}": picture for camera, picture in pictures.items()} | {
+        row = {f"image.{camera}": image for camera, image in images.items()} | {
             "proprio": task.proprio(data),
             "privileged": task.privileged(data, episode),
             "action": clean.astype(np.float32),
@@ -124,24 +125,25 @@ def play(
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _Setup:
     task: Task
     renderer: CameraRenderer
 
 
 @functools.cache
-def _stage(name: str, image_size: int) -> _Stage:
+def _setup(name: str, image_size: int) -> _Setup:
     task = make_task(name, image_size)
     cameras = [camera.name for camera in task.spec.cameras]
-    return _Stage(task, CameraRenderer(task.model, cameras, image_size))
+    return _Setup(task, CameraRenderer(task.model, cameras, image_size))
 
 
-def prepare_worker() -> None:
-    """Make this process a worker that ends with its parent, however that ends."""
-    # One process a core: threads of the software renderer would only be in each other's way.
+def prepare_worker(ready: Event) -> None:
+    """Make this process a worker that ends with its parent, however that ends; sets `ready`."""
+    # One process a core: threads of the software renderer would only compete with each other.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    ready.set()
 
 
 def _exit_with_parent() -> None:
@@ -153,8 +155,8 @@ def _exit_with_parent() -> None:
 
 def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
     """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
-    stage = _stage(name, config.image_size)
-    arrays = play(stage.task, stage.renderer, seed, config)
+    setup = _setup(name, config.image_size)
+    arrays = play(setup.task, setup.renderer, seed, config)
     target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"
     unfinished = target.with_suffix(".tmp")
     with unfinished.open("wb") as file:

@@ -1,9 +1,9 @@
 """Questions about a scene and their true answers: what the vision-language model learns to say.
 
-Four kinds: a caption of the scene, where a thing is (as location tokens of the first camera's
-picture, as PaliGemma gives them, Beyer et al. 2024, arXiv:2407.07726), which colour the block has
-that lies nearest to something, and what is gripped. Each kind has phrasings to train on and others,
-never trained on, to measure with.
+Four kinds: a caption of the scene, where an object is (as location tokens of the first camera's
+image, as in PaliGemma, Beyer et al. 2024, arXiv:2407.07726), which colour the block has that lies
+nearest to something, and what is gripped. Each kind has phrasings to train on and held-out ones to
+measure with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sim.scenes import Scenes
-from sim.tasks.base import Phrasing
+from sim.tasks.base import Phrasing, Task
+from sim.tasks.registry import TASKS
 from vla.processing.tokenizer import location_token
 
 PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
@@ -32,29 +33,29 @@ PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
     },
     "where": {
         "train": (
-            "locate the {thing}",
-            "give the place of the {thing}",
-            "where does the {thing} lie",
-            "say where the {thing} lies",
-            "what is the place of the {thing}",
-            "tell me where the {thing} lies",
-            "in which place is the {thing}",
-            "say in which place the {thing} lies",
+            "locate the {noun}",
+            "give the place of the {noun}",
+            "where does the {noun} lie",
+            "say where the {noun} lies",
+            "what is the place of the {noun}",
+            "tell me where the {noun} lies",
+            "in which place is the {noun}",
+            "say in which place the {noun} lies",
         ),
-        "heldout": ("tell me the place of the {thing}", "in which place does the {thing} lie"),
+        "heldout": ("tell me the place of the {noun}", "in which place does the {noun} lie"),
     },
     "colour": {
         "train": (
-            "which colour has the block nearest to the {thing}",
-            "what colour is the block closest to the {thing}",
-            "say which colour the block next to the {thing} has",
-            "tell me the colour of the block closest to the {thing}",
-            "give the colour of the block nearest to the {thing}",
-            "which colour is the block next to the {thing}",
+            "which colour has the block nearest to the {noun}",
+            "what colour is the block closest to the {noun}",
+            "say which colour the block next to the {noun} has",
+            "tell me the colour of the block closest to the {noun}",
+            "give the colour of the block nearest to the {noun}",
+            "which colour is the block next to the {noun}",
         ),
         "heldout": (
-            "which colour is the block nearest to the {thing}",
-            "say the colour of the block closest to the {thing}",
+            "which colour is the block nearest to the {noun}",
+            "say the colour of the block closest to the {noun}",
         ),
     },
     "gripped": {
@@ -70,9 +71,8 @@ PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
     },
 }
 KINDS = tuple(PHRASINGS)
-_HELD_M = 0.025
-"""A block of 5 cm is held when the hand is this near to its centre and no finger is shut."""
-_SHUT_M, _OPEN_M = 0.022, 0.028
+_BLOCK = " block"
+"""How a phrase ends that says the colour of a block, as "red block" does."""
 
 
 class Questioner:
@@ -80,19 +80,20 @@ class Questioner:
 
     Args:
         scenes: frames with named points.
+
+    Attributes:
+        kinds: of questions that this task's scenes allow.
     """
 
     def __init__(self, scenes: Scenes):
         self._scenes = scenes
+        self._task: type[Task] = TASKS[scenes.task]
         self._column = scenes.phrases.index
-        blocks = [phrase for phrase in scenes.phrases if phrase.endswith(" block")]
-        self._blocks = [b for b in blocks if not b.startswith("above")]
-        self._zones = [phrase for phrase in scenes.phrases if phrase.endswith(" zone")]
-        known = np.isfinite(scenes.points[0]).all(-1)
-        plain = [p for p in ("object", "target") if known[self._column(p)]]
-        # On the tabletop words name things; elsewhere there is one block or puck and one target.
-        self._things = [*self._blocks, *self._zones] or plain
-        self._spoken = {"object": "puck" if scenes.task == "FetchSlide" else "block"}
+        present = set(scenes.phrases)
+        self._objects = [p for p in sorted(self._task.object_phrases) if p in present]
+        self._places = [p for p in sorted(self._task.place_phrases) if p in present]
+        self._blocks = [p for p in self._objects if p.endswith(_BLOCK)]
+        # A colour is asked for where there are several blocks to tell apart by it.
         self.kinds: tuple[str, ...] = tuple(
             kind for kind in KINDS if kind != "colour" or len(self._blocks) > 1
         )
@@ -102,56 +103,54 @@ class Questioner:
     ) -> tuple[str, str]:
         """A question of a kind about a frame, and its answer.
 
-        Things out of the first picture are not asked for.
+        What is outside of the first image is not asked for.
         """
-        seen = [t for t in self._things if np.isfinite(self._place(row, t)).all()]
-        if kind == "where" and not seen:
+        visible = [p for p in (*self._objects, *self._places) if self._is_visible(row, p)]
+        if kind == "where" and not visible:
             kind = "gripped"
         templates = PHRASINGS[kind][phrasing]
         template = templates[rng.integers(len(templates))]
         if kind == "where":
-            thing = seen[rng.integers(len(seen))]
-            x, y = (self._place(row, thing) + 1) / 2
-            return template.format(thing=self._say(thing)), location_token(y) + location_token(x)
+            phrase = visible[rng.integers(len(visible))]
+            x, y = (self._image_point(row, phrase) + 1) / 2  # from [-1, 1] to [0, 1]
+            place = location_token(y) + location_token(x)
+            return template.format(noun=self._task.noun(phrase)), place
         if kind == "colour":
-            around = ["gripper", *self._zones]
-            thing = around[rng.integers(len(around))]
-            nearest = min(self._blocks, key=lambda block: self._apart(row, block, thing))
-            return template.format(thing=thing), nearest.removesuffix(" block")
-        return template, self._gripped(row) if kind == "gripped" else self._caption(row)
+            around = ["gripper", *self._places]
+            phrase = around[rng.integers(len(around))]
+            nearest = min(self._blocks, key=lambda block: self._distance_m(row, block, phrase))
+            question = template.format(noun=self._task.noun(phrase))
+            return question, nearest.removesuffix(_BLOCK)
+        return template, self._gripped(row) if kind == "gripped" else self._caption(row, visible)
 
-    def _caption(self, row: int) -> str:
-        """The things from left to right in the first picture, and what is gripped."""
-        places = {thing: self._place(row, thing)[0] for thing in self._things}
-        named = sorted((t for t in places if np.isfinite(places[t])), key=places.__getitem__)
-        order = ", ".join(self._say(thing) for thing in named) or "nothing"
+    def _caption(self, row: int, visible: list[str]) -> str:
+        """The visible objects from left to right in the first image, and what is gripped."""
+        ordered = sorted(visible, key=lambda phrase: self._image_point(row, phrase)[0])
+        order = ", ".join(self._task.noun(phrase) for phrase in ordered) or "nothing"
         return f"from left to right {order}, gripped {self._gripped(row)}"
 
     def _gripped(self, row: int) -> str:
-        fingers = self._scenes.proprio[row, -2:]
-        if not ((fingers > _SHUT_M) & (fingers < _OPEN_M)).all():
-            return "nothing"
-        held = self._blocks or [t for t in self._things if t == "object"]
-        near = [thing for thing in held if self._apart(row, thing, "gripper") < _HELD_M]
-        return self._say(near[0]) if near else "nothing"
+        points = dict(zip(self._scenes.phrases, self._scenes.points[row], strict=True))
+        held = self._task.held(self._scenes.proprio[row], points)
+        return "nothing" if held is None else self._task.noun(held)
 
-    def _say(self, thing: str) -> str:
-        return self._spoken.get(thing, thing)
+    def _image_point(self, row: int, phrase: str) -> np.ndarray:
+        return self._scenes.image_points[row, self._column(phrase), 0]
 
-    def _place(self, row: int, thing: str) -> np.ndarray:
-        return self._scenes.pictures[row, self._column(thing), 0]
+    def _is_visible(self, row: int, phrase: str) -> bool:
+        return bool(np.isfinite(self._image_point(row, phrase)).all())
 
-    def _apart(self, row: int, one: str, other: str) -> float:
+    def _distance_m(self, row: int, one: str, other: str) -> float:
         points = self._scenes.points[row]
         return float(np.linalg.norm(points[self._column(one)] - points[self._column(other)]))
 
 
-def all_sentences(things: Sequence[str]) -> set[str]:
-    """Every question in every phrasing, for a tokenizer to know their words."""
+def all_sentences(nouns: Sequence[str]) -> set[str]:
+    """Every question in every phrasing about each of these nouns, for a tokenizer's vocabulary."""
     return {
-        template.format(thing=thing)
+        template.format(noun=noun)
         for kind in KINDS
         for templates in PHRASINGS[kind].values()
         for template in templates
-        for thing in things
+        for noun in nouns
     }

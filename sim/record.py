@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from sim.tasks.registry import make_task
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25
 
-# Measured on Fetch at 96 px: a picture takes 0.07 of its raw bytes as PNG; twice that, for safety.
+# Measured on Fetch at 96 px: an image takes 0.07 of its raw bytes as PNG; twice that, for safety.
 _PNG_RATIO = 0.15
 
 
@@ -61,7 +62,7 @@ def record(config: RecordConfig) -> RecordSummary:
     Raises:
         ValueError: unknown task, settings that differ from the folder's, tasks whose contracts
             differ, or an expert that hardly ever succeeds.
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, the folder cannot be written, or a worker process died.
     """
     start_s = time.monotonic()
     tasks = [make_task(name, config.image_size) for name in config.task]
@@ -91,16 +92,32 @@ def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
     if all(plan.finished for plan in plans):
         return
     # spawn: a forked child would inherit threads and, at worst, a GL context
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()  # set by the first worker that has come up
     pool = ProcessPoolExecutor(
-        config.workers, multiprocessing.get_context("spawn"), initializer=prepare_worker
+        config.workers, context, initializer=prepare_worker, initargs=(ready,)
     )
     # LeRobot takes seconds to import: do it while the first episodes are played.
     threading.Thread(target=import_lerobot, daemon=True).start()
     try:
         with _progress() as bar:
             _drive(config, store, plans, pool, bar)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(_explain_death(came_up=ready.is_set())) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _explain_death(came_up: bool) -> str:
+    if came_up:
+        return (
+            "a worker process was killed, for want of memory perhaps: use fewer --workers. "
+            "Finished episodes are kept, and the same command continues"
+        )
+    return (
+        "no worker process came up. Each imports the main script anew, so a script that records "
+        'has to call record() under `if __name__ == "__main__":`'
+    )
 
 
 def _drive(
@@ -125,7 +142,7 @@ def _drive(
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                store.note(running.pop(future), succeeded=future.result())
+                store.register(running.pop(future), succeeded=future.result())
             bar.update(bars[plan.name], completed=plan.done)
             if len(ready := plan.ready()) >= _GROUP:
                 store.write(ready)
@@ -169,7 +186,7 @@ class _SeedPlan:
                 f"episodes; lower --noise (now {self._config.noise}) or --noisy-fraction "
                 f"(now {self._config.noisy_fraction})"
             )
-        for seed in self._hopeful_seeds():
+        for seed in self._candidate_seeds():
             if seed not in self._submitted and (self.name, seed) not in self._store.succeeded:
                 self._submitted.add(seed)
                 return seed
@@ -177,11 +194,11 @@ class _SeedPlan:
 
     def ready(self) -> list[EpisodeKey]:
         """Successes not yet written, up to the first seed that is still being played."""
-        keys = [(self.name, seed) for seed in self._hopeful_seeds()]
+        keys = [(self.name, seed) for seed in self._candidate_seeds()]
         known = itertools.takewhile(lambda key: key in self._store.succeeded, keys)
         return [key for key in known if key not in self._store.episodes]
 
-    def _hopeful_seeds(self) -> Iterator[int]:
+    def _candidate_seeds(self) -> Iterator[int]:
         untried_or_good = (s for s in self._seeds if (self.name, s) not in self._store.failed)
         return itertools.islice(untried_or_good, self._config.episodes)
 
@@ -201,15 +218,20 @@ def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> N
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
+    """Say in errors of the file system where it was written to, and what helps."""
     try:
         yield
+    except (BlockingIOError, ChildProcessError):
+        raise  # these say so themselves
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(
-            error.errno,
-            f"cannot record into {folder}: {reason}. Free space or choose another --root; "
-            "finished episodes are kept, and the same command continues",
-        ) from error
+        mend = "choose another --root"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = (
+                "free space or choose another --root; finished episodes are kept, and the same "
+                "command continues"
+            )
+        raise OSError(error.errno, f"cannot record into {folder}: {reason}; {mend}") from error
 
 
 def _progress() -> Progress:

@@ -25,7 +25,7 @@ EpisodeKey = tuple[str, int]
 """Task name and seed."""
 
 # Two threads that import one package at once may each see it half made.
-_IMPORTING = threading.Lock()
+_IMPORT_LOCK = threading.Lock()
 
 
 class RecordingStore:
@@ -74,11 +74,13 @@ class RecordingStore:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BlockingIOError(error.errno, "another process records there") from error
+                raise BlockingIOError(
+                    error.errno, f"another process records into {root}"
+                ) from error
             store._recover()
             yield store
 
-    def note(self, key: EpisodeKey, succeeded: bool) -> None:
+    def register(self, key: EpisodeKey, succeeded: bool) -> None:
         """Register an episode that a worker has left in the spool."""
         (self.succeeded if succeeded else self.failed).add(key)
 
@@ -102,7 +104,7 @@ class RecordingStore:
         staging.rename(ready)  # from here on the group counts, whatever happens
         self._publish(ready)
         self._read_journal()
-        self._clean_spool()  # also the failures' marks: the journal has all that were noted
+        self._clean_spool()  # also the failures' marks: the journal has all that were registered
 
     def _describe(self, staging: Path, keys: Sequence[EpisodeKey]) -> None:
         """Put our own metadata, with `keys` added, beside LeRobot's."""
@@ -125,7 +127,7 @@ class RecordingStore:
         self._clean_spool()
         for path in self.spool.iterdir():
             name, _, seed = path.stem.rpartition("-")
-            self.note((name, int(seed)), succeeded=path.suffix == ".npz")
+            self.register((name, int(seed)), succeeded=path.suffix == ".npz")
         settings = self._work / "settings.json"
         if self.succeeded or self.failed:
             self._require_equal_settings(json.loads(settings.read_text()))
@@ -201,13 +203,13 @@ class RecordingStore:
         for path in sorted(files, key=lambda path: (path.name == "info.json", path)):
             target = self._root / path.relative_to(ready)
             target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+            shutil.move(path, target)  # also where data/ is a link to another disk
         shutil.rmtree(ready)
 
 
 def import_lerobot() -> type[LeRobotDataset]:
     """LeRobot's data set class, quiet; imported late, since a refusal should not wait for it."""
-    with _IMPORTING:
+    with _IMPORT_LOCK:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
     logging.getLogger("lerobot").setLevel(logging.WARNING)
     return LeRobotDataset
@@ -236,7 +238,7 @@ def _features(spec: RobotSpec, privileged_names: Sequence[str]) -> dict[str, dic
     def vector(names: Sequence[str]) -> dict[str, Any]:
         return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
 
-    # PNG rather than video: on Fetch at 96 px it took 1.8 kB a picture where H.264 (GOP 2, CRF 18)
+    # PNG rather than video: on Fetch at 96 px it took 1.8 kB an image where H.264 (GOP 2, CRF 18)
     # took 0.5, gave 788 random frames/s where that gave 276, and changes no pixel.
     images = {
         f"observation.images.{camera.name}": {

@@ -1,4 +1,4 @@
-"""Offscreen pictures of a MuJoCo model, on EGL or OSMesa, whichever this machine has."""
+"""Offscreen images of a MuJoCo model, on EGL or OSMesa, whichever this machine has."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any, ClassVar
 import mujoco
 import numpy as np
 
+from sim import gl_environment
+
 _MODULES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
-_ADVICE = (
-    "Install a software renderer, for instance\n"
-    "  apt-get update && apt-get install -y libegl1 libgl1-mesa-dri   (EGL)\n"
-    "  apt-get update && apt-get install -y libosmesa6                (OSMesa)\n"
-    "or train from state alone (render=False)."
-)
 
 
 class NoRendererError(RuntimeError):
-    """No OpenGL library works here; the message says what to install."""
+    """No OpenGL library works here; the message says which variable to unset or what to install.
+
+    Args:
+        reason: what failed.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(f"{reason}: {gl_environment.advice()}")
 
 
 class CameraRenderer:
@@ -49,9 +52,7 @@ class CameraRenderer:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         model.vis.quality.offsamples = 4 if antialias else 0
-        self._gl = _make_context(size)
-        self._make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._gl, self._context = self._start(choose_backend())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -61,12 +62,28 @@ class CameraRenderer:
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._upside_down = np.empty((size, size, 3), np.uint8)
 
+    def _start(self, backend: str) -> tuple[Any, mujoco.MjrContext]:
+        """The backend's context, made current, and MuJoCo's in it."""
+        platform = os.environ.get("PYOPENGL_PLATFORM", "").lower()
+        if backend != "glfw" and platform not in ("", backend):
+            raise NoRendererError(
+                f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}"
+            )
+        try:
+            gl = importlib.import_module(_MODULES[backend]).GLContext(self.size, self.size)
+            gl.make_current()
+            context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # the backends raise AttributeError, ImportError, FatalError...
+            raise NoRendererError(f"the renderer {backend} does not start ({error})") from error
+        CameraRenderer._current = self
+        return gl, context
+
     def render(self, data: mujoco.MjData, out: Mapping[str, np.ndarray]) -> None:
-        """Draw the present state of `data` (positions as they stand; no physics is computed).
+        """Draw the present state of `data` (positions as they are; no physics is computed).
 
         Args:
             data: of the renderer's model.
-            out: camera name → uint8 [size, size, 3] that receives the picture.
+            out: camera name → uint8 [size, size, 3] that receives the image.
         """
         if self._context is None:
             raise RuntimeError("this renderer is closed")
@@ -87,7 +104,7 @@ class CameraRenderer:
             out[name][...] = self._upside_down[::-1]
 
     def picture(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
-        """Newly allocated pictures, camera name → uint8 [size, size, 3]."""
+        """Newly allocated images, camera name → uint8 [size, size, 3]."""
         out = {name: np.empty((self.size, self.size, 3), np.uint8) for name in self.cameras}
         self.render(data, out)
         return out
@@ -127,17 +144,14 @@ def choose_backend() -> str:
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     if wanted:
         if wanted not in _MODULES:
-            raise NoRendererError(
-                f"MUJOCO_GL={wanted!r} cannot draw pictures; unset it or use one of "
-                f"{sorted(_MODULES)}"
-            )
+            raise NoRendererError(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
         return wanted
     if _egl_devices() > 0:
         return "egl"
     try:
         ctypes.CDLL("libOSMesa.so.8")
     except OSError:
-        raise NoRendererError(f"found neither EGL nor OSMesa. {_ADVICE}") from None
+        raise NoRendererError("found neither EGL nor OSMesa") from None
     return "osmesa"
 
 
@@ -158,25 +172,15 @@ def _egl_devices() -> int:
     return count.value if query(0, None, ctypes.byref(count)) else 0
 
 
-def _make_context(size: int) -> Any:
-    backend = choose_backend()
-    try:
-        return importlib.import_module(_MODULES[backend]).GLContext(size, size)
-    except Exception as error:  # the backends raise AttributeError, ImportError, GLError...
-        raise NoRendererError(
-            f"the {backend} renderer does not start: {error}. {_ADVICE}"
-        ) from error
-
-
 def project(
     model: mujoco.MjModel, data: mujoco.MjData, camera: str, points: np.ndarray
 ) -> np.ndarray:
-    """Where world points [n, 3] are in a camera's square picture, float64 [n, 2].
+    """Where world points [n, 3] are in a camera's square image, float64 [n, 2].
 
-    x to the right and y down, from -1 to 1 inside the picture; NaN behind the camera.
+    x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.
     """
     index = model.camera(camera).id
-    seen = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
-    ahead = np.where(seen[:, 2] < 0, -seen[:, 2], np.nan)
+    in_camera = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
+    ahead = np.where(in_camera[:, 2] < 0, -in_camera[:, 2], np.nan)
     focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)
-    return focal * seen[:, :2] * (1.0, -1.0) / ahead[:, None]
+    return focal * in_camera[:, :2] * (1.0, -1.0) / ahead[:, None]

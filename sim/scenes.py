@@ -1,36 +1,31 @@
-"""Pictures of scenes with the positions of what is in them: data for grounding words in pictures.
+"""Images of scenes with the positions of what is in them: data for grounding words in images.
 
-In two episodes of five the arm babbles: it visits random points, blocks and targets, opening and
-closing its fingers. In the others it follows the scripted expert, with noise. So the pictures
-cover what a policy may see. No action is kept: these are not demonstrations. An episode whose
-things leave the fixed cameras' pictures begins anew. In two frames of three the target is shown
-elsewhere, at times about the object: an episode has ten frames, and one target each would be few.
+In two episodes of five the arm moves at random, see `Task.random_motion`; in the others it follows
+the scripted expert, with noise. So the images cover what a policy may meet. No action is kept:
+these are no demonstrations. An episode whose objects leave the fixed cameras' images begins anew.
+In two frames of three the target is shown elsewhere, at times near the object: an episode has ten
+frames, and one target each would be few.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from sim.render import CameraRenderer, project
+from sim.render import CameraRenderer
+from sim.scene_episodes import FRAMES_PER_EPISODE, TARGET_MOVED, Projector, play
 from sim.seeds import grounding_seeds
-from sim.tasks.base import Episode, Task
+from sim.tasks.base import Task
 from sim.tasks.registry import make_task
+from sim.worker_channel import WorkerChannel
+from sim.worker_process import WorkerProcess
 
-_STEPS = 40
-_FRAME_EVERY = 4
-_FRAMES_PER_EPISODE = _STEPS // _FRAME_EVERY
-_FIXED_CAMERAS = 2
-_MOST_RESTARTS = 10
-_TARGET_MOVED = 2 / 3
+_ANOTHER_FOLDER = "name another folder with --scenes"
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,9 @@ class ScenesConfig:
         image_size: pixels a side.
         workers: processes.
         seed: of the motion and, see `sim.seeds.grounding_seeds`, of the initial states.
+
+    Raises:
+        ValueError: a number below 1, or more initial states than the seed has.
     """
 
     tasks: tuple[str, ...]
@@ -52,6 +50,16 @@ class ScenesConfig:
     image_size: int = 96
     workers: int = os.cpu_count() or 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.frames_per_task, self.image_size, self.workers) < 1:
+            raise ValueError(f"frames_per_task, image_size and workers must be at least 1: {self}")
+        grounding_seeds(self.seed, self.episodes)
+
+    @property
+    def episodes(self) -> int:
+        """Episodes of each task."""
+        return -(-self.frames_per_task // FRAMES_PER_EPISODE)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ class Scenes:
         images: uint8 [n, cameras, h, w, 3].
         proprio: float32 [n, proprio].
         points: float32 [n, phrases, 3], world, metres; NaN where a phrase names nothing.
-        pictures: float32 [n, phrases, cameras, 2], the points in the pictures: x to the right and
-            y down, from -1 to 1; NaN outside of the picture, hidden or not.
+        image_points: float32 [n, phrases, cameras, 2], the points in the images: x to the right and
+            y down, from -1 to 1; NaN outside of the image, hidden or not.
         phrases: the names of `points`, "gripper" first.
     """
 
@@ -72,7 +80,7 @@ class Scenes:
     images: np.ndarray
     proprio: np.ndarray
     points: np.ndarray
-    pictures: np.ndarray
+    image_points: np.ndarray
     phrases: tuple[str, ...]
 
     @classmethod
@@ -80,88 +88,79 @@ class Scenes:
         """Open one task's folder.
 
         Raises:
-            FileNotFoundError: nothing complete is there.
+            FileNotFoundError: no scenes are there.
+            ValueError: files are damaged, or frames are missing; the message names them.
         """
         folder = Path(folder)
-        about = folder / "scenes.json"
-        if not about.is_file():
+        about = _read_about(folder)
+        if about is None:
             raise FileNotFoundError(f"no scenes in {folder}: make them with `vla ground`")
-        meta = json.loads(about.read_text(encoding="utf-8"))
-        return cls(
-            task=meta["task"],
-            images=np.load(folder / "images.npy", mmap_mode="r"),
-            proprio=np.load(folder / "proprio.npy"),
-            points=np.load(folder / "points.npy"),
-            pictures=np.load(folder / "pictures.npy"),
-            phrases=tuple(meta["phrases"]),
-        )
+        arrays = _open_arrays(folder, about)
+        if missing := _missing_episodes(arrays["proprio"]):
+            raise ValueError(
+                f"the scenes in {folder} lack {len(missing) * FRAMES_PER_EPISODE} of "
+                f"{about['frames']} frames, since drawing them was interrupted: `vla ground` with "
+                "the same settings draws what is missing"
+            )
+        return cls(task=about["task"], phrases=tuple(about["phrases"]), **arrays)
 
 
 def make_scenes(config: ScenesConfig) -> list[Scenes]:
     """Draw what is missing below `config.root` and open everything; an equal seed, equal frames.
 
     Raises:
-        ValueError: a folder holds scenes that were drawn in another way.
+        ValueError: a folder holds scenes that were drawn in another way, or damaged ones.
+        WorkerError: a drawing process failed.
     """
     opened = []
     for name in config.tasks:
         folder = config.root / name
         task = make_task(name, config.image_size)
         about = _describe(config, task)
-        if (folder / "scenes.json").is_file():
-            drawn = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
-            if differing := [key for key in about if drawn.get(key) != about[key]]:
-                raise ValueError(
-                    f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
-                    "remove that folder, or name another one"
-                )
-        else:
-            _draw_task(config, task, about, folder)
+        drawn = _read_about(folder)
+        if drawn is None:
+            _make_arrays(folder, about)
+        elif differing := [key for key in about if drawn.get(key) != about[key]]:
+            raise ValueError(
+                f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
+                f"{_ANOTHER_FOLDER}"
+            )
+        _draw_missing(config, task, about, folder)
         opened.append(Scenes.open(folder))
     return opened
 
 
 def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
-    """What decides the frames; kept beside them."""
-    cameras = {camera.name: _stands(task.model.camera(camera.name)) for camera in task.spec.cameras}
+    """What decides the frames and how they are kept; written beside them."""
+    cameras = {camera.name: _pose(task.model.camera(camera.name)) for camera in task.spec.cameras}
     return {
         "task": task.name,
-        "frames": -(-config.frames_per_task // _FRAMES_PER_EPISODE) * _FRAMES_PER_EPISODE,
+        "frames": config.episodes * FRAMES_PER_EPISODE,
         "image_size": config.image_size,
         "seed": config.seed,
-        "targets moved": _TARGET_MOVED,
+        "targets moved": TARGET_MOVED,
         "cameras": cameras,
+        "proprio": task.spec.proprio.dim,
         "phrases": _phrases(task),
     }
 
 
-def _stands(camera: Any) -> list[float]:
+def _shapes(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Array name → shape, from what `_describe` said."""
+    count, size = about["frames"], about["image_size"]
+    cameras, phrases = len(about["cameras"]), len(about["phrases"])
+    return {
+        "images": (count, cameras, size, size, 3),
+        "proprio": (count, about["proprio"]),
+        "points": (count, phrases, 3),
+        "image_points": (count, phrases, cameras, 2),
+    }
+
+
+def _pose(camera: Any) -> list[float]:
     """Position, orientation and angle of one of MuJoCo's cameras, to the micrometre."""
     numbers = (*camera.pos, *camera.quat, *camera.fovy)
     return [round(float(number), 6) for number in numbers]
-
-
-def _draw_task(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:
-    count, phrases = about["frames"], about["phrases"]
-    folder.mkdir(parents=True, exist_ok=True)
-    size, cameras = config.image_size, len(task.spec.cameras)
-    shapes = {
-        "images": ((count, cameras, size, size, 3), np.uint8),
-        "proprio": ((count, task.spec.proprio.dim), np.float32),
-        "points": ((count, len(phrases), 3), np.float32),
-        "pictures": ((count, len(phrases), cameras, 2), np.float32),
-    }
-    for key, (shape, dtype) in shapes.items():
-        np.lib.format.open_memmap(folder / f"{key}.npy", "w+", dtype, shape).flush()
-    episodes = range(count // _FRAMES_PER_EPISODE)
-    parts = [list(episodes)[worker :: config.workers] for worker in range(config.workers)]
-    jobs = [(config, task.name, folder, phrases, part) for part in parts if part]
-    with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
-        pool.starmap(_draw_episodes, jobs)
-    # Written last: a folder without it is incomplete and is drawn again.
-    temporary = folder / "scenes.json.part"
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(folder / "scenes.json")
 
 
 def _phrases(task: Task) -> list[str]:
@@ -170,112 +169,112 @@ def _phrases(task: Task) -> list[str]:
     return ["gripper", "target", "object", *sorted(set(names) - {"gripper", "target", "object"})]
 
 
-def _draw_episodes(
-    config: ScenesConfig, name: str, folder: Path, phrases: list[str], episodes: list[int]
-) -> None:
+# --- files
+
+
+def _read_about(folder: Path) -> dict[str, Any] | None:
+    """What `_describe` said when these scenes were begun; None where there are none."""
+    path = folder / "scenes.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {_ANOTHER_FOLDER}") from error
+
+
+def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
+    """Files for all frames, none of them drawn yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, shape in _shapes(about).items():
+        kind = np.uint8 if key == "images" else np.float32
+        array = np.lib.format.open_memmap(folder / f"{key}.npy", "w+", kind, shape)
+        if key != "images":
+            array[...] = np.nan  # of proprio: the mark of a frame that is still to be drawn
+        array.flush()
+    # Written last: without it the arrays may be incomplete and are made again.
+    temporary = folder / "scenes.json.part"
+    temporary.write_text(json.dumps(about), encoding="utf-8")
+    temporary.replace(folder / "scenes.json")
+
+
+def _open_arrays(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays by name, the images memory-mapped.
+
+    Raises:
+        ValueError: a file is missing, cut short or of another shape.
+    """
+    arrays = {}
+    for key, shape in _shapes(about).items():
+        path = folder / f"{key}.npy"
+        try:
+            arrays[key] = np.load(path, mmap_mode="r" if key == "images" else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): {_ANOTHER_FOLDER}") from error
+        if arrays[key].shape != shape:
+            raise ValueError(
+                f"{path} has shape {arrays[key].shape}, scenes.json says {shape}: {_ANOTHER_FOLDER}"
+            )
+    return arrays
+
+
+def _missing_episodes(proprio: np.ndarray) -> list[int]:
+    """Episodes of which not every frame was drawn; a frame's proprioception is written last."""
+    drawn = np.isfinite(proprio).all(1).reshape(-1, FRAMES_PER_EPISODE).all(1)
+    return np.flatnonzero(~drawn).tolist()
+
+
+# --- drawing
+
+
+def _draw_missing(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:
+    episodes = _missing_episodes(_open_arrays(folder, about)["proprio"])
+    shares = [episodes[worker :: config.workers] for worker in range(config.workers)]
+    job = _Job(config, type(task), folder, about["phrases"])
+    workers = [
+        WorkerProcess(f"drawing process {index}", _draw_episodes, job, share)
+        for index, share in enumerate(shares)
+        if share
+    ]
+    try:
+        for worker in workers:
+            worker.receive()
+    finally:
+        for worker in workers:
+            worker.join()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every drawing process is told."""
+
+    config: ScenesConfig
+    task: type[Task]
+    folder: Path
+    phrases: list[str]
+
+
+def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> None:
     """Draw these episodes into the task's files."""
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    task = make_task(name, config.image_size)
+    task = job.task(job.config.image_size)
     cameras = tuple(camera.name for camera in task.spec.cameras)
-    renderer = CameraRenderer(task.model, cameras, config.image_size)
-    keys = ("images", "proprio", "points", "pictures")
-    arrays = {key: np.load(folder / f"{key}.npy", "r+") for key in keys}
+    renderer = CameraRenderer(task.model, cameras, job.config.image_size)
+    keys = ("images", "points", "image_points", "proprio")
+    arrays = {key: np.load(job.folder / f"{key}.npy", "r+") for key in keys}
     data = task.make_data()
-    seeds = grounding_seeds(config.seed, max(episodes) + 1)
+    projector = Projector(task, job.phrases, cameras)
+    seeds = grounding_seeds(job.config.seed, job.config.episodes)
     for index in episodes:
-        seed = seeds[index]
-        rng = np.random.default_rng([config.seed, index])
-        babbler = _Babbler(rng) if rng.random() < 0.4 else _NoisyExpert(rng)
-        episode, step, restarts = task.reset(data, seed), 0, 0
-        while step < _STEPS:
-            task.step(data, episode, babbler.action(task, data, episode))
-            points, pictures, is_in_view = _look(task, data, episode, phrases, cameras)
-            if not is_in_view and restarts < _MOST_RESTARTS:
-                episode, restarts = task.reset(data, seed), restarts + 1
-                continue
-            step += 1
-            if step % _FRAME_EVERY:
-                continue
-            row = index * _FRAMES_PER_EPISODE + step // _FRAME_EVERY - 1
-            shown = episode
-            if rng.random() < _TARGET_MOVED:
-                moved = task.move_target(data, episode, rng)
-                *seen, is_in_view = _look(task, data, moved, phrases, cameras)
-                if is_in_view:
-                    shown, (points, pictures) = moved, seen
-            task.place_markers(data, shown)
+        rng = np.random.default_rng([job.config.seed, index])
+        row = index * FRAMES_PER_EPISODE
+        for frame in play(task, data, seeds[index], rng, projector):
             renderer.render(data, {c: arrays["images"][row, i] for i, c in enumerate(cameras)})
+            arrays["points"][row] = frame.points
+            outside = (np.abs(frame.image_points) > 1).any(-1, keepdims=True)
+            arrays["image_points"][row] = np.where(outside, np.nan, frame.image_points)
             arrays["proprio"][row] = task.proprio(data)
-            arrays["points"][row] = points
-            outside = (np.abs(pictures) > 1).any(-1, keepdims=True)
-            arrays["pictures"][row] = np.where(outside, np.nan, pictures)
+            row += 1
     for array in arrays.values():
         array.flush()
     renderer.close()
-
-
-def _look(
-    task: Task, data: mujoco.MjData, episode: Episode, phrases: list[str], cameras: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Points [phrases, 3], their places [phrases, cameras, 2]; do the fixed cameras see all?"""
-    named = task.points(data, episode)
-    points = np.array([named.get(phrase, np.full(3, np.nan)) for phrase in phrases])
-    pictures = np.stack([project(task.model, data, c, points) for c in cameras], axis=1)
-    fixed = pictures[:, :_FIXED_CAMERAS][np.isfinite(points).all(1)]
-    return points, pictures, not (np.abs(fixed) > 1).any()
-
-
-class _NoisyExpert:
-    """Follows the scripted expert; much or little noise, which lasts for some steps, is added."""
-
-    def __init__(self, rng: np.random.Generator):
-        self._rng = rng
-        self._scale = rng.uniform(0.0, 0.3)
-        self._noise = np.zeros(4)
-
-    def action(self, task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
-        """Float32 [4]: dx, dy, dz, gripper."""
-        # Not on the gripper: blocks must be carried, too.
-        self._noise[:3] = 0.8 * self._noise[:3] + self._rng.normal(0.0, self._scale, 3)
-        wanted = task.expert_action(data, episode) + self._noise
-        return np.clip(wanted, -1.0, 1.0).astype(np.float32)
-
-
-class _Babbler:
-    """Moves towards one random waypoint after another."""
-
-    def __init__(self, rng: np.random.Generator):
-        self._rng = rng
-        self._left = 0
-        self._waypoint = np.zeros(3)
-        self._grip = 1.0
-
-    def action(self, task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
-        """Float32 [4]: dx, dy, dz, gripper."""
-        rng = self._rng
-        points = task.points(data, episode)
-        if self._left == 0:
-            self._left = int(rng.integers(4, 10))
-            self._choose(points)
-        self._left -= 1
-        pull = np.clip(10.0 * (self._waypoint - points["gripper"]), -1.0, 1.0)
-        noisy = np.clip(pull + rng.normal(0.0, 0.2, 3), -1.0, 1.0)
-        return np.append(noisy, self._grip).astype(np.float32)
-
-    def _choose(self, points: dict[str, np.ndarray]) -> None:
-        rng = self._rng
-        at_object = "object" in points and math.dist(points["gripper"], points["object"]) < 0.02
-        if at_object and self._grip > 0 and rng.random() < 0.7:
-            self._grip, self._left = -1.0, 3  # close where it is; the waypoint stays meanwhile
-            return
-        if rng.random() < 0.5:
-            self._grip = rng.choice([-1.0, 1.0])
-        name = rng.choice([name for name in points if name != "gripper"])
-        if rng.random() < 0.65:
-            spread_m = rng.choice([0.005, 0.05])
-            self._waypoint = points[name] + rng.normal(0.0, spread_m, 3)
-            if rng.random() < 0.3:
-                self._waypoint[2] += rng.uniform(0.03, 0.12)
-        else:
-            self._waypoint = points["target"] + rng.uniform(-0.25, 0.25, 3)
-        self._waypoint[2] = np.clip(self._waypoint[2], 0.42, 0.9)
+    channel.send(("ok", None))

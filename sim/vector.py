@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sim.shared_arrays import Layout, SharedArrays
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
-from sim.worker import Layout, SharedArrays, WorkerConfig, serve
-from sim.worker_channel import Line, make_line
+from sim.worker import WorkerConfig, serve
+from sim.worker_process import WorkerError, WorkerProcess
 from vla.contract import ObservationBatch, StepBatch
 
 CAMERAS = ("front", "side", "wrist")
 
 
-class WorkerError(RuntimeError):
-    """A worker process failed or died; the message holds its traceback or its exit code."""
-
-
 class CpuVecEnv:
     """`num_envs` environments of one task in spawned processes; implements `VecEnv`.
 
-    A chunk of `k` actions is `k` control steps and one picture a camera, at the end. Results depend
+    A chunk of `k` actions is `k` control steps and one image a camera, at the end. Results depend
     on seeds and actions alone, never on `num_workers`. Workers write to shared memory; what
     `observe` and `step` return are copies, so a rollout may keep them.
 
@@ -41,12 +37,17 @@ class CpuVecEnv:
         cameras: which to draw, in the policy's order.
         render: False draws nothing: `images` is empty and the contract has no cameras.
         phrasing: instruction templates, "train" or "heldout".
-        antialias: multisample the pictures (several times slower on a CPU; other pixels).
+        antialias: multisample the images (several times slower on a CPU; other pixels).
+        swap_instructions: every scene gets another goal than its seed's, in words and in success;
+            see `sim.instruction_swap`.
 
     Raises:
         ValueError: unknown task or camera, or a count below one.
+        OSError: not enough shared memory.
         WorkerError: a worker did not start; the message has its traceback.
     """
+
+    device = torch.device("cpu")
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class CpuVecEnv:
         render: bool = True,
         phrasing: Phrasing = "train",
         antialias: bool = False,
+        swap_instructions: bool = False,
     ):
         self._closed = True
         num_workers = min(num_workers or os.cpu_count() or 1, num_envs)
@@ -77,19 +79,19 @@ class CpuVecEnv:
         self._instructions = [""] * num_envs
         self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
         self._began = np.zeros(num_envs, bool)
-        layout = self._layout()
-        self._shared = SharedArrays(layout)
+        self._shared = SharedArrays(self._layout())
+        self._workers: list[WorkerProcess] = []
+        self._closed = False
         self._start(
             [
                 WorkerConfig(
-                    task=task,
+                    task=type(self.task),
                     image_size=image_size,
                     cameras=drawn,
                     antialias=antialias,
                     phrasing=phrasing,
+                    swap_instructions=swap_instructions,
                     indices=tuple(int(i) for i in indices),
-                    layout=layout,
-                    block=self._shared.name,
                 )
                 for indices in np.array_split(np.arange(num_envs), num_workers)
             ]
@@ -113,18 +115,10 @@ class CpuVecEnv:
         }
 
     def _start(self, configs: list[WorkerConfig]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._closed = False
-        self._processes = []
-        self._lines: list[Line] = []
         self._hosts = {i: w for w, config in enumerate(configs) for i in config.indices}
-        for config in configs:
-            ours, theirs = make_line(context)
-            process = context.Process(target=serve, args=(config, theirs), daemon=True)
-            process.start()
-            theirs.pipe.close()
-            self._processes.append(process)
-            self._lines.append(ours)
+        for index, config in enumerate(configs):
+            worker = WorkerProcess(f"worker {index}", serve, config, self._shared)
+            self._workers.append(worker)
         self._collect(range(len(configs)))  # each reports once it has built its model
 
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
@@ -164,7 +158,7 @@ class CpuVecEnv:
         actions = self._checked(chunks)
         length = actions.shape[1]
         self._shared.arrays["actions"][:, :length] = actions
-        self._ask("step", dict.fromkeys(range(len(self._lines)), length))
+        self._ask("step", dict.fromkeys(range(len(self._workers)), length))
         success = self._shared.arrays["success"][:, :length]
         return StepBatch(
             observation=self._observation(),
@@ -179,7 +173,7 @@ class CpuVecEnv:
     def expert_actions(self) -> Tensor:
         """The scripted expert's next action in every environment, float32 [n, action.dim]."""
         self._require_begun()
-        self._ask("expert", dict.fromkeys(range(len(self._lines))))
+        self._ask("expert", dict.fromkeys(range(len(self._workers))))
         return self._copy("expert")
 
     def export_state(self) -> np.ndarray:
@@ -196,28 +190,15 @@ class CpuVecEnv:
         """For each environment, the words that filled its instruction."""
         return [dict(labels) for labels in self._labels]
 
-    def set_instructions(self, indices: Sequence[int], instructions: Sequence[str]) -> None:
-        """Tell these environments' actors something else; success stays that of the true goal."""
-        for index, instruction in zip(indices, instructions, strict=True):
-            self._instructions[index] = instruction
-
     def close(self) -> None:
         """End the processes and free the shared memory; may be called again."""
         if self._closed:
             return
         self._closed = True
-        for line in self._lines:
-            try:
-                line.send(None)
-            except OSError:  # that worker has gone already
-                continue
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for line in self._lines:
-            line.pipe.close()
+        for worker in self._workers:
+            worker.ask_to_end()
+        for worker in self._workers:
+            worker.join()
         self._shared.close()
 
     def __enter__(self) -> CpuVecEnv:
@@ -271,7 +252,7 @@ class CpuVecEnv:
 
     def _gather(self, method: str) -> list[Any]:
         answers: dict[int, Any] = {}
-        for part in self._ask(method, dict.fromkeys(range(len(self._lines)))):
+        for part in self._ask(method, dict.fromkeys(range(len(self._workers)))):
             answers |= part
         return [answers[index] for index in range(self.num_envs)]
 
@@ -279,32 +260,17 @@ class CpuVecEnv:
         """Call a `Worker` method in these processes at once; the answers in their order."""
         if self._closed:
             raise RuntimeError("this vector environment is closed")
-        for worker, argument in arguments.items():
-            try:
-                self._lines[worker].send((method, argument))
-            except OSError:
-                self._fail(worker)
+        try:
+            for worker, argument in arguments.items():
+                self._workers[worker].send((method, argument))
+        except WorkerError:
+            self.close()
+            raise
         return self._collect(arguments)
 
-    def _collect(self, workers: Sequence[int] | dict[int, Any] | range) -> list[Any]:
-        answers = {}
-        for worker in workers:
-            try:
-                kind, value = self._lines[worker].receive()
-            except (EOFError, OSError):
-                self._fail(worker)
-            if kind == "error":
-                self.close()
-                raise WorkerError(f"worker {worker} failed:\n{value}")
-            answers[worker] = value
-        return list(answers.values())
-
-    def _fail(self, worker: int) -> NoReturn:
-        process = self._processes[worker]
-        process.join(timeout=5)
-        code = process.exitcode
-        self.close()
-        raise WorkerError(
-            f"worker {worker} died without a word (exit code {code}; a negative number is the "
-            "signal that ended it, -9 often means out of memory)"
-        )
+    def _collect(self, workers: Iterable[int]) -> list[Any]:
+        try:
+            return [self._workers[worker].receive() for worker in workers]
+        except WorkerError:
+            self.close()
+            raise

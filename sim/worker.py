@@ -5,59 +5,18 @@ Numpy only, so that a spawned worker starts without loading torch.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import traceback
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
 
+from sim.instruction_swap import swap_instruction
+from sim.shared_arrays import SharedArrays
 from sim.tasks.base import Episode, Phrasing, Task, pack_state
-from sim.tasks.registry import make_task
-from sim.worker_channel import Line
+from sim.worker_channel import WorkerChannel
 
-Layout = dict[str, tuple[tuple[int, ...], str]]
-_ALIGNMENT = 64
 _SPIN_S = 3e-4
 """How long a worker looks for work before it sleeps; waking it would take as long."""
-
-
-class SharedArrays:
-    """Named numpy arrays in one block of shared memory; the creator unlinks it.
-
-    Args:
-        layout: array name → (shape, dtype).
-        name: of an existing block; None creates one, filled with zeros.
-    """
-
-    def __init__(self, layout: Layout, name: str | None = None):
-        self._owner = name is None
-        offsets, size = {}, 0
-        for key, (shape, dtype) in layout.items():
-            offsets[key] = size
-            length = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            size += -(-length // _ALIGNMENT) * _ALIGNMENT
-        self._block = SharedMemory(name=name, create=self._owner, size=max(size, 1))
-        self.arrays: dict[str, np.ndarray] = {
-            key: np.ndarray(shape, dtype, buffer=self._block.buf, offset=offsets[key])
-            for key, (shape, dtype) in layout.items()
-        }
-
-    @property
-    def name(self) -> str:
-        """What another process opens the block by."""
-        return self._block.name
-
-    def close(self) -> None:
-        """Let go of the memory; the creator also removes it. May be called again."""
-        self.arrays = {}
-        with contextlib.suppress(BufferError):  # a caller still holds a view: freed with it
-            self._block.close()
-        if self._owner:
-            self._owner = False
-            self._block.unlink()
 
 
 @dataclass(frozen=True)
@@ -65,24 +24,22 @@ class WorkerConfig:
     """What a worker needs to know.
 
     Attributes:
-        task: registry name.
+        task: the class, not its name, so that a task need not be registered in the worker.
         image_size: pixels a side.
         cameras: names to draw; empty draws none.
-        antialias: multisample the pictures.
+        antialias: multisample the images.
         phrasing: which instruction templates.
+        swap_instructions: every scene gets another goal than its seed's, see `swap_instruction`.
         indices: the environments that this worker hosts.
-        layout: of the shared block.
-        block: the shared block's name.
     """
 
-    task: str
+    task: type[Task]
     image_size: int
     cameras: tuple[str, ...]
     antialias: bool
     phrasing: Phrasing
+    swap_instructions: bool
     indices: tuple[int, ...]
-    layout: Layout
-    block: str
 
 
 class Worker:
@@ -104,8 +61,12 @@ class Worker:
 
     def reset(self, seeds: dict[int, int]) -> dict[int, tuple[str, dict[str, str]]]:
         """Begin episodes; environment → instruction and labels."""
+        phrasing = self._config.phrasing
         for index, seed in seeds.items():
-            episode = self._task.reset(self._data[index], seed, self._config.phrasing)
+            data = self._data[index]
+            episode = self._task.reset(data, seed, phrasing)
+            if self._config.swap_instructions:
+                episode = swap_instruction(self._task, data, episode, phrasing)
             self._episodes[index] = episode
             self._arrays["truncated"][index] = False
             self._observe(index)
@@ -167,28 +128,16 @@ class Worker:
             self._renderer.close()
 
 
-def serve(config: WorkerConfig, line: Line) -> None:
-    """Answer (method, argument) messages until the parent goes or `None` arrives.
-
-    Every message gets ("ok", result) or ("error", traceback text); an error ends the process.
-    """
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # one rasteriser thread: processes are the cores
-    shared = None
+def serve(channel: WorkerChannel, config: WorkerConfig, shared: SharedArrays) -> None:
+    """Answer (method, argument) messages with ("ok", result) until `None` arrives."""
     try:
-        shared = SharedArrays(config.layout, config.block)
-        worker = Worker(config, make_task(config.task, config.image_size), shared.arrays)
-        line.send(("ok", None))
-        while (message := line.receive(_SPIN_S)) is not None:
-            line.send(("ok", _call(worker, *message)))
+        worker = Worker(config, config.task(config.image_size), shared.arrays)
+        channel.send(("ok", None))
+        while (message := channel.receive(_SPIN_S)) is not None:
+            channel.send(("ok", _call(worker, *message)))
         worker.close()
-    except (EOFError, KeyboardInterrupt, BrokenPipeError):
-        pass  # the parent has gone or is stopping us
-    except Exception:  # noqa: BLE001 the parent raises it again, with this traceback
-        with contextlib.suppress(BrokenPipeError):
-            line.send(("error", traceback.format_exc()))
     finally:
-        if shared is not None:
-            shared.close()
+        shared.close()
 
 
 def _call(worker: Worker, method: str, argument: Any) -> Any:

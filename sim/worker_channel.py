@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 from dataclasses import dataclass
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from multiprocessing.synchronize import Semaphore
 from typing import Any
 
-_LOOK_S = 0.2
-"""How often a sleeping end looks whether the other one has died."""
+
+class Signal:
+    """A counter that one process raises and another one waits for.
+
+    An eventfd, unlike one of multiprocessing's semaphores, has no name in /dev/shm that would stay
+    there when every process is killed. It is sent to a process as that is spawned.
+    """
+
+    def __init__(self, descriptor: int | None = None):
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
+        self._descriptor = os.eventfd(0, flags) if descriptor is None else descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _attach_signal, (reduction.DupFd(self._descriptor),)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def fileno(self) -> int:
+        """Readable while the counter is not 0."""
+        return self._descriptor
+
+    def post(self) -> None:
+        """Add one to the counter, which wakes who waits for it."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def take(self) -> bool:
+        """Subtract one from the counter; False, without waiting, where it is 0."""
+        try:
+            os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _attach_signal(sent: Any) -> Signal:
+    return Signal(sent.detach())
 
 
 @dataclass(frozen=True)
-class Line:
+class WorkerChannel:
     """One end.
 
-    Messages go through a pipe, but nobody sleeps on it: semaphores wake a process at a fraction of
-    the cost (4.7 instead of 5.5 ms for two workers that work 4 ms on two virtual cores).
+    Messages go through a pipe, but nobody sleeps on it: a pipe wakes its reader on the core of the
+    writer, which then works itself, so that workers wait for their parent and for each other.
 
     Attributes:
         pipe: carries messages both ways.
-        come: released by the other end after it has sent.
-        gone: to release after sending.
+        ready: posted by the other end after it has sent.
+        sent: to post after sending.
     """
 
     pipe: Connection
-    come: Semaphore
-    gone: Semaphore
+    ready: Signal
+    sent: Signal
 
     def send(self, message: Any) -> None:
         """Send, and wake the other end.
@@ -38,7 +74,7 @@ class Line:
             OSError: the other end has gone.
         """
         self.pipe.send(message)
-        self.gone.release()
+        self.sent.post()
 
     def receive(self, spin_s: float = 0.0) -> Any:
         """The next message.
@@ -50,16 +86,23 @@ class Line:
             EOFError: the other end has gone.
         """
         until = time.perf_counter() + spin_s
-        while not self.come.acquire(block=False):
+        while not self.ready.take():
             if time.perf_counter() < until:
                 os.sched_yield()
-            elif self.come.acquire(timeout=_LOOK_S) or self.pipe.poll():
-                break
+            elif not self._sleep():
+                break  # what was sent before the other end closed can still be read
         return self.pipe.recv()
 
+    def _sleep(self) -> bool:
+        """Wait for a message or for the end of the other end; False where it has gone."""
+        poll = select.poll()
+        poll.register(self.ready, select.POLLIN)
+        poll.register(self.pipe, 0)  # hang-up alone, which is always reported
+        return all(descriptor != self.pipe.fileno() for descriptor, _ in poll.poll())
 
-def make_line(context: BaseContext) -> tuple[Line, Line]:
+
+def make_channel(context: BaseContext) -> tuple[WorkerChannel, WorkerChannel]:
     """Two ends."""
     ours, theirs = context.Pipe()
-    there, back = context.Semaphore(0), context.Semaphore(0)
-    return Line(ours, back, there), Line(theirs, there, back)
+    to_them, to_us = Signal(), Signal()
+    return WorkerChannel(ours, to_us, to_them), WorkerChannel(theirs, to_them, to_us)

@@ -1,7 +1,8 @@
-"""Recorded folders without a simulator's pictures: made-up episodes through the real writer."""
+"""Recorded folders without a simulator's images: made-up episodes through the real writer."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,13 @@ def made_up_episode(task: Task, seed: int, length: int) -> dict[str, np.ndarray]
     action = rng.uniform(-1, 1, (length, task.spec.action.dim)).astype(np.float32)
     action[:, 0] = np.arange(length)
     privileged = rng.normal(size=(length, len(task.privileged_names)))
-    pictures = {
+    images = {
         f"image.{camera.name}": rng.integers(
             256, size=(length, camera.height, camera.width, 3), dtype=np.uint8
         )
         for camera in task.spec.cameras
     }
-    return pictures | {
+    return images | {
         "proprio": rng.normal(size=(length, task.spec.proprio.dim)).astype(np.float32),
         "action": action,
         "executed": action + np.float32(0.5),
@@ -39,7 +40,7 @@ def spool(store: RecordingStore, task: Task, seed: int, length: int) -> tuple[st
     """Leave a made-up episode as a worker does; returns its key."""
     arrays = made_up_episode(task, seed, length)
     np.savez(store.spool / f"{task.name}-{seed}.npz", allow_pickle=False, **arrays)
-    store.note((task.name, seed), succeeded=True)
+    store.register((task.name, seed), succeeded=True)
     return task.name, seed
 
 
@@ -51,3 +52,8 @@ def write_folder(
     with RecordingStore.open(root, SETTINGS, [task]) as store:
         store.write([spool(store, task, seed, length) for seed, length in enumerate(lengths)])
     return task
+
+
+def die(*_: object) -> bool:
+    """Instead of an episode: what the kernel does to a worker when memory runs out."""
+    os._exit(9)

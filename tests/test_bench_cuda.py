@@ -57,7 +57,7 @@ def test_the_model_has_smolvlas_size() -> None:
     with torch.device("meta"):
         model = make_model(config)
     assert 405e6 < sum(weight.numel() for weight in model.parameters()) < 495e6
-    assert model.interface.image_tokens == 64
+    assert model.dims.image_tokens == 64
     assert make_inputs(config, model, 1).input_ids.shape == (1, 2 * 64 + 32)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -191,6 +195,38 @@ def test_interrupt_is_no_traceback(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_job_that_is_ended_from_outside_is_an_interrupt(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that what Ctrl-C keeps is kept; afterwards the signal has its own meaning again."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def main(config: CollectConfig) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    command(main)
+    assert cli.main(["collect"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_terminal_that_lacks_a_sign_does_not_end_a_command(tmp_path: Path) -> None:
+    """Printed is what it has."""
+    program = (
+        "import sys; from scripts import cli; cli._run = lambda *_: print('40 µs') or 0; "
+        "sys.exit(cli.main(['collect']))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "40 ?s\n"), run.stderr
+
+
 @pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n not in cli.WITH_FOREIGN_FLAGS])
 def test_every_command_exists_and_explains_its_flags(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -232,16 +268,17 @@ def test_a_wrong_flag_is_refused(
 
 def test_a_preset_gives_a_task_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """Flags after it still win; an unknown one lists the valid ones."""
-    from scripts.presets import PRESETS, preset
+    from scripts.presets import preset
+    from sim.tasks.registry import TASKS
 
-    assert all(preset(name).refine.task == name for name in PRESETS)
+    assert all(preset(name).refine.task == name for name in TASKS)
     with pytest.raises(SystemExit):
         cli.main(["collect", "--preset", "FetchPush", "--help"])
     assert "(default: 0.5)" in capsys.readouterr().out
     assert cli.main(["refine", "--preset=FetchPull"]) == cli.USAGE_EXIT
     error = capsys.readouterr().err
     assert "no preset 'FetchPull'" in error
-    assert all(name in error for name in PRESETS)
+    assert all(name in error for name in TASKS)
 
 
 def test_the_printed_command_line_repeats_the_run() -> None:

@@ -9,7 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts import doctor
-from scripts.doctor import Check, DoctorConfig
+from scripts.doctor import Check, DoctorConfig, RenderProbe
+from sim import gl_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,13 +104,94 @@ def test_rendering_works_here() -> None:
     """The probe draws with the backend that it names, in a measurable time."""
     probe = doctor.probe_rendering()
     assert probe.backend in {"egl", "osmesa", "glfw"}, probe.reason
-    assert 0.0 < probe.picture_ms < 1000.0
+    assert 0.0 < probe.image_ms < 1000.0
+
+
+@pytest.mark.render
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MUJOCO_GL", "nonsense"),
+        ("MUJOCO_GL", "glfw"),
+        ("MUJOCO_EGL_DEVICE_ID", "7"),
+        ("PYOPENGL_PLATFORM", "glx"),
+        ("__EGL_VENDOR_LIBRARY_FILENAMES", "nowhere.json"),
+    ],
+)
+def test_a_variable_that_keeps_images_from_being_drawn_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """No installation helps as long as it is set, so none is advised."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv(name, value)
+    check = doctor.check_rendering()
+    assert f"unset {name} (now {value!r})" in check.fix
+    assert "apt-get" not in check.finding + check.fix
+    assert "NoRendererError" not in check.finding
 
 
 def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend that cannot work gives a reason and a command, not a crash."""
-    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    """Where no variable is the cause."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    reason = "found neither EGL nor OSMesa: " + gl_environment.advice()
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: RenderProbe("", reason=reason))
     check = doctor.check_rendering()
-    assert "nonsense" in check.finding
-    assert "unset MUJOCO_GL" in check.fix
-    assert "libegl1" in check.fix
+    assert check.finding == "found neither EGL nor OSMesa"
+    assert "apt-get install -y libegl1" in check.fix
+
+
+def test_a_library_that_is_asked_for_but_missing_is_no_fault_of_the_variable_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers set MUJOCO_GL=egl, and PYOPENGL_PLATFORM is what MuJoCo makes of it."""
+    for variable in gl_environment.variables():
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert "unset MUJOCO_GL (now 'egl'), or install" in gl_environment.advice()
+
+
+def test_a_missing_package_is_not_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mujoco nothing is said of OpenGL."""
+    probe = RenderProbe("", reason="ModuleNotFoundError: No module named 'mujoco'")
+    monkeypatch.setattr(doctor, "probe_rendering", lambda: probe)
+    assert "setup.sh" in doctor.check_rendering().fix
+
+
+def test_a_machine_without_git_is_told_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything works without; results then lack their commit, so it is a warning."""
+    assert not doctor.check_git().fix
+    monkeypatch.setenv("PATH", "")
+    check = doctor.check_git()
+    assert "will not name their commit" in check.finding
+    assert "git" in check.fix
+    assert not check.essential
+
+
+def test_folders_that_cannot_be_written_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where results go, for temporary files and for caches; a file is no folder for root either."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert not doctor.check_writable("results", tmp_path / "runs" / "new").fix
+    check = doctor.check_writable("results", blocked)
+    assert "cannot be written" in check.finding
+    assert check.fix
+    assert "TMPDIR" in doctor.check_writable("temporary files", None).fix
+    monkeypatch.setenv("HF_HOME", str(blocked))
+    check = doctor.check_caches()
+    assert "set HF_HOME" in check.fix
+    assert not check.essential
+
+
+def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
+    """Its size is said, and how a container gets more."""
+    check = doctor.check_shared_memory(tmp_path, needed_mb=1e12)
+    assert "--shm-size" in check.fix
+    assert not check.essential
+    assert not doctor.check_shared_memory(tmp_path, needed_mb=0).fix
+    assert not doctor.check_shared_memory(tmp_path / "none").fix

@@ -83,39 +83,28 @@ def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
 def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> Path:
     """A LeRobotDataset of random episodes, with its contract; an episode has two instructions."""
     # Here, so that the models above can be used where LeRobot is not installed.
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot_folder import Frame, camera, vector, write_episodes
 
-    features = {
-        f"observation.images.{c.name}": {
-            "dtype": "image",
-            "shape": (c.height, c.width, 3),
-            "names": ["height", "width", "channels"],
-        }
-        for c in spec.cameras
+    features = {f"observation.images.{c.name}": camera(c.height, c.width) for c in spec.cameras} | {
+        "observation.state": vector(spec.proprio.names),
+        "action": vector(spec.action.names),
     }
-    for key, vector in (("observation.state", spec.proprio), ("action", spec.action)):
-        features[key] = {"dtype": "float32", "shape": (vector.dim,), "names": [*vector.names]}
-    dataset = LeRobotDataset.create(
-        f"local/{spec.robot}",
-        fps=int(spec.control_rate_hz),
-        features=features,
-        root=root,
-        robot_type=spec.robot,
-        use_videos=False,
-    )
     rng = np.random.default_rng(0)
-    for length in lengths:
-        for step in range(length):
-            frame = {
-                f"observation.images.{c.name}": rng.integers(
-                    256, size=(c.height, c.width, 3), dtype=np.uint8
-                )
-                for c in spec.cameras
-            }
-            for key, vector in (("observation.state", spec.proprio), ("action", spec.action)):
-                frame[key] = rng.uniform(vector.low, vector.high).astype(np.float32)
-            dataset.add_frame(frame | {"task": WORDS[step >= length // 2]})
-        dataset.save_episode()
-    dataset.finalize()
+
+    def frame(step: int, length: int) -> Frame:
+        images = {
+            f"observation.images.{c.name}": rng.integers(
+                256, size=(c.height, c.width, 3), dtype=np.uint8
+            )
+            for c in spec.cameras
+        }
+        numbers = {
+            key: rng.uniform(limits.low, limits.high).astype(np.float32)
+            for key, limits in (("observation.state", spec.proprio), ("action", spec.action))
+        }
+        return images | numbers | {"task": WORDS[step >= length // 2]}
+
+    episodes = ((frame(step, length) for step in range(length)) for length in lengths)
+    write_episodes(root, features, episodes, int(spec.control_rate_hz), spec.robot)
     (root / "meta" / "contract.json").write_text(json.dumps(spec.to_dict()))
     return root

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -54,7 +55,7 @@ class VectorSpec:
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """One camera: uint8 RGB pictures of `height` x `width` pixels, row 0 at the top."""
+    """One camera: uint8 RGB images of `height` x `width` pixels, row 0 at the top."""
 
     name: str
     height: int
@@ -68,7 +69,7 @@ class FeatureMap:
     Attributes:
         action: the commands.
         proprio: the proprioception.
-        cameras: camera name → its pictures; a camera that is missing here has LeRobot's usual name.
+        cameras: camera name → its images; a camera that is missing here has LeRobot's usual name.
     """
 
     action: str = "action"
@@ -76,7 +77,7 @@ class FeatureMap:
     cameras: dict[str, str] = field(default_factory=dict)
 
     def camera(self, name: str) -> str:
-        """The feature that holds a camera's pictures."""
+        """The feature that holds a camera's images."""
         return self.cameras.get(name, f"observation.images.{name}")
 
 
@@ -87,8 +88,8 @@ class RobotSpec:
     Attributes:
         robot: embodiment name.
         action: one control step's command.
-        proprio: what the robot feels of itself.
-        cameras: in the order in which a policy sees them.
+        proprio: what the robot measures of itself.
+        cameras: in the order in which a policy takes them.
         control_rate_hz: control steps a second.
         features: where a data set keeps these things; no part of what must agree.
     """
@@ -207,11 +208,9 @@ class ActionChunk:
 
     Attributes:
         actions: float32 [horizon, action.dim], in the contract's units.
-        time_s: the observation's time that the chunk answers.
     """
 
     actions: np.ndarray
-    time_s: float = 0.0
 
     def validate(self, spec: RobotSpec) -> None:
         """Check shape and finiteness against a contract.
@@ -224,21 +223,6 @@ class ActionChunk:
                 f"action chunk has shape {self.actions.shape}, expected [horizon, action]"
             )
         _require_vector("action chunk", self.actions, spec.action)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One control step's outcome for a single robot.
-
-    `terminated` is an end inside the task (no value beyond it); `truncated` is a time limit
-    (the value of `observation` still counts).
-    """
-
-    observation: Observation
-    reward: float
-    terminated: bool
-    truncated: bool
-    success: bool
 
 
 @dataclass
@@ -285,8 +269,8 @@ class StepBatch:
         rewards: float32 [n, k], zero where not valid.
         success: bool [n, k], the task's condition after each step.
         valid: bool [n, k], steps that were executed.
-        terminated: bool [n].
-        truncated: bool [n].
+        terminated: bool [n], an end inside the task: there is no value beyond it.
+        truncated: bool [n], a time limit: the value of `observation` still counts.
     """
 
     observation: ObservationBatch
@@ -319,12 +303,14 @@ class VecEnv(Protocol):
 
     Attributes:
         spec: the contract of the simulated robot.
+        device: of every tensor that it takes and gives.
         num_envs: how many.
         horizon: control steps until an episode is truncated.
         privileged_names: one name per privileged dimension.
     """
 
     spec: RobotSpec
+    device: torch.device
     num_envs: int
     horizon: int
     privileged_names: tuple[str, ...]

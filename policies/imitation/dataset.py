@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policies.imitation.frame_cache import Frames, open_frames
+from policies.imitation.images import TOLERANCE_S
 from vla.contract import ObservationBatch
 from vla.data.dataset_contract import merge_contracts
 from vla.processing.normalisation import Statistics
@@ -26,11 +27,11 @@ class DemoBatch:
 
     Attributes:
         images: by camera, uint8 [b, h, w, 3].
-        proprio: float32 [b, proprio.dim].
-        actions: float32 [b, k, action.dim]; beyond the episode's end its last action is repeated.
+        proprio: [b, proprio.dim]; this and the next float32, or float64 where the data set stores
+            more than float32 holds, to be rounded after an offset was subtracted.
+        actions: [b, k, action.dim]; beyond the episode's end its last action is repeated.
         is_pad: bool [b, k], True where that happened.
         instructions: `b` strings.
-        privileged: float32 [b, privileged], simulator state for critics, never for actors.
         time_s: float32 [b], since the episode began.
     """
 
@@ -39,7 +40,6 @@ class DemoBatch:
     actions: Tensor
     is_pad: Tensor
     instructions: list[str]
-    privileged: Tensor
     time_s: Tensor
 
     def __len__(self) -> int:
@@ -63,19 +63,20 @@ class DemoDataset:
     Args:
         roots: one folder or several, of one robot.
         chunk: actions a sample.
-        heldout_fraction: share of each folder's episodes that is set aside: at least one of two, of
-            a single one none; 0 sets none aside.
+        heldout_fraction: share of each folder's episodes that is set aside: at least one of two or
+            more, never all, and none where it is 0.
         seed: decides which.
         weights: share of the drawn samples that each folder gets, in any unit; by default every
             frame is drawn equally often, so that a folder counts as much as it is long.
         episodes: only the first ones of each folder; None takes all.
         without: instructions are left out that name all parts of one of these, parts joined by "+"
             such as "red block+purple zone".
+        cameras: names of those that are used; by default all, see `read_contract`.
+        tolerance_s: how far a frame may be from the nearest image of its video.
 
     Attributes:
         spec: the contract that all folders share.
         chunk: actions a sample.
-        privileged_names: one name per privileged dimension; those that a folder lacks are 0 there.
 
     Raises:
         FileNotFoundError: no data set there, or one without a contract.
@@ -93,6 +94,8 @@ class DemoDataset:
         weights: Sequence[float] = (),
         episodes: int | None = None,
         without: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+        tolerance_s: float = TOLERANCE_S,
     ):
         folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]
         if chunk < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
@@ -100,9 +103,11 @@ class DemoDataset:
                 f"need a folder, chunk >= 1 and 0 <= heldout_fraction < 1, got {folders}, "
                 f"{chunk}, {heldout_fraction}"
             )
-        if weights and (len(weights) != len(folders) or min(weights) <= 0):
+        if weights and (len(weights) != len(folders) or not all(0 < w < np.inf for w in weights)):
             raise ValueError(f"need one weight > 0 a folder, got {list(weights)} for {folders}")
-        parts = [open_frames(folder) for folder in folders]
+        if episodes is not None and episodes < 1:
+            raise ValueError(f"episodes start at 1, got {episodes}; None takes all")
+        parts = [open_frames(folder, cameras, tolerance_s) for folder in folders]
         self.spec = merge_contracts(
             {f"data set {f}": p.spec for f, p in zip(folders, parts, strict=True)}
         )
@@ -111,13 +116,10 @@ class DemoDataset:
         self._starts = np.cumsum([0] + [len(part) for part in parts])  # [folders + 1]
         self._proprio = np.concatenate([part.proprio for part in parts])
         self._actions = np.concatenate([part.action for part in parts])
-        self.privileged_names = tuple(
-            dict.fromkeys(name for part in parts for name in part.privileged_names)
-        )
-        self._privileged = np.concatenate([self._align_privileged(part) for part in parts])
         self._instructions = [text for part in parts for text in part.instructions]
         self._number_episodes(parts)
-        self._set_apart(self._kept(episodes, without), heldout_fraction, seed)
+        kept = self._select(episodes, without)
+        self._rows = self._split(kept, heldout_fraction, seed)
         self._weights = tuple(weights)
         self._drawers = {
             split: Drawer(split, [len(rows)], [self.shares(split)])
@@ -131,13 +133,6 @@ class DemoDataset:
         source = self._folder(self._rows[split])
         counts = np.bincount(source, minlength=len(self._weights))
         return np.divide(self._weights, counts.clip(1))[source]
-
-    def _align_privileged(self, part: Frames) -> np.ndarray:
-        aligned = np.zeros((len(part), len(self.privileged_names)), np.float32)
-        aligned[:, [self.privileged_names.index(n) for n in part.privileged_names]] = (
-            part.privileged
-        )
-        return aligned
 
     def _folder(self, rows: np.ndarray) -> np.ndarray:
         """Which folder each of these frames is from, int64 [b]."""
@@ -154,39 +149,36 @@ class DemoDataset:
         self._begin = first[self._episode]
         self._end = (first + lengths)[self._episode]
 
-    def _set_apart(self, kept: np.ndarray, heldout_fraction: float, seed: int) -> None:
-        """Split the kept frames (bool [frames]) by whole episodes."""
-        rng = np.random.default_rng(seed)
-        remaining = np.unique(self._episode[kept])
-        heldout: list[int] = []
-        for first, end in pairwise(self._first_episodes.tolist()):
-            # Folder by folder, so that each task is held out in proportion.
-            order = first + rng.permutation(end - first)
-            order = order[np.isin(order, remaining)]
-            share = round(heldout_fraction * len(order))
-            if heldout_fraction and len(order) > 1:
-                share = min(max(share, 1), len(order) - 1)  # of two, one can be measured with
-            heldout += order[:share].tolist()
-        is_heldout = np.isin(self._episode, heldout)
-        self._rows: dict[Split, np.ndarray] = {
-            "train": np.flatnonzero(kept & ~is_heldout),
-            "heldout": np.flatnonzero(kept & is_heldout),
-        }
-
-    def _kept(self, episodes: int | None, without: Sequence[str]) -> np.ndarray:
+    def _select(self, episodes: int | None, without: Sequence[str]) -> np.ndarray:
         """Which frames are used at all, bool [frames]."""
-        named = [entry.split("+") for entry in without]
-        told = {
-            text: not any(all(part in text for part in entry) for entry in named)
+        left_out = [entry.split("+") for entry in without]
+        is_used = {
+            text: not any(all(part in text for part in entry) for entry in left_out)
             for text in set(self._instructions)
         }
-        kept = np.array([told[text] for text in self._instructions], dtype=bool)
+        kept = np.array([is_used[text] for text in self._instructions])
         if episodes is not None:
             first = self._first_episodes[self._folder(np.arange(len(self)))]
             kept &= self._episode - first < episodes
         if not kept.any():
             raise ValueError(f"nothing is left of {episodes} episodes without {list(without)}")
         return kept
+
+    def _split(self, kept: np.ndarray, fraction: float, seed: int) -> dict[Split, np.ndarray]:
+        """Frames by split; whole episodes are held out, folder by folder, so task by task."""
+        rng = np.random.default_rng(seed)
+        used = np.unique(self._episode[kept])
+        heldout: list[int] = []
+        for first, end in pairwise(self._first_episodes.tolist()):
+            order = first + rng.permutation(end - first)
+            order = order[np.isin(order, used)]
+            count = min(max(round(fraction * len(order)), fraction > 0), len(order) - 1)
+            heldout += order[: max(count, 0)].tolist()
+        is_heldout = np.isin(self._episode, heldout)
+        return {
+            "train": np.flatnonzero(kept & ~is_heldout),
+            "heldout": np.flatnonzero(kept & is_heldout),
+        }
 
     def __len__(self) -> int:
         return len(self._episode)
@@ -209,7 +201,6 @@ class DemoDataset:
             actions=actions,
             is_pad=is_pad,
             instructions=[self._instructions[row] for row in rows],
-            privileged=torch.from_numpy(self._privileged[rows]),
             time_s=torch.from_numpy(
                 ((rows - self._begin[rows]) / self.spec.control_rate_hz).astype(np.float32)
             ),

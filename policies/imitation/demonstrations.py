@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
+from policies.imitation.images import TOLERANCE_S
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
 from vla.data.paraphrases import Paraphrases
@@ -30,6 +31,8 @@ class Demonstrations:
         paraphrases: a JSON file, see `Paraphrases.read`; None trains on what was recorded.
         episodes: see `DemoDataset`.
         without: see `DemoDataset`.
+        cameras: see `DemoDataset`.
+        tolerance_s: see `DemoDataset`.
 
     Attributes:
         robots: embodiment → its demonstrations, in the folders' order.
@@ -52,19 +55,29 @@ class Demonstrations:
         paraphrases: Path | None = None,
         episodes: int | None = None,
         without: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+        tolerance_s: float = TOLERANCE_S,
     ):
         for what, given in (("weight", weights), ("embodiment", names)):
             if given and len(given) != len(roots):
                 listed = [str(root) for root in roots]
                 raise ValueError(f"need one {what} a folder, got {list(given)} for {listed}")
-        names = names or [read_contract(root).robot for root in roots]
+        names = names or [read_contract(root, cameras).robot for root in roots]
         self.robots: dict[str, DemoDataset] = {}
         for name in dict.fromkeys(names):
             mine = [index for index, other in enumerate(names) if other == name]
             folders, shares = [roots[i] for i in mine], [weights[i] for i in mine if weights]
             try:
                 data = DemoDataset(
-                    folders, chunk, heldout_fraction, seed, shares, episodes, without
+                    folders,
+                    chunk,
+                    heldout_fraction,
+                    seed,
+                    shares,
+                    episodes,
+                    without,
+                    cameras,
+                    tolerance_s,
                 )
             except ContractMismatchError as error:
                 raise ContractMismatchError(

@@ -1,7 +1,7 @@
 """A LeRobotDataset v3 folder, decoded once into memory-mapped arrays beside it.
 
-Decoding pictures for every batch costs far more than a small policy's update; decoded, they cost a
-copy. The cache holds derived data only and may be deleted at any time.
+Decoding images for every batch costs far more than a small policy's update; decoded, they cost a
+copy. The cache holds derived data only and is built anew whenever the data set changes.
 """
 
 from __future__ import annotations
@@ -13,185 +13,174 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from policies.imitation.images import decode_pictures
+from policies.imitation.images import TOLERANCE_S, open_images
 from vla.contract import RobotSpec
 from vla.data.dataset_contract import read_contract
+from vla.data.recorded_frames import RecordedFrames, list_files, read_frames
 
-_PRIVILEGED = "privileged.state"
-_VECTORS = ("proprio", "action", "privileged")
+_ARRAYS = ("proprio", "action", "episode", "frame", "task")
+_SOURCES = ("data/*/*", "meta/*", "meta/episodes/*/*", "videos/*/*/*", "images/*/*/*")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """All frames of one data set, in its order.
+    """All frames of one data set, by episode and, within one, in time.
 
     Attributes:
         spec: the contract it was recorded under.
-        privileged_names: one name per privileged dimension.
         images: by camera, uint8 [frames, h, w, 3], on disk.
-        proprio: float32 [frames, proprio.dim].
-        action: float32 [frames, action.dim].
-        privileged: float32 [frames, privileged].
-        episode: int64 [frames], ascending.
+        proprio: [frames, proprio.dim]; this and the next float32, or float64 where the data set
+            stores more than float32 holds.
+        action: [frames, action.dim].
+        episode: int64 [frames], ascending; numbers may be left out.
+        frame: int64 [frames], within the episode, ascending in each.
         instructions: one string a frame.
     """
 
     spec: RobotSpec
-    privileged_names: tuple[str, ...]
     images: dict[str, np.ndarray]
     proprio: np.ndarray
     action: np.ndarray
-    privileged: np.ndarray
     episode: np.ndarray
+    frame: np.ndarray
     instructions: list[str]
 
     def __len__(self) -> int:
         return len(self.episode)
 
 
-def open_frames(root: Path) -> Frames:
+def open_frames(
+    root: Path, cameras: Sequence[str] = (), tolerance_s: float = TOLERANCE_S
+) -> Frames:
     """Open a data set through its cache; build the cache when there is none for its present state.
+
+    Args:
+        root: folder of the data set.
+        cameras: names of those that are used; by default all, see `read_contract`.
+        tolerance_s: how far a frame may be from the nearest image of its video.
 
     Raises:
         FileNotFoundError: no data set.
-        ValueError: an older format, no statistics, or parts that are damaged, missing or contradict
-            each other.
+        ValueError: an older format, no statistics, or parts that are damaged, missing, contradict
+            each other or hold no finite numbers.
         OSError: no room or no right to write the cache.
     """
-    spec = read_contract(root)
-    cache = root / ".cache" / _fingerprint(root)
-    if not cache.is_dir():
-        with _building(root, cache) as unfinished:
-            if unfinished is not None:
-                _build(root, spec, unfinished)
-    manifest = json.loads((cache / "manifest.json").read_text())
-    arrays = {name: np.load(cache / f"{name}.npy") for name in (*_VECTORS, "episode", "task")}
+    spec = read_contract(root, cameras)
+    cache = root / ".cache" / _fingerprint(root, spec, tolerance_s)
+    with contextlib.suppress(FileNotFoundError):  # none yet, or another process exchanges it
+        return _load(cache, spec)
+    with _locked(root, cache.parent):
+        if not cache.is_dir():
+            _build(root, spec, cache, tolerance_s)
+        return _load(cache, spec)
+
+
+def _load(cache: Path, spec: RobotSpec) -> Frames:
+    texts = json.loads((cache / "manifest.json").read_text())["instructions"]
+    arrays = {name: np.load(cache / f"{name}.npy") for name in _ARRAYS}
     return Frames(
         spec=spec,
-        privileged_names=tuple(manifest["privileged_names"]),
         images={
-            camera.name: np.load(_pictures(cache, index), mmap_mode="r")
+            camera.name: np.load(_images(cache, index), mmap_mode="r")
             for index, camera in enumerate(spec.cameras)
         },
-        instructions=[manifest["instructions"][index] for index in arrays.pop("task")],
+        instructions=[texts[index] for index in arrays.pop("task")],
         **arrays,
     )
 
 
-def _fingerprint(root: Path) -> str:
-    """Changes whenever a file of the data set is added, replaced or rewritten."""
-    digest = hashlib.sha256(b"frame cache 2")  # raise the number when the layout changes
-    for part in ("data", "meta", "videos"):
-        for path in sorted((root / part).rglob("*")):
-            if path.is_file():
-                stat = path.stat()
-                line = f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n"
-                digest.update(line.encode())
-    return digest.hexdigest()[:16]
+def _fingerprint(root: Path, spec: RobotSpec, tolerance_s: float) -> str:
+    """`<state of the data set>-<what is read of it>`.
+
+    The first part changes whenever a file is added, replaced or rewritten, links included.
+    """
+    source = hashlib.sha256(b"frame cache 3")  # raise the number when the layout changes
+    for path in (path for pattern in _SOURCES for path in list_files(root, pattern)):
+        if path.is_file():
+            stat = path.stat()
+            line = f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n"
+            source.update(line.encode())
+    keys = [spec.features.camera(camera.name) for camera in spec.cameras]
+    read = hashlib.sha256(json.dumps([keys, tolerance_s]).encode())
+    return f"{source.hexdigest()[:16]}-{read.hexdigest()[:8]}"
 
 
 @contextlib.contextmanager
-def _building(root: Path, cache: Path) -> Iterator[Path | None]:
-    """A folder to fill, which becomes the cache at once; None when another process has built it."""
+def _locked(root: Path, folder: Path) -> Iterator[None]:
+    """Keep other processes from building caches there; explains what hinders writing."""
     try:
-        cache.parent.mkdir(exist_ok=True)
-        with (cache.parent / "lock").open("w") as lock:
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if cache.is_dir():
-                yield None
-                return
-            # The lock is ours, so whatever else lies here is unfinished or of an older state.
-            for stale in cache.parent.iterdir():
-                if stale.is_dir():
-                    shutil.rmtree(stale)
-            unfinished = cache.with_suffix(".tmp")
-            unfinished.mkdir()
-            try:
-                yield unfinished
-                unfinished.rename(cache)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free space there"
+        elif str(error.filename).startswith(str(folder)):
+            mend = "make a folder that may be written, with links to its data, meta and videos"
+        else:
+            raise
         raise OSError(
             error.errno,
-            f"cannot decode {root} into {cache.parent}: {error.strerror or error}. "
-            "Free space, or copy the data set to a folder that may be written",
+            f"cannot decode {root} into {folder}: {error.strerror or error}; {mend}",
         ) from error
 
 
-def _build(root: Path, spec: RobotSpec, folder: Path) -> None:
-    info = json.loads((root / "meta" / "info.json").read_text())
-    shapes = [(info["total_frames"], c.height, c.width, 3) for c in spec.cameras]
+def _build(root: Path, spec: RobotSpec, cache: Path, tolerance_s: float) -> None:
+    """Fill a folder that becomes the cache at once, when it is complete."""
+    state = cache.name.partition("-")[0]
+    for other in cache.parent.iterdir():
+        # The lock is ours, so these are unfinished, or of an older state of the data set.
+        if other.is_dir() and (other.suffix or not other.name.startswith(state)):
+            shutil.rmtree(other)
+    unfinished = cache.with_suffix(".tmp")
+    unfinished.mkdir()
+    try:
+        _fill(unfinished, read_frames(root), spec, tolerance_s)
+        unfinished.rename(cache)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: float) -> None:
+    texts = frames.instructions()
+    numbers = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    arrays = {
+        "proprio": frames.vectors(spec.features.proprio),
+        "action": frames.vectors(spec.features.action),
+        "episode": frames.episode,
+        "frame": frames.frame,
+        "task": np.array([numbers[text] for text in texts], np.int64),
+    }
+    keys = [spec.features.camera(camera.name) for camera in spec.cameras]
+    # All of them are checked before the first is decoded, which may take hours.
+    sources = [open_images(frames, key, tolerance_s) for key in keys]
+    shapes = [(len(frames), camera.height, camera.width, 3) for camera in spec.cameras]
     need, free = sum(map(math.prod, shapes)), shutil.disk_usage(folder).free
     if free < need:
         raise OSError(errno.ENOSPC, f"needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
-    table = _read_table(root, info["total_frames"])
-    columns = {"proprio": spec.features.proprio, "action": spec.features.action}
-    arrays = {name: _matrix(table[column]) for name, column in columns.items()}
-    arrays |= {name: table[f"{name}_index"].to_numpy() for name in ("episode", "task")}
-    privileged_names: list[str] = []
-    if _PRIVILEGED in info["features"]:  # only our own recordings know the simulator's state
-        privileged_names = info["features"][_PRIVILEGED]["names"]
-        arrays["privileged"] = _matrix(table[_PRIVILEGED])
-    else:
-        arrays["privileged"] = np.zeros((len(table), 0), np.float32)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     with Progress(transient=True) as progress:
-        for index, (camera, shape) in enumerate(zip(spec.cameras, shapes, strict=True)):
-            path = _pictures(folder, index)
-            images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-            bar = progress.add_task(f"decoding {root.name} {camera.name}", total=len(table))
-            key = spec.features.camera(camera.name)
-            for count in decode_pictures(root, info, key, table, images):
+        for index, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
+            images = np.lib.format.open_memmap(_images(folder, index), "w+", np.uint8, shape)
+            label = f"decoding {frames.root.name} {spec.cameras[index].name}"
+            bar, decoded = progress.add_task(label, total=len(frames)), 0
+            for count in source.decode(images):
                 progress.advance(bar, count)
+                decoded += count
+            if decoded != len(frames):
+                raise RuntimeError(f"{keys[index]}: {decoded} of {len(frames)} images were decoded")
             images.flush()
-    tasks = pq.read_table(root / "meta" / "tasks.parquet").sort_by("task_index")
-    manifest = {
-        "privileged_names": privileged_names,
-        "instructions": tasks[_text_column(tasks)].to_pylist(),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    (folder / "manifest.json").write_text(json.dumps({"instructions": [*numbers]}, indent=1))
 
 
-def _pictures(cache: Path, camera: int) -> Path:
+def _images(cache: Path, camera: int) -> Path:
     return cache / f"images_{camera}.npy"  # numbered: a camera's name may be no file's
-
-
-def _text_column(tasks: pa.Table) -> str:
-    """LeRobot's writer names it "task", an unnamed pandas index "__index_level_0__"."""
-    return next(name for name in tasks.column_names if name != "task_index")
-
-
-def _read_table(root: Path, frames: int) -> pa.Table:
-    files = sorted((root / "data").rglob("*.parquet"))
-    try:
-        table = pa.concat_tables([pq.read_table(file) for file in files])
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"data set {root} holds a damaged file: {error}. Delete the folder and record or copy "
-            "it again"
-        ) from error
-    if not np.array_equal(table["index"].to_numpy(), np.arange(frames)):
-        raise ValueError(
-            f"data set {root} lists {frames} frames but holds {len(table)}: it was interrupted. "
-            "Run the same `vla collect` again, which mends it, or copy it again"
-        )
-    return table
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    values: Any = column.combine_chunks()
-    if hasattr(values, "flatten"):  # a list a frame; of a vector of one number LeRobot keeps that
-        values = values.flatten()
-    return values.to_numpy().reshape(len(column), -1).astype(np.float32)

@@ -24,9 +24,6 @@ from policies.reinforcement.policy_update import Metrics, describe_step, require
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
 
-LEARNING_RATES = {"gaussian": 1e-3, "token": 1e-4, "fast": 1e-4, "flow": 1e-4}
-"""Of Adam, by kind of head; larger than PPO's, which takes many steps a collection."""
-
 
 @dataclass(frozen=True)
 class A2CConfig:
@@ -35,7 +32,7 @@ class A2CConfig:
     Attributes:
         gamma: discount a control step.
         gae_lambda: of the generalised advantages, a macro-step.
-        learning_rate: of Adam; None for the one of the head's kind, see `LEARNING_RATES`.
+        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
         log_std_learning_rate: of Adam for the exploration's log standard deviation.
         entropy: weight of the entropy bonus.
         max_grad_norm: gradients are clipped to this norm.
@@ -67,7 +64,7 @@ class A2C:
         rate = config.learning_rate
         self._optimizer = ActorOptimizer(
             actor,
-            learning_rate_for(actor.head, LEARNING_RATES) if rate is None else rate,
+            learning_rate_for(actor.head) if rate is None else rate,
             config.log_std_learning_rate,
             config.max_grad_norm,
         )

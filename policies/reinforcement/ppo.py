@@ -26,9 +26,6 @@ from policies.reinforcement.policy_update import Metrics, k3, mean_metrics, requ
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
 
-LEARNING_RATES = {"gaussian": 3e-4, "token": 2e-5, "fast": 2e-5, "flow": 2e-5}
-"""Of Adam, by kind of head."""
-
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -40,7 +37,7 @@ class PPOConfig:
         clip_range: the ratio is clipped to 1 - clip_range and 1 + clip_range.
         epochs: passes over what was collected.
         minibatch_size: macro-steps a gradient step, roughly: parts are of equal size.
-        learning_rate: of Adam; None for the one of the head's kind, see `LEARNING_RATES`.
+        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
         log_std_learning_rate: of Adam for the exploration's log standard deviation.
         entropy: weight of the entropy bonus.
         reference_kl: weight of the penalty KL(policy || clone), at the policy's own exploration.
@@ -79,7 +76,7 @@ class PPO:
         rate = config.learning_rate
         self._optimizer = ActorOptimizer(
             actor,
-            learning_rate_for(actor.head, LEARNING_RATES) if rate is None else rate,
+            learning_rate_for(actor.head) if rate is None else rate,
             config.log_std_learning_rate,
             config.max_grad_norm,
         )

@@ -20,7 +20,7 @@ import tyro
 
 from scripts import evaluate, ground, pretrain
 from scripts.presets import preset
-from sim.tasks.tabletop import UNSEEN_PAIRS
+from sim.tasks.tabletop import Tabletop
 
 _STARTS = ("grounded", "ungrounded")
 
@@ -61,7 +61,7 @@ def main(config: BenchGroundingConfig) -> int:
             _clone(config, config.task, start, folder, episodes=count)
             results[f"{count} demonstrations, {start}"] = _success(config, config.task, folder)
     if config.tabletop:
-        pairs = tuple("+".join(pair) for pair in UNSEEN_PAIRS)
+        pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
         for start in _STARTS:
             folder = config.out / f"Tabletop-{start}"
             _clone(config, "Tabletop", start, folder, without=pairs)
@@ -69,7 +69,7 @@ def main(config: BenchGroundingConfig) -> int:
             results[f"tabletop, {start}, held-out phrasing"] = _success(
                 config, "Tabletop", folder, phrasing="heldout"
             )
-            for pair in UNSEEN_PAIRS:
+            for pair in Tabletop.unseen_pairs:
                 results[f"tabletop, {start}, {' to '.join(pair)}, never told together"] = _success(
                     config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
                 )
@@ -92,7 +92,7 @@ def _clone(
             ground.main(
                 replace(
                     ground.GroundConfig(),
-                    frames=(100,) * 5,
+                    frames=(100,) * len(ground.GroundConfig().tasks),
                     scenes=config.out / "scenes",
                     out=unseen,
                     training=replace(ground.GroundConfig().training, updates=0),

@@ -7,6 +7,7 @@ so one task object serves every environment of a worker process.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -24,7 +25,7 @@ class Episode:
 
     Attributes:
         seed: an equal seed (with an equal phrasing) is an equal episode.
-        instruction: what the actor is told.
+        instruction: what the actor is to do, in words.
         goal: float64 [goal], world frame, metres; the layout is the task's own.
         labels: words that fill the instruction ("object" → "red block", "zone" → "blue zone").
         steps: control steps executed so far.
@@ -37,8 +38,29 @@ class Episode:
     steps: int = 0
 
 
+@dataclass(frozen=True)
+class ReferringExpression:
+    """An instruction, and which points of the scene (keys of `Task.points`) it refers to.
+
+    Attributes:
+        text: the instruction.
+        object: what is to be moved.
+        target: where it is to go; one of `Task.static_points`.
+    """
+
+    text: str
+    object: str
+    target: str
+
+
+Motion = Callable[[mujoco.MjData, Episode], np.ndarray]
+"""The next action of one episode, float32 [action.dim]; it may keep a memory between calls."""
+
+
 class Task(ABC):
-    """One task on one compiled model.
+    """One task on one compiled model; all that other modules need to know of it is stated here.
+
+    A new task is one file with a subclass and one line in the registry.
 
     Attributes:
         name: registry name.
@@ -47,18 +69,38 @@ class Task(ABC):
         horizon: control steps until truncation.
         templates: instruction templates, training and held-out paraphrases kept apart.
         privileged_names: one name per dimension of `privileged`.
+        object_phrases: keys of `points` that name what can be moved.
+        place_phrases: keys of `points` that name the other objects of the scene.
+        nouns: key of `points` → the word for it in a sentence, where that is another one.
+        static_points: keys of `points` whose position is fixed at `reset`. Policies average what
+            they see of them over an episode, so none of them may ever move.
+        unseen_pairs: object and place that grounding can keep from ever naming together, to measure
+            whether what was learned of each carries over.
+        grounding_frames: images that grounding draws of this task by default.
+        rest_action: action dimension → the command that keeps still. Dimensions that are left out
+            keep still by repeating the last command.
+        grip_actions: action dimensions that open and close a hand. Noise on the expert's actions
+            leaves them alone, or it would drop what it carries.
     """
 
     name: ClassVar[str]
     templates: ClassVar[dict[Phrasing, tuple[str, ...]]]
     horizon: ClassVar[int] = 50
+    object_phrases: ClassVar[tuple[str, ...]] = ("object",)
+    place_phrases: ClassVar[tuple[str, ...]] = ("target",)
+    nouns: ClassVar[Mapping[str, str]] = {}
+    static_points: ClassVar[tuple[str, ...]] = ("target",)
+    unseen_pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
+    grounding_frames: ClassVar[int] = 3000
+    rest_action: ClassVar[Mapping[str, float]] = {}
+    grip_actions: ClassVar[tuple[str, ...]] = ()
     spec: RobotSpec
     model: mujoco.MjModel
     privileged_names: tuple[str, ...]
 
     @abstractmethod
     def __init__(self, image_size: int = 96):
-        """Compile the model, with square pictures of `image_size` pixels."""
+        """Compile the model, with square images of `image_size` pixels."""
 
     @abstractmethod
     def make_data(self) -> mujoco.MjData:
@@ -82,7 +124,7 @@ class Task(ABC):
 
     @abstractmethod
     def proprio(self, data: mujoco.MjData) -> np.ndarray:
-        """Float32 [proprio.dim]: what the actor feels; no velocities, no object state."""
+        """Float32 [proprio.dim]: what the robot measures of itself; no velocity, no object."""
 
     @abstractmethod
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
@@ -90,7 +132,7 @@ class Task(ABC):
 
     @abstractmethod
     def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
-        """World positions [3] in metres that words can name.
+        """World positions [3] in metres that words can name; copies.
 
         Always has "gripper" and "target"; has "object" when the instruction concerns one; further
         keys are phrases such as "red block" or "blue zone".
@@ -98,17 +140,77 @@ class Task(ABC):
 
     @abstractmethod
     def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
-        """Make `model` and `data` show this episode's goal; call before every picture."""
-
-    def move_target(
-        self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
-    ) -> Episode:
-        """The same scene with its target elsewhere, for pictures; as it is where that cannot be."""
-        return episode
+        """Make `model` and `data` show this episode's goal; call before every image."""
 
     @abstractmethod
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Scripted expert, a function of the present state alone: float32 [action.dim]."""
+
+    def with_goal(
+        self,
+        data: mujoco.MjData,
+        episode: Episode,
+        labels: Mapping[str, str],
+        phrasing: Phrasing = "train",
+    ) -> Episode:
+        """The same scene with the goal, and the instruction, that these labels name.
+
+        Args:
+            data: in the episode's initial state; unchanged.
+            episode: with another goal.
+            labels: `Episode.labels` of the goal.
+            phrasing: of the instruction.
+
+        Raises:
+            ValueError: words do not decide the goal, which is the default.
+        """
+        raise ValueError(f"{self.name}: every scene has one goal, whatever the words")
+
+    def move_target(
+        self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
+    ) -> Episode:
+        """The same scene with its target elsewhere, for grounding; the same episode by default."""
+        return episode
+
+    def random_motion(self, rng: np.random.Generator) -> Motion:
+        """Undirected motion for grounding's scenes: by default smooth noise over the action range.
+
+        It should reach states that the expert avoids, so that perception is taught there, too.
+        """
+        low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
+        deviation = np.zeros(self.spec.action.dim)
+
+        def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
+            deviation[:] = 0.8 * deviation + rng.normal(0.0, 0.3, len(deviation))
+            centred = (low + high) / 2 + (high - low) / 2 * deviation
+            return np.clip(centred, low, high).astype(np.float32)
+
+        return act
+
+    @classmethod
+    def held(cls, proprio: np.ndarray, points: Mapping[str, np.ndarray]) -> str | None:
+        """Which of `object_phrases` the hand holds; None, the default, where nothing is held.
+
+        Args:
+            proprio: float32 [proprio.dim], see `proprio`.
+            points: see `points`.
+        """
+        return None
+
+    @classmethod
+    def referring_expressions(cls, phrasing: Phrasing) -> tuple[ReferringExpression, ...]:
+        """Every instruction in this phrasing, with the points that it refers to.
+
+        By default each template as it stands moves the first of `object_phrases` to "target", and
+        where there is no object the target is all that it refers to.
+        """
+        moved = cls.object_phrases[0] if cls.object_phrases else "target"
+        return tuple(ReferringExpression(text, moved, "target") for text in cls.templates[phrasing])
+
+    @classmethod
+    def noun(cls, phrase: str) -> str:
+        """The word for a point in a sentence."""
+        return cls.nouns.get(phrase, phrase)
 
 
 def pack_state(task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
@@ -132,7 +234,7 @@ def unpack_state(task: Task, data: mujoco.MjData, state: np.ndarray) -> Episode:
     before the next control step may differ from the original's by one physics substep.
 
     Returns:
-        An episode with the packed goal and step count; it has no seed (-1), words or labels.
+        An episode with the packed goal and step count, but no seed (-1), instruction or labels.
     """
     model = task.model
     size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -2,12 +2,13 @@
 
 For equal states and actions the physics equals gymnasium-robotics' to the last digits, and
 `reset(seed)` draws the same block and goal positions as its `env.reset(seed=seed)`. What differs is
-only what is seen: added cameras, and parts that no camera needs are left out of the pictures.
+only what is seen: added cameras, and parts that no camera needs are left out of the images.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ from sim.tasks.fetch_cameras import (
 
 SUCCESS_DISTANCE_M = 0.05
 OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
-"""Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small picture."""
+"""Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small image."""
 _DT_S = 1.0 / CONTROL_RATE_HZ
 _REACH_LOWEST_M = 0.42
 """Of targets where there is no block that says how high the table is."""
@@ -53,6 +54,7 @@ class FetchTask(FetchArmTask):
     block_range_m: ClassVar[float] = 0.15
     target_range_m: ClassVar[float] = 0.15
     camera_plan: ClassVar[CameraPlan] = ARM_VIEW
+    nouns: ClassVar[Mapping[str, str]] = {"object": "block"}
 
     def __init__(self, image_size: int = 96):
         self.spec = fetch_robot_spec(image_size)
@@ -110,8 +112,8 @@ class FetchTask(FetchArmTask):
                 return block
 
     def _draw_goal(self, rng: np.random.Generator) -> np.ndarray:
-        spread = rng.uniform(-self.target_range_m, self.target_range_m, size=3)
-        goal = self.initial_grip_m + spread
+        offset = rng.uniform(-self.target_range_m, self.target_range_m, size=3)
+        goal = self.initial_grip_m + offset
         if self.has_object:
             goal += self.target_offset_m
             goal[2] = self.table_height_m
@@ -120,7 +122,7 @@ class FetchTask(FetchArmTask):
         return goal
 
     def achieved(self, data: mujoco.MjData) -> np.ndarray:
-        """What has to come to the goal: the object, or the gripper; float64 [3] (a view)."""
+        """Position of what must reach the goal, object or gripper; float64 [3] (a view)."""
         return data.site_xpos[self._object_site if self.has_object else self.arm.grip_site]
 
     def is_success(self, data: mujoco.MjData, episode: Episode) -> bool:
@@ -176,9 +178,10 @@ class FetchTask(FetchArmTask):
     def move_target(
         self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
     ) -> Episode:
-        """As a reset draws it, but oftener in the air; or about what has to come to it.
+        """As a reset draws it, but in the air more often; sometimes near the object or gripper.
 
-        That seldom: a hidden target is rather behind the arm than in the hand, as in an episode.
+        Near them only 15% of the time: in an episode the target is hidden behind the arm more often
+        than in the hand.
         """
         goal, lowest_m = self._draw_goal(rng), self.table_height_m or _REACH_LOWEST_M
         if self.target_in_the_air and rng.uniform() < 0.5:
@@ -191,7 +194,7 @@ class FetchTask(FetchArmTask):
         return replace(episode, goal=goal)
 
     def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
-        """Move the target sphere; no physics is computed, so pictures cannot disturb an episode."""
+        """Move the target sphere; no physics is computed, so drawing cannot disturb an episode."""
         self.model.site_pos[self._target_site] = episode.goal - self._target_body_pos
         data.site_xpos[self._target_site] = episode.goal
 
@@ -229,6 +232,9 @@ class FetchReach(FetchTask):
     """Bring the gripper to a point in the air."""
 
     name = "FetchReach"
+    object_phrases = ()
+    nouns: ClassVar[Mapping[str, str]] = {}
+    grounding_frames = 2500
     templates = fetch_words.REACH
     asset = "reach.xml"
     slide0_m = 0.4049
@@ -245,6 +251,7 @@ class FetchPush(FetchTask):
     """Push the block to a spot on the table with closed fingers."""
 
     name = "FetchPush"
+    grounding_frames = 8000
     templates = fetch_words.PUSH
     asset = "push.xml"
 
@@ -261,6 +268,7 @@ class FetchSlide(FetchTask):
     """Strike the puck so that it slides to a spot beyond the arm's reach."""
 
     name = "FetchSlide"
+    nouns: ClassVar[Mapping[str, str]] = {"object": "puck"}
     templates = fetch_words.SLIDE
     asset = "slide.xml"
     slide0_m = 0.05
@@ -283,6 +291,7 @@ class FetchPickAndPlace(FetchTask):
     """Bring the block to a point on the table or in the air."""
 
     name = "FetchPickAndPlace"
+    grounding_frames = 20_000
     templates = fetch_words.PICK_AND_PLACE
     asset = "pick_and_place.xml"
     block_gripper = False

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import mujoco
 import numpy as np
 
-from sim.tasks.base import Episode, Task
+from sim.tasks.base import Episode, Motion, Task
+from sim.tasks.fetch_motion import RandomMotion
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 CAMERAS = ("front", "side", "wrist")
@@ -135,6 +138,12 @@ class FetchArm:
         return np.concatenate([self.grip_position(data), self.fingers(data)]).astype(np.float32)
 
 
+_HELD_M = 0.025
+"""A block of 5 cm is held when its centre is this near to the grip point and no finger is shut."""
+_SHUT_M, _OPEN_M = 0.022, 0.028
+"""Opening of a finger: shut on nothing below, wider than a block above."""
+
+
 class FetchArmTask(Task):
     """A task with the Fetch arm, which begins where the arm had settled.
 
@@ -143,6 +152,9 @@ class FetchArmTask(Task):
         _initial: time, positions and velocities once it had settled.
     """
 
+    # The arm stays where it is; the fingers repeat their last command, or they would let go.
+    rest_action: ClassVar[Mapping[str, float]] = {"dx": 0.0, "dy": 0.0, "dz": 0.0}
+    grip_actions = ("gripper",)
     arm: FetchArm
     _initial: tuple[float, np.ndarray, np.ndarray]
 
@@ -165,3 +177,18 @@ class FetchArmTask(Task):
     def proprio(self, data: mujoco.MjData) -> np.ndarray:
         """Gripper position and finger openings."""
         return self.arm.proprio(data)
+
+    def random_motion(self, rng: np.random.Generator) -> Motion:
+        """From waypoint to waypoint, gripping now and then."""
+        return RandomMotion(self, rng)
+
+    @classmethod
+    def held(cls, proprio: np.ndarray, points: Mapping[str, np.ndarray]) -> str | None:
+        """The object at the grip point while both fingers are as far apart as a block is wide."""
+        fingers = proprio[-2:]
+        if not ((fingers > _SHUT_M) & (fingers < _OPEN_M)).all():
+            return None
+        for phrase in cls.object_phrases:
+            if np.linalg.norm(points[phrase] - points["gripper"]) < _HELD_M:
+                return phrase
+        return None

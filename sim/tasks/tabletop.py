@@ -1,21 +1,22 @@
 """A tabletop on which language decides: the same scene, twelve instructions, twelve behaviours.
 
 Three coloured blocks and three coloured zones; "push the red block to the blue zone" (nine such)
-or "lift the green block" (three). Nothing in the pictures tells which instruction holds.
+or "lift the green block" (three). Nothing in the images tells which instruction holds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import mujoco
 import numpy as np
 
 from sim import planner_costs
 from sim.tasks import tabletop_expert
-from sim.tasks.base import Episode, Phrasing, Task
+from sim.tasks.base import Episode, Phrasing, ReferringExpression, Task
 from sim.tasks.fetch_arm import FetchArm, FetchArmTask, fetch_robot_spec
 from sim.tasks.tabletop_scene import (
     BLOCKS,
@@ -62,9 +63,6 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     *(Instruction("lift", block) for block in BLOCKS),
 )
 
-UNSEEN_PAIRS = (("red block", "purple zone"), ("yellow block", "cyan zone"))
-"""Never told together in grounding, to see whether what is known of each carries over."""
-
 
 def _axes(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for name in names for axis in "xyz")
@@ -74,13 +72,21 @@ def _is_push(episode: Episode) -> bool:
     return VERBS[int(episode.goal[3])] == "push"
 
 
+def _lift_goal(block: str) -> str:
+    """Key of `points`: where a block is to be lifted to."""
+    return f"lift goal of the {block}"
+
+
 class Tabletop(FetchArmTask):
     """Push the named block to the named zone, or lift the named block.
 
-    `Episode.goal` is float64 [6]: the target's x, y, z (the zone's centre at a block's height, or
-    the point `lift_m` above where the named block began), then the indices of the verb in `VERBS`,
-    of the block in `BLOCKS` and of the zone in `ZONES` (-1 for "lift"). Everything follows from it,
-    since a packed state keeps the goal but no labels.
+    `Episode.goal` is float64 [12]: the target's x, y, z (the zone's centre at a block's height, or
+    the point `lift_m` above where the named block stood at reset), then the indices of the verb in
+    `VERBS`, of the block in `BLOCKS` and of the zone in `ZONES` (-1 for "lift"), then x, y of every
+    block at reset. Everything follows from it, since a packed state keeps the goal but no labels.
+
+    The goal of a lift does not move with the block: policies average what they see of a target over
+    the episode. Success asks for the height alone, wherever above the table the block is.
 
     Attributes:
         push_distance_m: a pushed block's centre counts as in the zone within this distance (xy).
@@ -91,6 +97,11 @@ class Tabletop(FetchArmTask):
     """
 
     name = "Tabletop"
+    object_phrases = BLOCKS
+    place_phrases = ZONES
+    static_points = ("target", *ZONES, *(_lift_goal(block) for block in BLOCKS))
+    unseen_pairs = (("red block", "purple zone"), ("yellow block", "cyan zone"))
+    grounding_frames = 14_000
     # Held-out paraphrases are new combinations of words that training templates contain.
     templates: ClassVar[dict[Phrasing, tuple[str, ...]]] = {
         "train": (
@@ -173,6 +184,22 @@ class Tabletop(FetchArmTask):
             data.qpos[address : address + 7] = (x, y, REST_HEIGHT_M, 1.0, 0.0, 0.0, 0.0)
         data.mocap_pos[self._zone_mocaps, :2] = scene.zones
         mujoco.mj_forward(self.model, data)
+        return self._episode(data, seed, instruction, phrasing)
+
+    def with_goal(
+        self,
+        data: mujoco.MjData,
+        episode: Episode,
+        labels: Mapping[str, str],
+        phrasing: Phrasing = "train",
+    ) -> Episode:
+        """See `Task.with_goal`; every scene has all blocks and zones."""
+        verb, block, zone = cast(Verb, labels["verb"]), labels["object"], labels.get("zone")
+        return self._episode(data, episode.seed, Instruction(verb, block, zone), phrasing)
+
+    def _episode(
+        self, data: mujoco.MjData, seed: int, instruction: Instruction, phrasing: Phrasing
+    ) -> Episode:
         return Episode(
             seed=seed,
             instruction=self.say(instruction, seed, phrasing),
@@ -189,15 +216,30 @@ class Tabletop(FetchArmTask):
 
     def _goal(self, data: mujoco.MjData, instruction: Instruction) -> np.ndarray:
         block = BLOCKS.index(instruction.block)
+        starts = data.xpos[self._block_bodies, :2]  # [block, xy]
         if instruction.zone is None:
             zone = -1
-            x, y, _ = data.xpos[self._block_bodies[block]]
-            target = (x, y, REST_HEIGHT_M + self.lift_m)
+            target = (*starts[block], REST_HEIGHT_M + self.lift_m)
         else:
             zone = ZONES.index(instruction.zone)
             x, y, _ = data.mocap_pos[self._zone_mocaps[zone]]
             target = (x, y, REST_HEIGHT_M)
-        return np.array([*target, VERBS.index(instruction.verb), block, zone])
+        words = (VERBS.index(instruction.verb), block, zone)
+        return np.array([*target, *words, *starts.ravel()])
+
+    @classmethod
+    def referring_expressions(cls, phrasing: Phrasing) -> tuple[ReferringExpression, ...]:
+        """All twelve instructions in all templates of their verb."""
+        return tuple(
+            ReferringExpression(
+                template.format(object=i.block, zone=i.zone),
+                i.block,
+                i.zone or _lift_goal(i.block),
+            )
+            for i in INSTRUCTIONS
+            for template in cls.templates[phrasing]
+            if ("{zone}" in template) == (i.zone is not None)
+        )
 
     def object_position(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Centre of the named block, float64 [3], world, metres (a view)."""
@@ -232,20 +274,24 @@ class Tabletop(FetchArmTask):
         parts += [data.qvel[dof : dof + 3] for dof in self._block_dofs]
         parts += [data.mocap_pos[mocap] for mocap in self._zone_mocaps]
         parts += [block, target, block - grip, target - block]
-        said = episode.goal[3:].astype(int)
-        for index, words in zip(said, (VERBS, BLOCKS, ZONES), strict=True):
+        chosen = episode.goal[3:6].astype(int)
+        for index, words in zip(chosen, (VERBS, BLOCKS, ZONES), strict=True):
             parts.append(np.arange(len(words)) == index)
         return np.concatenate(parts).astype(np.float32)
 
     def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
-        """Every block, the point above it and every zone, besides gripper, object and target."""
+        """Every block, its lift goal and every zone, besides gripper, object and target."""
         named = {name: data.body(name).xpos.copy() for name in BLOCKS}
         named |= {
             name: data.mocap_pos[mocap].copy()
             for name, mocap in zip(ZONES, self._zone_mocaps, strict=True)
         }
-        raised = np.array([0.0, 0.0, self.lift_m])
-        named |= {f"above the {name}": named[name] + raised for name in BLOCKS}
+        height_m = REST_HEIGHT_M + self.lift_m
+        starts = episode.goal[6:].reshape(len(BLOCKS), 2)
+        named |= {
+            _lift_goal(name): np.array([x, y, height_m])
+            for name, (x, y) in zip(BLOCKS, starts, strict=True)
+        }
         named["gripper"] = self.arm.grip_position(data).copy()
         named["object"] = self.object_position(data, episode).copy()
         named["target"] = episode.goal[:3].copy()

@@ -23,6 +23,7 @@ class PointVecEnv:
         cameras=(CameraSpec("top", 2, 2),),
         control_rate_hz=10.0,
     )
+    device = torch.device("cpu")
     privileged_names = ("x", "goal")
 
     def __init__(self, num_envs: int, horizon: int = 12) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
+from lerobot_folder import LEVEL, write_counted
 
 from policies.imitation.bc import CloningConfig
 from policies.imitation.dataset import DemoDataset
@@ -31,41 +30,7 @@ SIZE = 96
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cameras, two episodes in one video file each; frame t is grey, its level t."""
     root = tmp_path_factory.mktemp("theirs") / "so101"
-    picture = {
-        "dtype": "video",
-        "shape": (SIZE, SIZE, 3),
-        "names": ["height", "width", "channels"],
-    }
-    dataset = LeRobotDataset.create(
-        "local/so101",
-        fps=30,
-        features={
-            "observation.images.top": picture,
-            "observation.image": picture,
-            "observation.state": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
-            "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
-        },
-        root=root,
-        robot_type="so101",
-        rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=1),
-    )
-    level = 0
-    for episode, length in enumerate(LENGTHS):
-        for step in range(length):
-            grey = np.full((SIZE, SIZE, 3), 16 * level, np.uint8)
-            dataset.add_frame(
-                {
-                    "observation.images.top": grey,
-                    "observation.image": 255 - grey,
-                    "observation.state": np.float32([step, episode]),
-                    "action": np.float32([step + 0.5, -step]),
-                    "task": f"put the {'red' if episode else 'green'} brick into the wooden box",
-                }
-            )
-            level += 1
-        dataset.save_episode()
-    dataset.finalize()
-    return root
+    return write_counted(root, LENGTHS, SIZE)
 
 
 @pytest.fixture
@@ -83,12 +48,11 @@ def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
     require_whole_videos(recorded)
     batch = data.batch(np.arange(len(data)))
     levels = np.stack([p.float().mean(dim=(1, 2, 3)) for p in batch.images.values()], axis=1)
-    expected = 16 * np.arange(len(data))
+    expected = LEVEL * np.arange(len(data))
     np.testing.assert_allclose(levels[:, 0], expected, atol=3)
     np.testing.assert_allclose(levels[:, 1], 255 - expected, atol=3)
     assert batch.proprio[:, 0].tolist() == [*range(7), *range(5)]
     assert batch.actions[6].tolist() == [[6.5, -6.0], [6.5, -6.0]]
-    assert batch.privileged.shape == (12, 0)
     assert batch.instructions[0].startswith("put the green")
     assert data.instructions == [batch.instructions[0], batch.instructions[-1]]
 
@@ -102,10 +66,10 @@ def test_a_single_byte_that_lacks_is_found(copied: Path, index: str) -> None:
     require_whole_videos(copied)
     whole = video.read_bytes()
     video.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=rf"copy them again: {video.relative_to(copied)}"):
+    with pytest.raises(ValueError, match=rf"intact copies are needed: {video.relative_to(copied)}"):
         require_whole_videos(copied)
     video.write_bytes(whole + b"\0\0\0\3")
-    with pytest.raises(ValueError, match="copy them again"):
+    with pytest.raises(ValueError, match="intact copies are needed"):
         require_whole_videos(copied)
 
 
@@ -125,8 +89,9 @@ def _put_index_in_front(video: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["short", "missing", "other size"])
 def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None:
-    """The file and what to do, and no cache is left."""
+    """The file and what is wrong with it, and no cache is left."""
     (video, _) = sorted((copied / "videos").rglob("*.mp4"))
+    name = video.relative_to(copied)
     if damage == "short":
         whole = video.read_bytes()
         video.write_bytes(whole[: len(whole) // 2])
@@ -139,9 +104,14 @@ def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None
             told["features"][key]["shape"] = [48, 48, 3]
         info.write_text(json.dumps(told))
     if damage == "short":
-        with pytest.raises(ValueError, match=rf"copy them again: {video.relative_to(copied)}"):
+        with pytest.raises(ValueError, match=f"intact copies are needed: {name}"):
             require_whole_videos(copied)
-    with pytest.raises(ValueError, match=r"copy it\s+again|contract says \(48, 48, 3\)"):
+    why = {
+        "short": f"{name} cannot be read .*an intact copy",
+        "missing": f"{name} cannot be read .*No such file",
+        "other size": r"episode 0, frame 0 is \(96, 96, 3\), the contract says \(48, 48, 3\)",
+    }
+    with pytest.raises(ValueError, match=why[damage]):
         DemoDataset(copied, chunk=2)
     assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
 

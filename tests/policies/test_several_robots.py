@@ -310,14 +310,14 @@ def test_every_phrasing_is_drawn(folders: tuple[Path, Path], phrasings: Path) ->
 def test_frozen_frames_are_encoded_in_several_phrasings(
     folders: tuple[Path, Path], together: Path, phrasings: Path, tmp_path: Path
 ) -> None:
-    """As many contexts a frame as configured, in words that differ."""
+    """As many features a frame as configured, in words that differ."""
     data = Demonstrations(folders, 3, 0.0, paraphrases=phrasings)
     config = CloningConfig(updates=1, batch=4, phrasings=3)
     policy = load_policy(together, embodiment="point")
     cloner = pretrain.Cloner(policy, data, config, RunFolder(tmp_path, config))
-    context, _, _ = cloner._frozen("train")
-    assert len(context) == 3 * 2 * sum(LENGTHS)
-    copies = context.unflatten(0, (3, -1))
+    features, _, _ = cloner._frozen("train")
+    assert len(features) == 3 * 2 * sum(LENGTHS)
+    copies = features.readout.unflatten(0, (3, -1))
     varied = (copies != copies[0]).any(dim=(0, 2))
     recorded = [t for d in data.robots.values() for t in d.batch(d.rows()).instructions]
     assert varied[[i for i, text in enumerate(recorded) if text == WORDS[0]]].float().mean() > 0.7
@@ -331,22 +331,23 @@ def test_frozen_frames_are_held_within_their_episode(
     """Its first decision sees nothing of the one before, wherever batches of frames end."""
     data = Demonstrations(folders, 3, 0.0, without=(WORDS[1],))
     config = CloningConfig(updates=1, batch=4)
-    contexts = []
+    runs = []
     for name, size in (("large", 64), ("small", 2)):
         monkeypatch.setattr(bc, "_ENCODE_BATCH", size)
         policy = load_policy(together, embodiment="point")
         cloner = pretrain.Cloner(policy, data, config, RunFolder(tmp_path / name, config))
-        contexts.append(cloner._frozen("train")[0])
-    torch.testing.assert_close(*contexts)
+        runs.append(cloner._frozen("train")[0])
+    for column in ("readout", "points", "proprio"):
+        torch.testing.assert_close(*(getattr(run, column) for run in runs))
     first = 0
     for robot, part in data.robots.items():
         starts = np.array([rows[0] for rows in part.episodes()])
         with torch.no_grad():
             alone, _, _ = cloner._encode(robot, part.batch(starts))
-        for rows, start in zip(part.episodes(), alone, strict=True):
-            torch.testing.assert_close(contexts[0][first], start)
+        for row, rows in enumerate(part.episodes()):
+            torch.testing.assert_close(runs[0].points[first], alone.points[row])
             first += len(rows)
-    assert first == len(contexts[0]) < 2 * sum(LENGTHS)
+    assert first == len(runs[0]) < 2 * sum(LENGTHS)
 
 
 @pytest.mark.parametrize(

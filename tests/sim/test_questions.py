@@ -9,7 +9,7 @@ from sim.questions import KINDS, PHRASINGS, Questioner, all_sentences
 from sim.scenes import Scenes
 from vla.processing.tokenizer import location_fraction
 
-PHRASES = ("gripper", "target", "object", "blue zone", "red block", "green block")
+PHRASES = ("gripper", "target", "object", "blue zone", "red block", "green block", "yellow block")
 POINTS = [
     [1.3, 0.75, 0.43],
     [0, 0, 0],
@@ -17,20 +17,21 @@ POINTS = [
     [1.3, 0.9, 0.42],
     [1.3, 0.75, 0.42],
     [1.4, 0.9, 0.42],
+    [1.0, 0.4, 0.42],
 ]
-PLACES = [[0.0, 0.0], [0, 0], [0, 0], [0.9, -0.5], [0.0, 0.25], [np.nan, np.nan]]
+PLACES = [[0.0, 0.0], [0, 0], [0, 0], [0.9, -0.5], [0.0, 0.25], [np.nan, np.nan], [np.nan, np.nan]]
 
 
 def make(fingers: tuple[float, float] = (0.025, 0.025)) -> Questioner:
     """One frame: the hand around the red block, the green one out of the first picture."""
-    pictures = np.array(PLACES, np.float32)[None, :, None].repeat(3, axis=2)
+    image_points = np.array(PLACES, np.float32)[None, :, None].repeat(3, axis=2)
     return Questioner(
         Scenes(
             task="Tabletop",
             images=np.zeros((1, 3, 8, 8, 3), np.uint8),
             proprio=np.array([[1.3, 0.75, 0.43, *fingers]], np.float32),
             points=np.array(POINTS, np.float32)[None],
-            pictures=pictures,
+            image_points=image_points,
             phrases=PHRASES,
         )
     )

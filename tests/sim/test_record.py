@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_folder import SETTINGS, made_up_episode, spool, write_folder
+from demo_folder import SETTINGS, die, made_up_episode, spool, write_folder
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from scripts import collect
@@ -256,12 +256,12 @@ def _break(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     def stop(*_: object, **__: object) -> None:
         raise InterruptedError
 
-    replace = Path.replace
+    move = shutil.move
 
-    def replace_some(path: Path, target: Path) -> Path:
-        if path.name == "info.json":
+    def move_some(path: Path, target: Path) -> str:
+        if Path(path).name == "info.json":
             raise InterruptedError
-        return replace(path, target)
+        return move(path, target)
 
     match moment:
         case "while writing":
@@ -269,7 +269,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
         case "before moving":
             monkeypatch.setattr(RecordingStore, "_publish", stop)
         case "while moving":
-            monkeypatch.setattr(Path, "replace", replace_some)
+            monkeypatch.setattr(shutil, "move", move_some)
         case "at the end":
             monkeypatch.setattr(RecordingStore, "_clean_spool", stop)
 
@@ -317,7 +317,7 @@ def test_second_recorder_is_refused(tmp_path: Path) -> None:
     config = RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY)
     with (
         RecordingStore.open(config.folder, config.settings, [task]),
-        pytest.raises(OSError, match="another process records there"),
+        pytest.raises(OSError, match=f"^.*another process records into {config.folder}$"),
     ):
         record(config)
 
@@ -340,6 +340,56 @@ def test_full_disk_is_refused_before_anything_is_played(
         record(RecordConfig(task=("FetchReach",), root=tmp_path / "demos"))
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "demos" / "meta").exists()
+
+
+def test_a_linked_folder_is_recorded_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps data/ on a larger disk, into which nothing can be renamed."""
+    root = tmp_path / "demos"
+    task = write_folder(root, [3])
+    (root / "data").rename(tmp_path / "disk")
+    (root / "data").symlink_to(tmp_path / "disk")
+    rename = os.rename
+
+    def refuse_disk(source: Path, target: Path) -> None:
+        if "disk" in str(Path(target).resolve()):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_disk)
+    with RecordingStore.open(root, SETTINGS, [task]) as store:
+        store.write([spool(store, task, seed=1, length=4)])
+    assert (root / "data").is_symlink()
+    assert len(open_lerobot(root)) == 7
+
+
+def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
+    """Its workers import it, and it would record once more in each."""
+    script = tmp_path / "collect.py"
+    script.write_text(
+        "from pathlib import Path\nfrom sim.record import RecordConfig, record\n"
+        f"record(RecordConfig(('FetchReach',), 1, Path({str(tmp_path / 'demos')!r}), workers=1))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert 'has to call record() under `if __name__ == "__main__":`' in last
+    assert "Free space" not in last
+
+
+def test_a_killed_worker_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a script without guard."""
+    monkeypatch.setattr(record_module, "play_into", die)
+    config = RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY)
+    with pytest.raises(OSError, match=r"was killed.*fewer --workers.*command continues"):
+        record(config)
 
 
 def test_unwritable_root_is_explained(tmp_path: Path) -> None:

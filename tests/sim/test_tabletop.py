@@ -171,12 +171,12 @@ def test_words_match_labels(task: Tabletop, data: mujoco.MjData, phrasing: Phras
 
 
 def test_points(task: Tabletop, data: mujoco.MjData) -> None:
-    """Every phrase points at its body."""
+    """Every phrase points at its body, and a lift goal at where its block stood at reset."""
     episode = task.reset_with(data, 1, PUSH)
     named = task.points(data, episode)
-    above = {f"above the {block}": block for block in BLOCKS}
-    assert set(named) == {*BLOCKS, *above, *ZONES, "gripper", "object", "target"}
-    for phrase, block in above.items():
+    goals = {f"lift goal of the {block}": block for block in BLOCKS}
+    assert set(named) == {*BLOCKS, *goals, *ZONES, "gripper", "object", "target"}
+    for phrase, block in goals.items():
         np.testing.assert_allclose(named[phrase] - named[block], (0, 0, task.lift_m), atol=1e-12)
     for phrase in (*BLOCKS, *ZONES):
         np.testing.assert_allclose(named[phrase], data.body(phrase).xpos, atol=1e-12)
@@ -187,6 +187,27 @@ def test_points(task: Tabletop, data: mujoco.MjData) -> None:
     np.testing.assert_allclose(lifting["target"] - lifting["object"], [0, 0, task.lift_m])
     named["red block"][:] = 0.0  # a copy: spoiling it leaves the world alone
     assert data.body("red block").xpos[2] > TABLE_HEIGHT_M
+
+
+def test_the_lift_goal_stays_where_the_block_stood(task: Tabletop, data: mujoco.MjData) -> None:
+    """In points, cost and privileged state alike, also once the block has been carried away."""
+    episode = task.reset_with(data, 1, LIFT)
+    goal = task.points(data, episode)["target"]
+    at = task.privileged_names.index
+    for offset in ((0.0, 0.0, 0.1), (0.1, -0.05, 0.2)):
+        put(task, data, "green block", np.array([*goal[:2], REST_HEIGHT_M]) + offset)
+        named = task.points(data, episode)
+        np.testing.assert_array_equal(named["target"], goal)
+        np.testing.assert_array_equal(named["lift goal of the green block"], goal)
+        privileged = task.privileged(data, episode)
+        np.testing.assert_allclose(privileged[at("target_x") :][:3], goal, atol=1e-6)
+        assert task.is_success(data, episode)  # the height alone
+    away = task.cost(data, episode)
+    put(task, data, "green block", goal)
+    assert task.is_success(data, episode)  # to be at the goal is to have succeeded
+    assert task.cost(data, episode) < away - 0.1
+    rebuilt = unpack_state(task, task.make_data(), pack_state(task, data, episode))
+    np.testing.assert_array_equal(task.points(data, rebuilt)["target"], goal)
 
 
 def test_push_success(task: Tabletop, data: mujoco.MjData) -> None:
@@ -320,7 +341,7 @@ def test_only_words_tell_the_goal(task: Tabletop) -> None:
 
 
 @pytest.mark.render
-def test_pictures(task: Tabletop, data: mujoco.MjData) -> None:
+def test_images(task: Tabletop, data: mujoco.MjData) -> None:
     """Every block and zone shows in both fixed views when an episode begins."""
     from sim.render import CameraRenderer
 

@@ -107,20 +107,20 @@ def test_hidden_states_are_where_they_should_be(name: str, models: dict[str, Pat
     """Shapes, types, padding, and a row is the same alone as in a batch."""
     policy = policy_of(models[name])
     both = hidden_of(policy, observe(*INSTRUCTIONS))
-    interface, width = policy.model.interface, policy.model.backbone.width
-    assert interface.image_tokens == {"paligemma": 16, "siglip": 16}.get(name, 4)
-    assert both.pictures.shape == (2, 2, interface.image_tokens, width)
+    dims, width = policy.model.dims, policy.model.backbone.width
+    assert dims.image_tokens == {"paligemma": 16, "siglip": 16}.get(name, 4)
+    assert both.images.shape == (2, 2, dims.image_tokens, width)
     assert both.readout.shape == (2, READOUTS, width)
     assert both.prompt.shape == (*both.mask.shape, width)
     assert both.mask.dtype == torch.bool
-    assert {t.dtype for t in (both.pictures, both.readout, both.prompt)} == {torch.float32}
-    pictures = 2 * interface.image_tokens
+    assert {t.dtype for t in (both.images, both.readout, both.prompt)} == {torch.float32}
+    pictures = 2 * dims.image_tokens
     assert (both.mask.sum(1) > pictures).all()
     if name != "siglip":  # whose padding counts as words
         assert both.mask.sum(1)[0] > both.mask.sum(1)[1]
     alone = hidden_of(policy, observe(*INSTRUCTIONS[:1]))
     assert torch.allclose(alone.readout[0], both.readout[0], atol=1e-5)
-    assert torch.allclose(alone.pictures[0], both.pictures[0], atol=1e-5)
+    assert torch.allclose(alone.images[0], both.images[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -132,12 +132,12 @@ def test_picture_and_words_reach_every_readout(name: str, models: dict[str, Path
     images = dict(observation.images)
     images["front"] = 255 - images["front"]
     seen = hidden_of(policy, replace(observation, images=images))
-    assert ((seen.pictures[:, 0] - before.pictures[:, 0]).abs().amax(-1) > 1e-4).all()
+    assert ((seen.images[:, 0] - before.images[:, 0]).abs().amax(-1) > 1e-4).all()
     assert ((seen.readout - before.readout).abs().amax(-1) > 1e-5).all()
     said = hidden_of(policy, replace(observation, instructions=[INSTRUCTIONS[1]]))
     assert ((said.readout - before.readout).abs().amax(-1) > 1e-5).all()
     # In the image-text models words come after pictures, except that PaliGemma looks both ways.
-    assert torch.allclose(said.pictures, before.pictures, atol=1e-6) == (
+    assert torch.allclose(said.images, before.images, atol=1e-6) == (
         name not in ("paligemma", "siglip")
     )
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vla import checkpoint
+from vla.checkpoint import folder as checkpoint
 from vla.checkpoint.folder import CheckpointError, latest_complete, load_checkpoint, save_checkpoint
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
 from vla.processing.processor import collate
@@ -102,7 +102,7 @@ def test_manifest_by_hand(tmp_path):
     """It lists every other file with its size and SHA-256."""
     folder = save(tmp_path / "a")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert set(manifest["files"]) == FILES - {"manifest.json"}
     for name, entry in manifest["files"].items():
         data = (folder / name).read_bytes()
@@ -188,8 +188,8 @@ def test_unknown_format_is_refused(tmp_path):
     """With both versions."""
     folder = save(tmp_path / "step_1")
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(CheckpointError, match="has format 99, this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    with pytest.raises(CheckpointError, match="has format 99, this version reads up to 2"):
         load_checkpoint(folder)
     assert latest_complete(tmp_path) is None
 

@@ -13,21 +13,21 @@ from demo_folder import write_folder
 from vla.contract import CameraSpec, ContractMismatchError, RobotSpec
 from vla.data.dataset_contract import PROPRIO, derive_contract, merge_contracts, read_contract
 
-PICTURE = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
+IMAGE = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"]}
 INFO: dict[str, Any] = {
     "codebase_version": "v3.0",
     "robot_type": "so101",
     "fps": 30,
+    "total_frames": 1,
     "features": {
         "action": {"dtype": "float32", "shape": [2], "names": ["shoulder.pos", "gripper.pos"]},
         "observation.state": {"dtype": "float32", "shape": [2], "names": {"motors": ["a", "b"]}},
-        "observation.images.top": PICTURE,
+        "observation.images.top": IMAGE,
         "observation.image": {
             "dtype": "image",
             "shape": [3, 24, 32],
             "names": ["channels", "height", "width"],
         },
-        "observation.images.depth": {**PICTURE, "info": {"is_depth_map": True}},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     },
 }
@@ -53,7 +53,7 @@ def write(root: Path, info: dict[str, Any], statistics: dict[str, Any] | None) -
 
 
 def test_names_rate_cameras_and_limits_come_from_the_data(tmp_path: Path) -> None:
-    """Names from a list or a dictionary; depth is no camera; limits are what was recorded."""
+    """Names from a list or a dictionary; limits are what was recorded."""
     spec = read_contract(write(tmp_path / "set", INFO, STATISTICS))
     assert (spec.robot, spec.control_rate_hz) == ("so101", 30.0)
     assert spec.action.names == ("shoulder.pos", "gripper.pos")
@@ -116,11 +116,10 @@ def test_data_sets_of_one_robot_share_the_widest_limits() -> None:
         (INFO, None, r"no meta/stats\.json"),
         (INFO, {"action": STATISTICS["action"]}, r"no statistics \['min', 'max'\] of 'obs"),
         (INFO, STATISTICS | {"action": {"min": [0], "max": [1]}}, "1 of 2 entries"),
-        (
-            changed(**{"observation.images.top": PICTURE | {"shape": [48, 64, 1]}}),
-            STATISTICS,
-            "expected RGB",
-        ),
+        (INFO | {"codebase_version": "v2.1"}, STATISTICS, "--push-to-hub=false"),
+        (INFO, None, r"stats\.json.* --operation.type=recompute_stats .*--push_to_hub=false"),
+        (INFO, {}, r"no statistics.* --operation.type=recompute_stats .*--push_to_hub=false"),
+        ({"codebase_version": "v3.0", "fps": 1}, None, r"info\.json has no features, total_frames"),
     ],
 )
 def test_what_does_not_say_enough_is_refused(
@@ -129,3 +128,54 @@ def test_what_does_not_say_enough_is_refused(
     """Naming the data set, what is missing and what helps."""
     with pytest.raises(ValueError, match=message):
         read_contract(write(tmp_path / "set", info, statistics))
+
+
+UNUSUAL: list[tuple[str, dict[str, Any], str]] = [
+    ("depth", {**IMAGE, "info": {"is_depth_map": True}}, "is marked as a depth map"),
+    ("depth", {**IMAGE, "video_info": {"video.is_depth_map": True}}, "is marked as a depth map"),
+    ("infrared", IMAGE | {"shape": [48, 64, 1]}, r"has shape \[48, 64, 1\]"),
+    ("infrared", IMAGE | {"shape": [48, 64], "names": ["height", "width"]}, "has shape"),
+    ("depth", {"dtype": "uint16", "shape": [48, 64, 1], "names": None}, "holds uint16 numbers"),
+    ("depth", {"dtype": "float32", "shape": [48, 64], "names": None}, "holds float32 numbers"),
+]
+
+
+@pytest.mark.parametrize(("name", "feature", "why"), UNUSUAL)
+def test_cameras_that_are_not_rgb_are_named_and_can_be_left_out(
+    name: str, feature: dict[str, Any], why: str
+) -> None:
+    """Infrared and depth, however a data set marks them."""
+    info = changed(**{f"observation.images.{name}": feature})
+    message = rf"data set here: observation\.images\.{name} {why}.*--cameras top image"
+    with pytest.raises(ValueError, match=message):
+        derive_contract(info, STATISTICS, "here")
+    spec = derive_contract(info, STATISTICS, "here", ["image"])
+    assert spec.cameras == (CameraSpec("image", 24, 32),)
+    with pytest.raises(ValueError, match=r"no camera \['wrist'\]; it has \['top', 'image', "):
+        derive_contract(info, STATISTICS, "here", ["image", "wrist"])
+
+
+def test_cameras_of_a_recording_of_ours_are_chosen_too(tmp_path: Path) -> None:
+    """In the order in which they are named."""
+    write_folder(tmp_path / "FetchReach", [3])
+    cameras = read_contract(tmp_path / "FetchReach", ["wrist", "front"]).cameras
+    assert [camera.name for camera in cameras] == ["wrist", "front"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"fps": 1'])
+def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
+    """Rather than a place in JSON that might be anywhere."""
+    root = write(tmp_path / "set", INFO, None)
+    (root / "meta" / "stats.json").write_text(text)
+    with pytest.raises(ValueError, match=r"set: meta/stats\.json is no JSON"):
+        read_contract(root)
+
+
+def test_statistics_that_are_stale_are_told_from_bad_numbers() -> None:
+    """`null` is how JSON writes NaN."""
+    for value in (None, float("nan"), float("inf")):
+        statistics = STATISTICS | {"action": {"min": [0, 0], "max": [1, value]}}
+        with pytest.raises(
+            ValueError, match=r"here has no finite statistics \['max'\] of 'action'"
+        ):
+            derive_contract(INFO, statistics, "here")

@@ -223,7 +223,7 @@ def test_what_the_manifest_does_not_know_decides_nothing(both: VLAPolicy, tmp_pa
 def test_one_robot_is_saved_as_ever(tmp_path: Path) -> None:
     """Unless it was given a name that its contract does not have."""
     alone = tiny_policy(ARM)
-    assert not alone.model.interface.shared
+    assert not alone.model.dims.shared
     files = {path.name for path in alone.save(tmp_path / "alone").iterdir()}
     assert "contract.json" in files
     assert "embodiments.json" not in files
@@ -243,7 +243,7 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
     observation = observe(fetch)
     observation.instructions = ["push the block to the target"] * 3
     with torch.no_grad():
-        before, _ = start.model.point(start.processor.encode_observation(observation))
+        before, _ = start.network.point(start.processor.encode_observation(observation))
     more = replace(
         fetch,
         robot="larger",
@@ -258,13 +258,13 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
     chunks = {n: torch.zeros(2, 4, r.spec.action.dim) for n, r in robots.items()}
     head = HEADS["gaussian"].config()
     policy = start_policy(start, robots, ["push it"], chunks, head).embodied("fetch")
-    assert (policy.model.interface.proprio, policy.model.interface.action) == (7, 6)
+    assert (policy.model.dims.proprio, policy.model.dims.action) == (7, 6)
     with torch.no_grad():
-        after, _ = policy.model.point(policy.processor.encode_observation(observation))
+        after, _ = policy.network.point(policy.processor.encode_observation(observation))
     torch.testing.assert_close(after.world, before.world, rtol=1e-4, atol=1e-5)
     policy.act(observation)
     later = start_policy(policy, {"fetch": robots["fetch"]}, [], {"fetch": chunks["fetch"]}, head)
-    assert later.model.interface.shared  # so that the actor of before is kept
+    assert later.model.dims.shared  # so that the actor of before is kept
     assert later.processor.statistics == policy.processor.statistics
 
 

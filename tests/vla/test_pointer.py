@@ -13,30 +13,32 @@ CAMERAS, TOKENS, WIDTH, PROPRIO = 2, 9, 16, 5
 
 
 def make_truth(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """World points and their picture coordinates, one of them outside."""
+    """World points and their image coordinates, one of them outside."""
     generator = torch.Generator().manual_seed(0)
     world = torch.rand(count, len(POINTS), 3, generator=generator) * 2 - 1
-    pictures = torch.rand(count, len(POINTS), CAMERAS, 2, generator=generator) * 1.9 - 0.95
-    pictures[0, 1, 1] = math.nan
-    return world, pictures
+    image_points = torch.rand(count, len(POINTS), CAMERAS, 2, generator=generator) * 1.9 - 0.95
+    image_points[0, 1, 1] = math.nan
+    return world, image_points
 
 
-def perfect(world: torch.Tensor, pictures: torch.Tensor) -> Pointing:
+def perfect(world: torch.Tensor, image_points: torch.Tensor) -> Pointing:
     """A pointing that is sure of the truth."""
-    column, row = ((pictures.nan_to_num() + 1) / 2 * 3).long().unbind(-1)
+    column, row = ((image_points.nan_to_num() + 1) / 2 * 3).long().unbind(-1)
     scores = torch.nn.functional.one_hot(row * 3 + column, TOKENS).float() * 100
-    places = pictures.nan_to_num()[..., None, :].expand(-1, -1, -1, TOKENS, -1).clone()
-    return Pointing(world.clone(), scores, places, torch.zeros(world.shape[:2]))
+    token_points = image_points.nan_to_num()[..., None, :].expand(-1, -1, -1, TOKENS, -1).clone()
+    return Pointing(world.clone(), scores, token_points, torch.zeros(world.shape[:2]))
 
 
 def test_truth_costs_nothing_and_any_error_something() -> None:
-    """The loss is zero at the truth; points outside of the picture are not asked for."""
-    world, pictures = make_truth(4)
-    assert float(perfect(world, pictures).loss(world, pictures)) == pytest.approx(0, abs=1e-5)
-    for name in ("world", "scores", "places"):
-        wrong = perfect(world, pictures)
+    """The loss is zero at the truth; points outside of the image are not asked for."""
+    world, image_points = make_truth(4)
+    assert float(perfect(world, image_points).loss(world, image_points)) == pytest.approx(
+        0, abs=1e-5
+    )
+    for name in ("world", "scores", "token_points"):
+        wrong = perfect(world, image_points)
         getattr(wrong, name)[2] = getattr(wrong, name)[3].clone()
-        assert float(wrong.loss(world, pictures)) > 1e-3, name
+        assert float(wrong.loss(world, image_points)) > 1e-3, name
 
 
 def test_points_with_its_softmax() -> None:
@@ -49,14 +51,14 @@ def test_points_with_its_softmax() -> None:
         torch.randn(1, CAMERAS, TOKENS, WIDTH),
         torch.zeros(1, PROPRIO),
     )
-    places = pointing.places[0, 0, 0]
-    assert places[0].tolist() == pytest.approx([-2 / 3, -2 / 3])
-    assert places[1].tolist() == pytest.approx([0, -2 / 3], abs=1e-6)  # x runs first
-    assert places[8].tolist() == pytest.approx([2 / 3, 2 / 3])
+    token_points = pointing.token_points[0, 0, 0]
+    assert token_points[0].tolist() == pytest.approx([-2 / 3, -2 / 3])
+    assert token_points[1].tolist() == pytest.approx([0, -2 / 3], abs=1e-6)  # x runs first
+    assert token_points[8].tolist() == pytest.approx([2 / 3, 2 / 3])
 
 
 def test_learns_where_the_marked_token_is() -> None:
-    """A marked token a picture is found, and with it the point in the world."""
+    """A marked token an image is found, and with it the point in the world."""
     torch.manual_seed(0)
     pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
     queries = torch.randn(1, len(POINTS), WIDTH).expand(64, -1, -1)
@@ -69,9 +71,9 @@ def test_learns_where_the_marked_token_is() -> None:
         for point, mark in enumerate(marks):
             for camera in range(CAMERAS):
                 hidden[torch.arange(64), camera, where[:, point, camera]] += mark
-        pictures = pointer.grid[where]
-        world = torch.cat([pictures[:, :, 0], pictures[:, :, 1, :1]], dim=-1)
-        loss = pointer(queries, hidden, torch.zeros(64, PROPRIO)).loss(world, pictures)
+        image_points = pointer.grid[where]
+        world = torch.cat([image_points[:, :, 0], image_points[:, :, 1, :1]], dim=-1)
+        loss = pointer(queries, hidden, torch.zeros(64, PROPRIO)).loss(world, image_points)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,7 +82,7 @@ def test_learns_where_the_marked_token_is() -> None:
 
 
 @pytest.mark.parametrize(("present", "unsure"), [((1, 1), 0), ((1, 0), 0), ((0, 1), 1)])
-def test_is_as_sure_as_its_second_sharpest_picture(present: tuple[int, int], unsure: int) -> None:
+def test_is_as_sure_as_its_second_sharpest_image(present: tuple[int, int], unsure: int) -> None:
     """A point seen sharply by two cameras is sure; of an absent camera nothing is said."""
     pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
     torch.nn.init.zeros_(pointer.offset.weight)
@@ -97,14 +99,16 @@ def test_is_as_sure_as_its_second_sharpest_picture(present: tuple[int, int], uns
         torch.tensor([present]) > 0,
     )
     scores = sharp.scores[0, 0].detach().softmax(-1)
-    spread = [
+    std = [
         float((s[:, None] * (pointer.grid - s @ pointer.grid) ** 2).sum().sqrt()) for s in scores
     ]
-    seen = sorted(s for s, is_there in zip(spread, present, strict=True) if is_there)
-    assert sharp.spread[0].tolist() == pytest.approx([seen[min(1, len(seen) - 1)]] * len(POINTS))
+    seen = sorted(s for s, is_there in zip(std, present, strict=True) if is_there)
+    assert sharp.localisation_std[0].tolist() == pytest.approx(
+        [seen[min(1, len(seen) - 1)]] * len(POINTS)
+    )
 
 
 def test_refuses_tokens_that_are_no_square() -> None:
     """The grid must be known."""
-    with pytest.raises(ValueError, match="8 tokens a picture are no square grid"):
+    with pytest.raises(ValueError, match="8 tokens an image are no square grid"):
         Pointer(WIDTH, CAMERAS, 8, PROPRIO)

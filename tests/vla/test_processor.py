@@ -198,7 +198,8 @@ def test_observation_by_hand():
             assert (picture == observation.images[camera.name]).all()
         proprio = make_statistics().proprio
         expected = (observation.proprio - np.array(proprio.mean)) / np.array(proprio.std)
-        np.testing.assert_allclose(inputs.proprio[row], expected, rtol=1e-5)
+        normalised = processor.proprio(inputs.proprio)[row]
+        np.testing.assert_allclose(normalised, expected, rtol=1e-5)
         # Two cameras of two places, the words, the end token, padding.
         words = observation.instruction.split()
         ids = inputs.input_ids[row].tolist()

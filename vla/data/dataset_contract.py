@@ -1,12 +1,14 @@
 """The contract of a LeRobotDataset v3 on disk: its own, or one derived from what it says of itself.
 
-Reads JSON only; importing this loads neither torch nor LeRobot.
+Reads JSON only, unless it has to say where a number is not finite; importing this loads neither
+torch nor LeRobot.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,30 +19,66 @@ ACTION, PROPRIO = FeatureMap.action, FeatureMap.proprio
 UNKNOWN_UNIT = "unknown"
 
 
-def read_contract(root: Path) -> RobotSpec:
+def read_contract(root: Path, cameras: Sequence[str] = ()) -> RobotSpec:
     """The contract of the data set in `root`.
 
     `meta/contract.json` where a recording left one; else derived: names, shapes and rate from
     `meta/info.json`, and as limits the extremes in `meta/stats.json`, since such a data set says
     nothing of what the robot may do beyond what it did.
 
+    Args:
+        root: folder of the data set.
+        cameras: names of those that are used, in this order; others are left out, whatever they
+            hold. By default all are used, and all have to be RGB.
+
     Raises:
         FileNotFoundError: no data set there.
-        ValueError: an older format, no camera, state or action, or no statistics.
+        ValueError: an older format, no state or action, no camera or none of that name, a camera
+            that is not RGB (infrared, depth), or statistics that are missing or not finite.
     """
-    info = _read(root, "info.json")
+    info = read_info(root)
+    if not (root / "meta" / "contract.json").is_file():
+        return derive_contract(info, _read_statistics(root, info), root, cameras)
+    spec = RobotSpec.from_dict(_read_json(root, "contract.json"))
+    if not cameras:
+        return spec
+    named = {camera.name: camera for camera in spec.cameras}
+    return replace(spec, cameras=tuple(named[c] for c in _choose(named, cameras, root)))
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """`meta/info.json` of a data set.
+
+    Raises:
+        FileNotFoundError: no data set there.
+        ValueError: an older format, or an entry that is missing.
+    """
+    if not (root / "meta" / "info.json").is_file():
+        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
+        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
+        raise FileNotFoundError(
+            f"no data set in {root}; {nearby}. "
+            f"Record it: vla collect --task {root.name} --root {root}"
+        )
+    info = _read_json(root, "info.json")
     if not str(version := info.get("codebase_version", "")).startswith("v3."):
         raise ValueError(
-            f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed: "
-            "python -m lerobot.scripts.convert_dataset_v21_to_v30 --help converts a v2.1"
+            f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed. "
+            "A v2.1 is converted, the original kept as "
+            f"{root.name}_old and nothing uploaded, by: python -m "
+            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
+            f"--root={root} --push-to-hub=false"
         )
-    if (root / "meta" / "contract.json").is_file():
-        return RobotSpec.from_dict(_read(root, "contract.json"))
-    return derive_contract(info, _read(root, "stats.json"), root)
+    if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
+        raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
+    return info
 
 
 def derive_contract(
-    info: Mapping[str, Any], statistics: Mapping[str, Any], where: Path | str
+    info: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    where: Path | str,
+    cameras: Sequence[str] = (),
 ) -> RobotSpec:
     """A contract from a data set's `info.json` and `stats.json`; see `read_contract`.
 
@@ -48,20 +86,23 @@ def derive_contract(
         info: `meta/info.json`.
         statistics: `meta/stats.json`.
         where: the data set, for messages.
+        cameras: names of those that are used; by default all.
     """
     features: Mapping[str, Any] = info["features"]
     missing = [name for name in (ACTION, PROPRIO) if name not in features]
-    cameras = {_camera_name(key): key for key, ft in features.items() if _is_camera(ft)}
-    if missing or not cameras:
+    keys = {_camera_name(key): key for key, ft in features.items() if _is_camera(key, ft)}
+    if missing or not keys:
         lacking = ", ".join(missing) or "a camera (a feature of dtype image or video)"
         raise ValueError(f"data set {where} has no {lacking}; it has {sorted(features)}")
+    chosen = {name: keys[name] for name in _choose(keys, cameras, where)}
+    _require_rgb({key: features[key] for key in chosen.values()}, keys, where)
     return RobotSpec(
         robot=str(info.get("robot_type") or "unknown"),
         action=_vector(features[ACTION], statistics, ACTION, where),
         proprio=_vector(features[PROPRIO], statistics, PROPRIO, where),
-        cameras=tuple(_camera(name, key, features[key], where) for name, key in cameras.items()),
+        cameras=tuple(CameraSpec(name, *_size(features[key])) for name, key in chosen.items()),
         control_rate_hz=float(info["fps"]),
-        features=FeatureMap(cameras=cameras),
+        features=FeatureMap(cameras=chosen),
     )
 
 
@@ -106,15 +147,73 @@ def require_statistics(
     """These statistics of a feature.
 
     Raises:
-        ValueError: one of them is missing.
+        ValueError: one of them is missing or not finite.
     """
     found = statistics.get(feature, {})
-    if missing := [name for name in names if name not in found]:
+    missing = [name for name in names if name not in found]
+    numbers = {name: _floats(found[name]) for name in names if name not in missing}
+    endless = [name for name, values in numbers.items() if not all(map(math.isfinite, values))]
+    if missing or endless:
+        what = f"no statistics {missing}" if missing else f"no finite statistics {endless}"
         raise ValueError(
-            f"data set {where} has no statistics {missing} of {feature!r}: "
-            "python -m lerobot.scripts.augment_dataset_quantile_stats --help writes them"
+            f"data set {where} has {what} of {feature!r}. LeRobot measures them, and uploads "
+            f"nothing, with: {_recompute_command(where)}"
         )
-    return {name: [float(value) for value in found[name]] for name in names}
+    return numbers
+
+
+def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
+    """A name for each dimension of a feature, its number where `info.json` has none.
+
+    LeRobot has names as a list, as a list in a dictionary ({"motors": [...]}), or none.
+    """
+    if isinstance(recorded, Mapping):
+        recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
+    names = tuple(map(str, recorded or ()))
+    return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
+
+
+def describe_unusual_camera(feature: Mapping[str, Any]) -> str:
+    """Why a camera's frames are not 8-bit RGB; empty where they are."""
+    described = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
+    if described.get("is_depth_map") or described.get("video.is_depth_map"):
+        return "is marked as a depth map"
+    if feature["dtype"] not in ("image", "video"):
+        return f"holds {feature['dtype']} numbers"
+    if len(feature["shape"]) != 3 or feature["shape"][_channel_axis(feature)] != 3:
+        return f"has shape {list(feature['shape'])}"
+    return ""
+
+
+def _recompute_command(where: Path | str) -> str:
+    # LeRobot's augment_dataset_quantile_stats would do too, but always uploads.
+    return (
+        f"lerobot-edit-dataset --repo_id=local/{Path(where).name} --root={where} "
+        f"--new_root={where} --operation.type=recompute_stats --operation.overwrite=true "
+        "--push_to_hub=false"
+    )
+
+
+def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta/stats.json`; where an extreme is not finite, the frame that made it so is named."""
+    if not (root / "meta" / "stats.json").is_file():
+        raise ValueError(
+            f"data set {root} has no meta/stats.json, so its numbers cannot be scaled. LeRobot "
+            f"measures them, and uploads nothing, with: {_recompute_command(root)}"
+        )
+    statistics = _read_json(root, "stats.json")
+    for key in (ACTION, PROPRIO):
+        extremes = statistics.get(key, {})
+        values = [v for name in ("min", "max") for v in _floats(extremes.get(name, ()))]
+        if key in info["features"] and not all(map(math.isfinite, values)):
+            from vla.data.recorded_frames import read_frames  # it imports this module
+
+            read_frames(root).vectors(key)
+    return statistics
+
+
+def _floats(values: Iterable[Any]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def _vector(
@@ -134,45 +233,55 @@ def _vector(
             f"data set {where}: statistics of {key} have {len(bounds)} of {dim} entries"
         )
     low, high = zip(*bounds, strict=True)
-    return VectorSpec(_names(feature.get("names"), dim), (UNKNOWN_UNIT,) * dim, low, high)
+    return VectorSpec(vector_names(feature.get("names"), dim), (UNKNOWN_UNIT,) * dim, low, high)
 
 
-def _names(recorded: Any, dim: int) -> tuple[str, ...]:
-    """LeRobot has names as a list, as a list in a dictionary ({"motors": [...]}), or none."""
-    if isinstance(recorded, Mapping):
-        recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
-    names = tuple(map(str, recorded or ()))
-    return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
-
-
-def _is_camera(feature: Mapping[str, Any]) -> bool:
-    described = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    is_depth = described.get("is_depth_map") or described.get("video.is_depth_map")
-    return feature["dtype"] in ("image", "video") and not is_depth
+def _is_camera(key: str, feature: Mapping[str, Any]) -> bool:
+    # By name too: depth is sometimes stored as a plain array of numbers.
+    return feature["dtype"] in ("image", "video") or key.startswith("observation.images.")
 
 
 def _camera_name(key: str) -> str:
     return key.removeprefix("observation.images.").removeprefix("observation.")
 
 
-def _camera(name: str, key: str, feature: Mapping[str, Any], where: Path | str) -> CameraSpec:
+def _choose(available: Iterable[str], cameras: Sequence[str], where: Path | str) -> tuple[str, ...]:
+    """Names of the cameras that are used."""
+    names = tuple(available)
+    if unknown := [name for name in cameras if name not in names]:
+        raise ValueError(f"data set {where} has no camera {unknown}; it has {list(names)}")
+    return tuple(dict.fromkeys(cameras)) or names
+
+
+def _require_rgb(
+    chosen: Mapping[str, Mapping[str, Any]], cameras: Mapping[str, str], where: Path | str
+) -> None:
+    why = {key: describe_unusual_camera(feature) for key, feature in chosen.items()}
+    if not any(why.values()):
+        return
+    listed = "; ".join(f"{key} {text}" for key, text in why.items() if text)
+    usable = [name for name, key in cameras.items() if not why.get(key)]
+    mend = f"leave it out: --cameras {' '.join(usable)}" if usable else "there is no RGB camera"
+    raise ValueError(
+        f"data set {where}: {listed}, and a policy sees RGB images of 3 channels; {mend}"
+    )
+
+
+def _channel_axis(feature: Mapping[str, Any]) -> int:
+    axes = feature.get("names")
+    first = str(axes[0]) if isinstance(axes, Sequence) and len(axes) == 3 else ""
+    return 0 if first.startswith("channel") else -1
+
+
+def _size(feature: Mapping[str, Any]) -> list[int]:
+    """Height and width."""
     sizes = list(feature["shape"])
-    axes = feature.get("names") or ["height", "width", "channels"]
-    channels = sizes.pop(0 if str(axes[0]).startswith("channel") else -1)
-    if channels != 3 or len(sizes) != 2:
-        raise ValueError(f"data set {where}: {key} has shape {feature['shape']}, expected RGB")
-    return CameraSpec(name, *sizes)
+    del sizes[_channel_axis(feature)]
+    return sizes
 
 
-def _read(root: Path, name: str) -> dict[str, Any]:
-    path = root / "meta" / name
-    if name == "info.json" and not path.is_file():
-        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
-        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
-        raise FileNotFoundError(
-            f"no data set in {root}; {nearby}. "
-            f"Record it: vla collect --task {root.name} --root {root}"
-        )
-    if not path.is_file():
-        raise ValueError(f"data set {root} has no meta/{name}, so its numbers cannot be scaled")
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read_json(root: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((root / "meta" / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"data set {root}: meta/{name} is no JSON: {error}") from error

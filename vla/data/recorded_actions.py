@@ -1,38 +1,33 @@
-"""The actions of a LeRobotDataset on disk, without its pictures."""
+"""The actions of a LeRobotDataset on disk, without its images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from vla.data.recorded_frames import read_frames
 
-def read_chunks(root: Path, action: str, horizon: int) -> Tensor:
-    """The next `horizon` actions at every frame; an episode's last one is repeated at its end.
+
+def read_chunks(root: Path, action: str, chunk_length: int) -> Tensor:
+    """The next `chunk_length` actions at every frame; an episode's last one is repeated at its end.
 
     Args:
         root: folder of the data set.
         action: the feature that holds the actions.
-        horizon: control steps a chunk.
+        chunk_length: control steps a chunk.
 
     Returns:
-        float32 [frames, horizon, action].
+        [frames, chunk_length, action.dim], float32 or float64 as `RecordedFrames.vectors`.
 
     Raises:
         FileNotFoundError: no data there.
+        ValueError: as `read_frames` and `RecordedFrames.vectors`.
     """
-    files = sorted((root / "data").rglob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"data set {root} holds no data/**/*.parquet")
-    tables = [pq.read_table(file, columns=[action, "episode_index"]) for file in files]
-    # A vector of one number is stored as that number.
-    rows = np.concatenate(
-        [np.stack(table[action].to_numpy()).reshape(len(table), -1) for table in tables]
-    )
-    episode = np.concatenate([table["episode_index"].to_numpy() for table in tables])
-    last = np.searchsorted(episode, episode, side="right") - 1  # of each frame's episode
-    future = np.arange(len(rows))[:, None] + np.arange(horizon)
-    return torch.from_numpy(rows.astype(np.float32)[np.minimum(future, last[:, None])])
+    frames = read_frames(root)
+    actions = frames.vectors(action)
+    last = np.searchsorted(frames.episode, frames.episode, side="right") - 1  # of its episode
+    future = np.arange(len(frames))[:, None] + np.arange(chunk_length)
+    return torch.from_numpy(actions[np.minimum(future, last[:, None])])

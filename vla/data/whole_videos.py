@@ -7,20 +7,25 @@ from pathlib import Path
 import av
 from av.error import FFmpegError
 
+from vla.data.recorded_frames import list_files
+
 
 def require_whole_videos(root: Path) -> None:
     """Open every video of a data set and read its index and its end; decodes nothing.
 
-    Videos that are not there are none of its business: LeRobot fetches those that it needs.
+    Missing videos are not looked for: LeRobot fetches those that it needs.
 
     Raises:
         ValueError: naming those that are damaged or cut short.
     """
-    videos = sorted((root / "videos").rglob("*.mp4"))
+    videos = list_files(root / "videos", "*/*/*.mp4")
     damaged = [path for path in videos if not (_has_all_bytes(path) and _reaches_its_end(path))]
     if damaged:
         listed = ", ".join(str(path.relative_to(root)) for path in damaged)
-        raise ValueError(f"data set {root} has damaged videos, copy them again: {listed}")
+        raise ValueError(
+            f"data set {root} has videos that are damaged or cut short, of which intact copies are "
+            f"needed: {listed}"
+        )
 
 
 def _has_all_bytes(path: Path) -> bool:

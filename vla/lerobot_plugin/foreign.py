@@ -144,6 +144,10 @@ class ForeignPolicy:
         self._groups: list[tuple[list[int], Any]] = []
         self._group_of: dict[int, int] = {}
 
+    def fresh(self) -> ForeignPolicy:
+        """The same policy at the beginning of its first episode."""
+        return ForeignPolicy(self._policy, self._before, self._after, self.spec, self._bf16)
+
     def reset(self, indices: Sequence[int]) -> None:
         """New episodes begin in these environments, with empty queues."""
         rows = [int(index) for index in indices]

@@ -7,9 +7,11 @@ transformers, `dual.py` a vision tower and a text encoder; `registry.py` builds 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
@@ -93,9 +95,12 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         width: of the hidden states.
+        bf16: compute in bfloat16 where the device multiplies such matrices. Faster, but actions are
+            rounded, and in another way for every size of batch.
     """
 
     width: int
+    bf16: bool = False
 
     @abstractmethod
     def forward(self, inputs: ModelInputs) -> Hidden:
@@ -104,3 +109,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """What rebuilds the same architecture: plain data for JSON, with its `kind`."""
+
+
+def reduced_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast to bfloat16 where that is faster: emulated, it is several times slower."""
+    if multiplies_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 matrices."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -84,7 +84,7 @@ class Pointer(nn.Module):
         super().__init__()
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise ValueError(f"{tokens} tokens a image are no square grid")
+            raise ValueError(f"{tokens} tokens an image are no square grid")
         self.cameras, self.proprio_dim = cameras, proprio_dim
         self.query = nn.Linear(width, 2 * width)
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width))

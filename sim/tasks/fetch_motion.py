@@ -1,0 +1,62 @@
+"""Random motion of the Fetch arm: it visits points, blocks and targets, and grips now and then."""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import numpy as np
+
+from sim.tasks.base import Episode, Task
+
+_LOWEST_M, _HIGHEST_M = 0.42, 0.9
+"""Of a waypoint: from the table to where the fixed cameras still see the hand."""
+_AT_OBJECT_M = 0.02
+
+
+class RandomMotion:
+    """Moves towards one random waypoint after another; a `sim.tasks.base.Motion` of one episode.
+
+    Args:
+        task: whose points are visited.
+        rng: of the waypoints, the grips and the noise.
+    """
+
+    def __init__(self, task: Task, rng: np.random.Generator):
+        self._task = task
+        self._rng = rng
+        self._steps_left = 0
+        self._waypoint = np.zeros(3)
+        self._grip = 1.0
+
+    def __call__(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        """Float32 [4]: dx, dy, dz, gripper."""
+        points = self._task.points(data, episode)
+        if self._steps_left == 0:
+            self._steps_left = int(self._rng.integers(4, 10))
+            self._choose(points)
+        self._steps_left -= 1
+        towards = np.clip(10.0 * (self._waypoint - points["gripper"]), -1.0, 1.0)
+        noisy = np.clip(towards + self._rng.normal(0.0, 0.2, 3), -1.0, 1.0)
+        return np.append(noisy, self._grip).astype(np.float32)
+
+    def _choose(self, points: dict[str, np.ndarray]) -> None:
+        """The next waypoint, or to close the hand where it is."""
+        rng = self._rng
+        at_object = (
+            "object" in points and math.dist(points["gripper"], points["object"]) < _AT_OBJECT_M
+        )
+        if at_object and self._grip > 0 and rng.random() < 0.7:
+            self._grip, self._steps_left = -1.0, 3  # the waypoint stays meanwhile
+            return
+        if rng.random() < 0.5:
+            self._grip = rng.choice([-1.0, 1.0])
+        name = rng.choice([name for name in points if name != "gripper"])
+        if rng.random() < 0.65:
+            deviation_m = rng.choice([0.005, 0.05])
+            self._waypoint = points[name] + rng.normal(0.0, deviation_m, 3)
+            if rng.random() < 0.3:
+                self._waypoint[2] += rng.uniform(0.03, 0.12)
+        else:
+            self._waypoint = points["target"] + rng.uniform(-0.25, 0.25, 3)
+        self._waypoint[2] = np.clip(self._waypoint[2], _LOWEST_M, _HIGHEST_M)

@@ -1,0 +1,68 @@
+"""Checkpoints of format 1 are read as if they were written today."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from two_robots import observe
+
+from scripts.convert import ConvertConfig
+from scripts.convert import main as convert
+from vla.checkpoint.folder import CheckpointError, require_current
+from vla.checkpoint.initialisation import GROUNDED
+from vla.checkpoint.upgrade import upgrade_config, upgrade_weights
+from vla.policy import load_policy
+
+
+def test_a_checkpoint_of_format_1_acts_as_it_did(tmp_path: Path) -> None:
+    """The shipped one is of format 1; converted, it is the same policy in today's format."""
+    observation = observe(load_policy(GROUNDED).spec)
+    observation.instructions = ["push the block to the target"] * 3
+    before = load_policy(GROUNDED).act(observation)
+    convert(ConvertConfig(GROUNDED, tmp_path / "new"))
+    manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
+    assert (json.loads((GROUNDED / "manifest.json").read_text())["format"], manifest["format"]) == (
+        1,
+        2,
+    )
+    assert torch.equal(load_policy(tmp_path / "new").act(observation), before)
+    require_current(tmp_path / "new")
+    with pytest.raises(CheckpointError, match="vla convert --checkpoint"):
+        require_current(GROUNDED)
+    with pytest.raises(ValueError, match="name a new folder"):
+        ConvertConfig(GROUNDED, tmp_path / "new")
+
+
+def test_every_renamed_weight_of_format_1_is_found() -> None:
+    """One of each pattern, by hand."""
+    old: dict[str, Any] = {
+        "actor.summary.0.weight": 0,
+        "actor.head.places": 1,
+        "actor.head.decoder.places": 2,
+        "actor.head.quieter.bias": 3,
+        "actor.head.expert.memory.weight": 4,
+        "backbone.readout": 5,
+    }
+    assert upgrade_weights(old) == {
+        "actor.readout_projection.0.weight": 0,
+        "actor.head.position_embedding": 1,
+        "actor.head.decoder.position_embedding": 2,
+        "actor.head.noise_scale_head.bias": 3,
+        "actor.head.expert.prompt_projection.weight": 4,
+        "backbone.readout": 5,
+    }
+    head = {"type": "token", "spread": 0.1}
+    fields = {"horizon": 5, "summary": 16, "still": ["target"], "head": head}
+    upgraded = upgrade_config({"horizon": 5, "interface": {"cameras": 3}, "vla": fields})
+    assert upgraded["dims"] == {"cameras": 3}
+    assert upgraded["vla"] == {
+        "chunk_length": 5,
+        "readout_dim": 16,
+        "static_points": ["target"],
+        "action_bound": (),
+        "head": {"type": "token", "label_smoothing": 0.1},
+    }
