@@ -136,7 +136,7 @@ def _load_towers(
     processor = _tower_processor(name, config.text_tower)
     longest = min(_LONGEST_TEXT, getattr(text, "max_position_embeddings", _LONGEST_TEXT))
     prompts = ForeignPrompts(processor, cameras, size_px, longest)
-    pixels = prompts.images(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
+    pixels = prompts.pictures(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
     height, width = pixels["pixel_values"].shape[-2:]
     tokens = (height // vision.patch_size) * (width // vision.patch_size)
     backbone = DualBackbone(
@@ -153,7 +153,7 @@ def _image_text_processor(name: str) -> ProcessorMixin:
     processor = _read(name, AutoProcessor.from_pretrained)
     images: Any = getattr(processor, "image_processor")  # noqa: B009  no typed attribute
     if getattr(images, "do_image_splitting", False):
-        # One camera gives one image, and is not enlarged for pieces that are not cut.
+        # Every camera is one image; without tiles there is no reason to enlarge it first.
         images.do_image_splitting = False
         images.size = dict(images.max_image_size)
     return processor
