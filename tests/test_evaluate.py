@@ -30,6 +30,7 @@ from scripts.policy_loading import (
 from scripts.provenance import command_line, machine_facts
 from sim.seeds import DEVELOPMENT, FINAL, SELECTION
 from sim.tasks.registry import make_task
+from vla.checkpoint.ledger import Ledger
 from vla.contract import ContractMismatchError
 
 
@@ -38,6 +39,7 @@ class Staring:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.ledger = Ledger({"collection_steps": 3000})
         self.spec = make_task("FetchReach", image_size=32).spec
 
     def reset(self, indices):
@@ -59,7 +61,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "best").mkdir(parents=True)
     described = {"config": {"learning_rate": 3e-4}, "command": "vla pretrain --seed 3"}
     (folder / "run.json").write_text(json.dumps(described))
-    (folder / "best" / "ledger.json").write_text('{"collection_steps": 3000}')
     with SummaryWriter(str(folder)) as writer:
         for step in (1, 2, 3):
             writer.add_scalar("success/end", 0.1 * step, step)
