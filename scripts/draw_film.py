@@ -60,6 +60,9 @@ def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -
 
 def main(config: DrawFilmConfig) -> None:
     """Play, draw, write, and print where it is."""
+    if config.out.suffix != ".gif":
+        raise ValueError(f"out must end in .gif: {config.out}")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     candidates = [read_policy(text, "cpu", config.task) for text in config.policies]
     require_comparable(candidates, config.task, candidates[0].name)
     rows = []
@@ -69,7 +72,6 @@ def main(config: DrawFilmConfig) -> None:
         rows.append(draw_row(candidate.name, played, config))
     frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[:: config.every]]
     shown_ms = round(1000 * config.every / make_task(config.task).spec.control_rate_hz)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     durations = [shown_ms] * (len(frames) - 1) + [1000]
     palette = [frame.quantize(64) for frame in frames]
     palette[0].save(

@@ -67,7 +67,7 @@ class EvaluateConfig:
         phrasing: instruction templates.
         only: only initial states whose goal names all of these, such as "red block".
         swap_instructions: give every scene another goal that it allows, and report success on the
-            goal that was told and on the scene's original one, in the same episodes.
+            goal of the instruction and on the scene's original one, in the same episodes.
         blank_images: show the policies black images.
         device: of the checkpoints.
         bf16: checkpoints compute in bfloat16 where the device multiplies it, instead of float32:
@@ -274,7 +274,7 @@ def play(
     # episodes that have already ended.
     is_planner = candidate.kind.startswith("planner:")
     count = 1 if is_planner else min(config.num_envs, len(seeds))
-    with _environment(candidate, config, count) as env:
+    with _environment(candidate, config, count, config.num_workers) as env:
         policy = policy_for(candidate, env, config.seed)
         shown = BlankImages(policy) if config.blank_images else policy
         episodes = rollout(env, shown, seeds, on_episode=on_episode)
@@ -286,7 +286,7 @@ def measure_speed(candidate: Candidate, config: EvaluateConfig, seeds: Sequence[
     seconds: dict[int, np.ndarray] = {}
     batch = min(config.num_envs, len(seeds))
     for count in {1, batch}:
-        with _environment(candidate, config, count) as env:
+        with _environment(candidate, config, count, workers=1) as env:
             made = candidate.make() if candidate.make is not None else None
             policy = made or make_built_in(candidate.kind, env, config.seed)
             env.reset(range(count), list(seeds[:count]))
@@ -305,8 +305,9 @@ def by_original_goal(name: str, episodes: Episodes) -> Episodes:
     return Episodes(tuple(judged))
 
 
-def _environment(candidate: Candidate, config: EvaluateConfig, count: int) -> CpuVecEnv:
-    workers = config.num_workers
+def _environment(
+    candidate: Candidate, config: EvaluateConfig, count: int, workers: int | None
+) -> CpuVecEnv:
     phrasing, swap = config.phrasing, config.swap_instructions
     return make_env(candidate, config.task, count, workers, phrasing, swap)
 

@@ -90,15 +90,15 @@ def test_flags_reach_the_command_and_its_code_comes_back(
     command: Callable[..., None], returned: int | None, code: int
 ) -> None:
     """Hyphenated flags fill the config; None counts as success."""
-    seen = []
+    received = []
 
     def main(config: CollectConfig) -> int | None:
-        seen.append(config)
+        received.append(config)
         return returned
 
     command(main)
     assert cli.main(["collect", "--noise-m", "0.5"]) == code
-    assert seen == [CollectConfig(noise_m=0.5)]
+    assert received == [CollectConfig(noise_m=0.5)]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs():
 
 
 def test_swapped_goals_are_judged_beside_the_original_ones(tmp_path):
-    """The expert obeys: it reaches what was told, and what the scene asked for by chance alone."""
+    """The expert obeys: it reaches the new goal, and the scene's own one by chance alone."""
     config = EvaluateConfig(
         task="Tabletop",
         policies=("expert", "zero"),
@@ -219,10 +219,12 @@ def test_swapped_goals_are_judged_beside_the_original_ones(tmp_path):
     data = json.loads((tmp_path / "report.json").read_text())
     names = [policy["name"] for policy in data["policies"]]
     assert names == ["expert", "expert, original goal", "zero", "zero, original goal"]
-    told, original, *_ = data["policies"]
-    assert told["success_at_end"]["value"] >= 0.75
+    followed, original, *_ = data["policies"]
+    assert followed["success_at_end"]["value"] >= 0.75
     assert original["success_at_end"]["value"] <= 0.25
-    assert [e["length"] for e in told["episodes"]] == [e["length"] for e in original["episodes"]]
+    assert [e["length"] for e in followed["episodes"]] == [
+        e["length"] for e in original["episodes"]
+    ]
     with pytest.raises(ValueError, match="FetchPush: no other goal"):
         main(dataclasses.replace(config, task="FetchPush"))
 
