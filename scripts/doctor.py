@@ -76,7 +76,7 @@ class Check:
 
     Attributes:
         subject: what was looked at.
-        finding: what was seen.
+        finding: what was found.
         fix: the command or change that mends it; empty when all is well.
         essential: whether nothing works without it.
     """

@@ -1,4 +1,4 @@
-"""`vla ground`: teach the embedded vision-language model, or any pretrained one, where things are.
+"""`vla ground`: teach the embedded vision-language model, or any pretrained one, to point.
 
 Draws scenes of every task, makes the embedded model with a tokenizer of all that can be said of
 them (or loads `--vlm`), trains it to point at what the words name and to answer questions in words,
@@ -39,7 +39,7 @@ QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
     "heldout": ("point to where the {phrase} is",),
 }
-# Any two things, so that no word's meaning hangs on the words that it was told with.
+# Of any two objects, so that no word's meaning depends on the words that it appeared with.
 PATHS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("from the {object} to the {target}", "the way from the {object} to the {target}"),
     "heldout": ("away from the {object} and over to the {target}",),

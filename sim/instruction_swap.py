@@ -28,11 +28,11 @@ def swap_instruction(
         ValueError: every later seed asks for the same, or for what this scene does not hold.
     """
     here = task.points(data, episode).keys()
-    things = {*task.object_phrases, *task.place_phrases}
+    phrases = {*task.object_phrases, *task.place_phrases}
     scratch = task.make_data()
     for seed in range(episode.seed + 1, episode.seed + 1 + _TRIES):
         other = task.reset(scratch, seed, phrasing)
-        if other.labels == episode.labels or not things & {*other.labels.values()} <= here:
+        if other.labels == episode.labels or not phrases & {*other.labels.values()} <= here:
             continue
         swapped = task.with_goal(data, episode, other.labels, phrasing)
         if not task.is_success(data, swapped):

@@ -16,7 +16,7 @@ from sim.tasks.base import Episode, Phrasing, Task, pack_state
 from sim.worker_channel import WorkerChannel
 
 _SPIN_S = 3e-4
-"""How long a worker looks for work before it sleeps; waking it would take as long."""
+"""How long a worker polls for work before it sleeps; waking it would take as long."""
 
 
 @dataclass(frozen=True)

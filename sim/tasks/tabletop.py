@@ -93,7 +93,7 @@ class Tabletop(FetchArmTask):
         rest_tolerance_m: and rests on the table if its height differs less than this from rest.
         lifted_m: a block counts as lifted from this height above rest.
         lift_m: the height above rest to which "target" and the expert ask for it.
-        home_m: where the gripper begins: behind the blocks, seen from the far side of the table.
+        home_m: where the gripper begins: between the robot and the blocks.
     """
 
     name = "Tabletop"
