@@ -278,6 +278,12 @@ def test_a_changed_image_file_is_noticed(image: Path) -> None:
     assert read(image).images["top"][0].max() == 3 * LEVEL
 
 
+def test_hidden_files_are_no_tables(image: Path) -> None:
+    """What a Mac leaves beside every file that it copies."""
+    (image / "data" / "chunk-000" / "._file-000.parquet").write_bytes(b"Mac OS X")
+    require_counted(read(image))
+
+
 # --- choices
 
 
