@@ -146,6 +146,7 @@ class DemoDataset:
         shifted = zip(numbered, self._first_episodes[:-1], strict=True)
         self._episode = np.concatenate([numbers + first for numbers, first in shifted])
         _, first, lengths = np.unique(self._episode, return_index=True, return_counts=True)
+        # Of each frame, the first of its episode and the one behind its last, int64 [frames].
         self._begin = first[self._episode]
         self._end = (first + lengths)[self._episode]
 
@@ -166,6 +167,7 @@ class DemoDataset:
 
     def _split(self, kept: np.ndarray, fraction: float, seed: int) -> dict[Split, np.ndarray]:
         """Frames by split; whole episodes are held out, folder by folder, so task by task."""
+        # All episodes are permuted, used or not: leaving some out moves few of the others.
         rng = np.random.default_rng(seed)
         used = np.unique(self._episode[kept])
         heldout: list[int] = []
@@ -234,9 +236,9 @@ class DemoDataset:
 
     def _future(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Actions [b, k, action.dim] from these frames on, and where they are padding [b, k]."""
-        future = rows[:, None] + np.arange(self.chunk_length)
-        last = self._end[rows, None] - 1
-        actions = self._actions[np.minimum(future, last)]
+        future = rows[:, None] + np.arange(self.chunk_length)  # [b, k]
+        last = self._end[rows, None] - 1  # [b, 1]
+        actions = self._actions[np.minimum(future, last)]  # [b, k, action.dim]
         return torch.from_numpy(actions), torch.from_numpy(future > last)
 
     def _gather_images(self, camera: str, rows: np.ndarray) -> Tensor:
