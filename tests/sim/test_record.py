@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from sim.demonstrate import RecordConfig
 from sim.record import _SeedPlan, record
 from sim.recording_store import RecordingStore
 from sim.tasks.registry import make_task
+from sim.worker_process import WorkerError
 from vla.contract import RobotSpec
 
 TINY = {"image_size": 16, "workers": 1}
@@ -295,16 +297,25 @@ def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
     )
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
-    assert 'has to call record() under `if __name__ == "__main__":`' in last
-    assert "Free space" not in last
+    assert 'lacks a main guard, `if __name__ == "__main__":`' in last
 
 
 def test_a_killed_worker_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as a script without guard."""
-    monkeypatch.setattr(record_module, "play_into", die)
+    """Not as a script without guard; and nothing of it stays in shared memory."""
+    monkeypatch.setattr(record_module, "serve_episodes", die)
     config = RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY)
-    with pytest.raises(OSError, match=r"was killed.*fewer --workers.*command continues"):
+    with pytest.raises(WorkerError, match=r"SIGKILL .*out of memory.*same command continues"):
         record(config)
+
+
+def test_recording_leaves_no_names_in_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill of all its processes at once would leave them there for ever."""
+    for name in ("_drive", "import_lerobot"):
+        monkeypatch.setattr(record_module, name, lambda *_: None)
+    monkeypatch.setattr(SemLock, "__init__", None)  # what would have such a name
+    record(RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY))
 
 
 def test_unwritable_root_is_explained(tmp_path: Path) -> None:
