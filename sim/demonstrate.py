@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
 import signal
-import threading
 import zlib
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +14,7 @@ from sim.render import CameraRenderer
 from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
+from sim.worker_channel import WorkerChannel
 
 # Failures for each success (and one more) at which the expert is declared unfit.
 FAILURES_PER_EPISODE = 20
@@ -137,24 +134,16 @@ def _setup(name: str, image_size: int) -> _Setup:
     return _Setup(task, CameraRenderer(task.model, cameras, image_size))
 
 
-def prepare_worker(ready: Event) -> None:
-    """Make this process a worker that ends with its parent, however that ends; sets `ready`."""
-    # One process a core: threads of the software renderer would only compete with each other.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
+def serve_episodes(channel: WorkerChannel, config: RecordConfig, spool: Path) -> None:
+    """What a worker process runs: play each (task, seed) that is sent; None ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    ready.set()
+    while (key := channel.receive()) is not None:
+        name, seed = key
+        channel.send(("ok", _play_into(config, name, seed, spool)))
 
 
-def _exit_with_parent() -> None:
-    # A parent that is killed cannot tell its workers, who would wait for work for ever.
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
-    """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
+def _play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
+    """Play one episode and leave its outcome in `spool`; True when it succeeded."""
     setup = _setup(name, config.image_size)
     arrays = play(setup.task, setup.renderer, seed, config)
     target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"

@@ -11,22 +11,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import multiprocessing
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepare_worker
+from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, serve_episodes
 from sim.recording_store import EpisodeKey, RecordingStore, import_lerobot
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
+from sim.worker_process import WorkerError, WorkerProcess, exit_without_main_guard
 
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25
@@ -62,8 +63,10 @@ def record(config: RecordConfig) -> RecordSummary:
     Raises:
         ValueError: unknown task, settings that differ from the folder's, tasks whose contracts
             differ, or an expert that hardly ever succeeds.
-        OSError: the disk is full, the folder cannot be written, or a worker process died.
+        OSError: the disk is full, or the folder cannot be written.
+        WorkerError: a worker process failed or died.
     """
+    exit_without_main_guard()
     start_s = time.monotonic()
     tasks = [make_task(name, config.image_size) for name in config.task]
     with (
@@ -91,40 +94,44 @@ def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
     plans = [_SeedPlan(name, config, store) for name in config.task]
     if all(plan.finished for plan in plans):
         return
-    # spawn: a forked child would inherit threads and, at worst, a GL context
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()  # set by the first worker that has come up
-    pool = ProcessPoolExecutor(
-        config.workers, context, initializer=prepare_worker, initargs=(ready,)
-    )
+    workers = [
+        WorkerProcess(f"recording worker {index}", serve_episodes, config, store.spool)
+        for index in range(config.workers)
+    ]
+    idle: SimpleQueue[WorkerProcess] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def play(key: EpisodeKey) -> bool:
+        worker = idle.get()
+        try:
+            worker.send(key)
+            return worker.receive()
+        finally:
+            idle.put(worker)
+
     # LeRobot takes seconds to import: do it while the first episodes are played.
     threading.Thread(target=import_lerobot, daemon=True).start()
+    pool = ThreadPoolExecutor(config.workers)  # its threads only wait, each for a worker
     try:
         with _progress() as bar:
-            _drive(config, store, plans, pool, bar)
-    except BrokenProcessPool as error:
-        raise ChildProcessError(_explain_death(came_up=ready.is_set())) from error
+            _drive(config, store, plans, partial(pool.submit, play), bar)
+    except WorkerError as error:
+        kept = "Finished episodes are kept, and the same command continues"
+        raise WorkerError(f"{error}. {kept}") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _explain_death(came_up: bool) -> str:
-    if came_up:
-        return (
-            "a worker process was killed, for want of memory perhaps: use fewer --workers. "
-            "Finished episodes are kept, and the same command continues"
-        )
-    return (
-        "no worker process came up. Each imports the main script anew, so a script that records "
-        'has to call record() under `if __name__ == "__main__":`'
-    )
+        for worker in workers:
+            worker.ask_to_end()
+        for worker in workers:
+            worker.join()
 
 
 def _drive(
     config: RecordConfig,
     store: RecordingStore,
     plans: list[_SeedPlan],
-    pool: ProcessPoolExecutor,
+    submit: Callable[[EpisodeKey], Future[bool]],
     bar: Progress,
 ) -> None:
     """Keep the workers busy and write each group as soon as it is complete."""
@@ -137,8 +144,7 @@ def _drive(
         while True:
             # enough to keep the workers busy while a group is written
             while len(running) < config.workers + _GROUP and (seed := plan.next_seed()) is not None:
-                future = pool.submit(play_into, config, plan.name, seed, store.spool)
-                running[future] = (plan.name, seed)
+                running[submit((plan.name, seed))] = (plan.name, seed)
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -221,8 +227,8 @@ def _explained(folder: Path) -> Iterator[None]:
     """Say in errors of the file system where it was written to, and what helps."""
     try:
         yield
-    except (BlockingIOError, ChildProcessError):
-        raise  # these say so themselves
+    except BlockingIOError:
+        raise  # it says so itself
     except OSError as error:
         reason = error.strerror or str(error)
         mend = "choose another --root"

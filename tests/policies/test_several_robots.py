@@ -355,6 +355,7 @@ def test_frozen_frames_are_held_within_their_episode(
     ("text", "message"),
     [
         ("{", "are no JSON"),
+        ("\udcff", "are no JSON"),
         ('["left"]', "must be"),
         ('{"go to the left": "left"}', "must be"),
         ('{"go to the left": []}', "must be"),
@@ -364,7 +365,7 @@ def test_frozen_frames_are_held_within_their_episode(
 def test_wrong_paraphrases_are_named(text: str, message: str, tmp_path: Path) -> None:
     """What is wrong, and what was recorded."""
     path = tmp_path / "words.json"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         Paraphrases.read(path, WORDS)
     with pytest.raises(ValueError, match="phrasings start at 1"):
