@@ -17,14 +17,7 @@ _MODULES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw
 
 
 class NoRendererError(RuntimeError):
-    """No OpenGL library works here; the message says which variable to unset or what to install.
-
-    Args:
-        reason: what failed.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(f"{reason}: {gl_environment.advice()}")
+    """No OpenGL library works here; the message says which variable to unset or what to install."""
 
 
 class CameraRenderer:
@@ -66,15 +59,13 @@ class CameraRenderer:
         """The backend's context, made current, and MuJoCo's in it."""
         platform = os.environ.get("PYOPENGL_PLATFORM", "").lower()
         if backend != "glfw" and platform not in ("", backend):
-            raise NoRendererError(
-                f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}"
-            )
+            raise _no_renderer(f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}")
         try:
             gl = importlib.import_module(_MODULES[backend]).GLContext(self.size, self.size)
             gl.make_current()
             context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # the backends raise AttributeError, ImportError, FatalError...
-            raise NoRendererError(f"the renderer {backend} does not start ({error})") from error
+            raise _no_renderer(f"the renderer {backend} does not start ({error})") from error
         CameraRenderer._current = self
         return gl, context
 
@@ -135,6 +126,10 @@ def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
     return view
 
 
+def _no_renderer(reason: str) -> NoRendererError:
+    return NoRendererError(f"{reason}: {gl_environment.advice()}")
+
+
 def choose_backend() -> str:
     """The GL backend to use: MUJOCO_GL if set, else EGL with a device, else OSMesa.
 
@@ -144,14 +139,14 @@ def choose_backend() -> str:
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     if wanted:
         if wanted not in _MODULES:
-            raise NoRendererError(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
+            raise _no_renderer(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
         return wanted
     if _egl_devices() > 0:
         return "egl"
     try:
         ctypes.CDLL("libOSMesa.so.8")
     except OSError:
-        raise NoRendererError("found neither EGL nor OSMesa") from None
+        raise _no_renderer("found neither EGL nor OSMesa") from None
     return "osmesa"
 
 
