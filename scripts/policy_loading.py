@@ -170,7 +170,7 @@ def _read_ledger(checkpoint: Path) -> dict[str, int] | None:
 
 def _image_size_px(folder: Path) -> int:
     """Of the images a LeRobot policy was trained on; the task's usual ones if it has no camera."""
-    sizes = [height for height, _ in Description.read(folder).pictures.values()]
+    sizes = [height for height, _ in Description.read(folder).images.values()]
     return sizes[0] if sizes else 96
 
 

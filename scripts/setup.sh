@@ -45,7 +45,7 @@ find_uv() {
 
 is_python312() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; }
 
-# Prints why no picture can be drawn; nothing when one can.
+# Prints why nothing can be rendered; an empty line when it can be.
 gl_trouble() {
   .venv/bin/python -c 'from scripts.doctor import probe_rendering; print(probe_rendering().reason)'
 }
@@ -54,13 +54,13 @@ ensure_gl() {
   local trouble fix="apt-get update && apt-get install -y ${GL_PACKAGES[*]}"
   trouble=$(gl_trouble)
   if [ -n "$trouble" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "no picture can be drawn; installing ${GL_PACKAGES[*]}"
+    say "nothing can be rendered; installing ${GL_PACKAGES[*]}"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
       --no-install-recommends "${GL_PACKAGES[@]}"; } >&2 || say "apt-get failed"
     trouble=$(gl_trouble)
   fi
   [ -n "$trouble" ] || return 0
-  trouble="no picture can be drawn ($trouble); run as root: $fix"
+  trouble="nothing can be rendered ($trouble); run as root: $fix"
   [ -n "${VLA_ALLOW_NO_GL:-}" ] || die "$trouble"
   say "$trouble"
 }

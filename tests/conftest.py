@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         _skip(wanted, "needs a CUDA device")
     wanted = [item for item in items if item.get_closest_marker("render")]
     if wanted and os.environ.get("VLA_ALLOW_NO_GL") and (trouble := _render_trouble()):
-        _skip(wanted, f"VLA_ALLOW_NO_GL is set and no picture can be drawn: {trouble}")
+        _skip(wanted, f"VLA_ALLOW_NO_GL is set and nothing can be rendered: {trouble}")
 
 
 def _skip(items: list[pytest.Item], reason: str) -> None:

@@ -68,6 +68,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     Raises:
         AssertionError: an unknown command, flag or value, or a file that is not there.
     """
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):  # a variable for the command alone
+        words = words[1:]
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
     if program == "vla" and rest[0] == "lerobot-train":
