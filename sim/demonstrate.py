@@ -102,7 +102,7 @@ def play(
     held = 0
     while episode.steps < task.horizon and held <= config.hold_steps:
         task.place_markers(data, episode)
-        images = renderer.picture(data)
+        images = renderer.images(data)
         clean = np.clip(task.expert_action(data, episode), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
         row = {f"image.{camera}": image for camera, image in images.items()} | {

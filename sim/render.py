@@ -94,7 +94,7 @@ class CameraRenderer:
             mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
             out[name][...] = self._upside_down[::-1]
 
-    def picture(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
+    def images(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Newly allocated images, camera name → uint8 [size, size, 3]."""
         out = {name: np.empty((self.size, self.size, 3), np.uint8) for name in self.cameras}
         self.render(data, out)

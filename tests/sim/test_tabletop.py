@@ -330,7 +330,7 @@ def test_privileged(task: Tabletop, data: mujoco.MjData) -> None:
 
 
 def test_only_words_tell_the_goal(task: Tabletop) -> None:
-    """Equal scenes with other instructions look and feel equal to the actor."""
+    """Equal scenes with other instructions give the actor equal images and proprioception."""
     first, second = task.make_data(), task.make_data()
     one, other = task.reset_with(first, 9, PUSH), task.reset_with(second, 9, LIFT)
     task.place_markers(first, one)
@@ -348,7 +348,7 @@ def test_images(task: Tabletop, data: mujoco.MjData) -> None:
     renderer = CameraRenderer(task.model, ("front", "side"), 96)
     for seed in range(5):
         task.reset(data, seed)
-        for view in renderer.picture(data).values():
+        for view in renderer.images(data).values():
             for name in (*BLOCKS, *ZONES):
                 red, green, blue = task.model.geom(name).rgba[:3] > 0.35
                 bright = view.astype(int) > 90
