@@ -136,7 +136,7 @@ def _load_towers(
     processor = _tower_processor(name, config.text_tower)
     longest = min(_LONGEST_TEXT, getattr(text, "max_position_embeddings", _LONGEST_TEXT))
     prompts = ForeignPrompts(processor, cameras, size_px, longest)
-    pixels = prompts.pictures(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
+    pixels = prompts.images(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
     height, width = pixels["pixel_values"].shape[-2:]
     tokens = (height // vision.patch_size) * (width // vision.patch_size)
     backbone = DualBackbone(
