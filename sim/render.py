@@ -42,6 +42,7 @@ class CameraRenderer:
         self._model = model
         self._context = None
         self._views = [_fixed_camera(model, name) for name in self.cameras]
+        # These are read once, when the context is made.
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         model.vis.quality.offsamples = 4 if antialias else 0
@@ -79,6 +80,7 @@ class CameraRenderer:
         if self._context is None:
             raise RuntimeError("this renderer is closed")
         self._make_current()
+        # The geometry is collected once and drawn from every camera.
         mujoco.mjv_updateScene(
             self._model,
             data,
@@ -92,7 +94,7 @@ class CameraRenderer:
             mujoco.mjv_updateCamera(self._model, data, view, self._scene)
             mujoco.mjr_render(self._rect, self._scene, self._context)
             mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
-            out[name][...] = self._upside_down[::-1]
+            out[name][...] = self._upside_down[::-1]  # OpenGL's row 0 is the bottom
 
     def images(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Newly allocated images, camera name → uint8 [size, size, 3]."""
@@ -111,6 +113,7 @@ class CameraRenderer:
         CameraRenderer._current = None
 
     def _make_current(self) -> None:
+        # Two renderers of one process take turns; most processes have one and never switch.
         if CameraRenderer._current is not self:
             self._gl.make_current()
             CameraRenderer._current = self
@@ -175,6 +178,7 @@ def project(
     x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.
     """
     index = model.camera(camera).id
+    # Into the camera's frame, which looks along its own -z.
     in_camera = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
     ahead = np.where(in_camera[:, 2] < 0, -in_camera[:, 2], np.nan)
     focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)

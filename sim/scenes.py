@@ -220,6 +220,7 @@ def _open_arrays(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _missing_episodes(proprio: np.ndarray) -> list[int]:
     """Episodes of which not every frame was drawn; a frame's proprioception is written last."""
+    # [frames, proprio] to [episodes, frames of an episode]
     drawn = np.isfinite(proprio).all(1).reshape(-1, FRAMES_PER_EPISODE).all(1)
     return np.flatnonzero(~drawn).tolist()
 
@@ -260,6 +261,7 @@ def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> No
     cameras = tuple(camera.name for camera in task.spec.cameras)
     renderer = CameraRenderer(task.model, cameras, job.config.image_size)
     keys = ("images", "points", "image_points", "proprio")
+    # Every process maps the same files and writes to rows of its own.
     arrays = {key: np.load(job.folder / f"{key}.npy", "r+") for key in keys}
     data = task.make_data()
     projector = Projector(task, job.phrases, cameras)
@@ -272,7 +274,7 @@ def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> No
             arrays["points"][row] = frame.points
             outside = (np.abs(frame.image_points) > 1).any(-1, keepdims=True)
             arrays["image_points"][row] = np.where(outside, np.nan, frame.image_points)
-            arrays["proprio"][row] = task.proprio(data)
+            arrays["proprio"][row] = task.proprio(data)  # last: it says that the frame is complete
             row += 1
     for array in arrays.values():
         array.flush()
