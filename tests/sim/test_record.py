@@ -32,7 +32,7 @@ TINY = {"image_size": 16, "workers": 1}
 class NoPictures:
     """A renderer for what needs none."""
 
-    def picture(self, data: object) -> dict[str, np.ndarray]:
+    def images(self, data: object) -> dict[str, np.ndarray]:
         """No camera."""
         return {}
 
