@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,6 @@ from sim.render import CameraRenderer
 from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
-from sim.worker_channel import WorkerChannel
 
 # Failures for each success (and one more) at which the expert is declared unfit.
 FAILURES_PER_EPISODE = 20
@@ -100,7 +102,7 @@ def play(
     held = 0
     while episode.steps < task.horizon and held <= config.hold_steps:
         task.place_markers(data, episode)
-        images = renderer.picture(data)
+        images = renderer.images(data)
         clean = np.clip(task.expert_action(data, episode), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
         row = {f"image.{camera}": image for camera, image in images.items()} | {
@@ -134,16 +136,21 @@ def _setup(name: str, image_size: int) -> _Setup:
     return _Setup(task, CameraRenderer(task.model, cameras, image_size))
 
 
-def serve_episodes(channel: WorkerChannel, config: RecordConfig, spool: Path) -> None:
-    """What a worker process runs: play each (task, seed) that is sent; None ends it."""
+def prepare_worker() -> None:
+    """Make this process a worker that ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    while (key := channel.receive()) is not None:
-        name, seed = key
-        channel.send(("ok", _play_into(config, name, seed, spool)))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
-    """Play one episode and leave its outcome in `spool`; True when it succeeded."""
+def _exit_with_parent() -> None:
+    # A parent that is killed cannot tell its workers, who would wait for work for ever.
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
+    """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
     setup = _setup(name, config.image_size)
     arrays = play(setup.task, setup.renderer, seed, config)
     target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"

@@ -14,20 +14,19 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, serve_episodes
+from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepare_worker
 from sim.recording_store import EpisodeKey, RecordingStore, import_lerobot
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
-from sim.worker_process import WorkerError, WorkerProcess, exit_without_main_guard
+from sim.worker_pool import WorkerPool
+from sim.worker_process import WorkerError, exit_without_main_guard
 
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25
@@ -63,8 +62,7 @@ def record(config: RecordConfig) -> RecordSummary:
     Raises:
         ValueError: unknown task, settings that differ from the folder's, tasks whose contracts
             differ, or an expert that hardly ever succeeds.
-        OSError: the disk is full, or the folder cannot be written.
-        WorkerError: a worker process failed or died.
+        OSError: the disk is full, the folder cannot be written, or a worker process died.
     """
     exit_without_main_guard()
     start_s = time.monotonic()
@@ -94,44 +92,25 @@ def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
     plans = [_SeedPlan(name, config, store) for name in config.task]
     if all(plan.finished for plan in plans):
         return
-    workers = [
-        WorkerProcess(f"recording worker {index}", serve_episodes, config, store.spool)
-        for index in range(config.workers)
-    ]
-    idle: SimpleQueue[WorkerProcess] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def play(key: EpisodeKey) -> bool:
-        worker = idle.get()
-        try:
-            worker.send(key)
-            return worker.receive()
-        finally:
-            idle.put(worker)
-
+    pool = WorkerPool(config.workers, prepare_worker)
     # LeRobot takes seconds to import: do it while the first episodes are played.
     threading.Thread(target=import_lerobot, daemon=True).start()
-    pool = ThreadPoolExecutor(config.workers)  # its threads only wait, each for a worker
     try:
         with _progress() as bar:
-            _drive(config, store, plans, partial(pool.submit, play), bar)
+            _drive(config, store, plans, pool, bar)
     except WorkerError as error:
-        kept = "Finished episodes are kept, and the same command continues"
-        raise WorkerError(f"{error}. {kept}") from None
+        raise ChildProcessError(
+            f"{error}; finished episodes are kept, and the same command continues"
+        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for worker in workers:
-            worker.ask_to_end()
-        for worker in workers:
-            worker.join()
+        pool.close()
 
 
 def _drive(
     config: RecordConfig,
     store: RecordingStore,
     plans: list[_SeedPlan],
-    submit: Callable[[EpisodeKey], Future[bool]],
+    pool: WorkerPool,
     bar: Progress,
 ) -> None:
     """Keep the workers busy and write each group as soon as it is complete."""
@@ -144,7 +123,8 @@ def _drive(
         while True:
             # enough to keep the workers busy while a group is written
             while len(running) < config.workers + _GROUP and (seed := plan.next_seed()) is not None:
-                running[submit((plan.name, seed))] = (plan.name, seed)
+                future = pool.submit(play_into, config, plan.name, seed, store.spool)
+                running[future] = (plan.name, seed)
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -227,8 +207,8 @@ def _explained(folder: Path) -> Iterator[None]:
     """Say in errors of the file system where it was written to, and what helps."""
     try:
         yield
-    except BlockingIOError:
-        raise  # it says so itself
+    except (BlockingIOError, ChildProcessError):
+        raise  # these say so themselves
     except OSError as error:
         reason = error.strerror or str(error)
         mend = "choose another --root"

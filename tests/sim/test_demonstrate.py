@@ -12,7 +12,7 @@ from sim.tasks.registry import make_task
 class NoCameras:
     """A renderer that renders nothing."""
 
-    def picture(self, data: object) -> dict[str, np.ndarray]:
+    def images(self, data: object) -> dict[str, np.ndarray]:
         """No camera."""
         return {}
 
