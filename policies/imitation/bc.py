@@ -278,6 +278,7 @@ class Cloner:
     def _frozen(self, split: Split) -> Encoded:
         """Contexts, actions and padding of a split; with frozen perception they never change."""
         if split not in self._contexts:
+            was_training = self.model.training
             self.model.eval()
             # Of its own, so that a resumed training finds the same words in the same places.
             words = torch.Generator().manual_seed(self.config.seed) if split == "train" else None
@@ -287,6 +288,7 @@ class Cloner:
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
             self._contexts[split] = _join(parts)
+            self.model.train(was_training)
         return self._contexts[split]
 
     @property
