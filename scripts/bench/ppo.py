@@ -12,24 +12,21 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import cast
 
 import torch
 import tyro
-from torch import Tensor, nn
 
-from policies.reinforcement.ppo import PPO, PPOConfig
+from policies.reinforcement.ppo import PPOConfig
+from policies.reinforcement.state_policy import StatePolicy
+from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.bench.env import Contender, interleave, make_gymnasium, table
+from sim.seeds import training_seeds
 from sim.vector import CpuVecEnv
-from vla.contract import ObservationBatch
-from vla.model.heads.base import HeadDims, HeadInputs, Likelihood
-from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
-from vla.policy import VLAPolicy
+from vla.model.heads.gaussian import GaussianHeadConfig
 
 _HIDDEN = 256
-_HORIZON = 50
+_EPISODE_LENGTH = 50
 
 
 @dataclass(frozen=True)
@@ -57,70 +54,30 @@ class BenchPpoConfig:
     peer_envs: int = 8
 
 
-class StateActor(nn.Module):
-    """A head on the state itself."""
-
-    def __init__(self, size: int, horizon: int, action_dim: int):
-        super().__init__()
-        self.head = GaussianHead(
-            HeadDims(size, 0, horizon, action_dim), GaussianHeadConfig(_HIDDEN)
-        )
-
-    def features(self, context: Tensor) -> HeadInputs:
-        """The state is all that is seen."""
-        nothing = context[:, :0]
-        return HeadInputs(context, nothing[:, :, None], nothing > 0)
-
-    def likelihood(self, context: Tensor, decisions: Tensor) -> Likelihood:
-        """How likely decisions were."""
-        return self.head.likelihood(self.features(context), decisions)
-
-
-class StateModel(nn.Module):
-    """What PPO asks of a model."""
-
-    def __init__(self, size: int, horizon: int, action_dim: int):
-        super().__init__()
-        self.actor = StateActor(size, horizon, action_dim)
-
-
-class StatePolicy:
-    """What PPO asks of a policy, on simulator state and without pictures."""
-
-    def __init__(self, env: CpuVecEnv, horizon: int):
-        size = len(env.privileged_names)
-        self.spec, self.device = env.spec, torch.device("cpu")
-        self._env = env
-        self.model = StateModel(size, horizon, env.spec.action.dim)
-        self.processor = SimpleNamespace(decode_actions=lambda chunk: chunk)
-
-    def reset(self, indices: object) -> None:
-        """Nothing is remembered."""
-
-    def encode(self, observation: ObservationBatch) -> Tensor:
-        """The simulator's state."""
-        return self._env.observe()[1]
-
-
-def ours(config: BenchPpoConfig, horizon: int) -> Contender:
-    """Our PPO, `horizon` control steps a decision."""
+def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:
+    """Our PPO, `chunk_length` control steps a decision."""
     env = CpuVecEnv(config.task, config.num_envs, render=False)
-    learning = PPOConfig(
-        episodes=config.rollout // _HORIZON,
-        epochs=config.epochs,
-        minibatch=config.minibatch // horizon,
-        target_kl=float("inf"),
+    episodes, minibatch_size = config.rollout // _EPISODE_LENGTH, config.minibatch // chunk_length
+    training = OnPolicyConfig(
+        episodes=episodes,
+        critic_epochs=config.epochs,
+        critic_minibatch_size=minibatch_size,
         warmup_iterations=0,
     )
-    folder = RunFolder(tempfile.mkdtemp(), learning)
-    ppo = PPO(cast(VLAPolicy, StatePolicy(env, horizon)), env, learning, folder)
+    method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=float("inf"))
+    trainer = OnPolicyTrainer(
+        StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN)),
+        env,
+        training,
+        method,
+        RunFolder(tempfile.mkdtemp(), training),
+        lambda iteration: training_seeds(training.seed, iteration, episodes),
+    )
 
     def run(steps: int) -> float:
         begun = time.perf_counter()
         for _ in range(max(1, steps // config.rollout)):
-            batch, _ = ppo.collect()
-            ppo.learn(batch, train_actor=True)
-            ppo.iteration += 1
+            trainer.iterate()
         return max(1, steps // config.rollout) * config.rollout / (time.perf_counter() - begun)
 
     return Contender(run, env.close)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from point_env import PointVecEnv
 from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 
+from policies.checkpoints import Checkpoints
 from policies.imitation import bc
 from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
@@ -176,7 +177,7 @@ def test_a_cut_training_ends_in_the_same_weights(
     cut = replace(config, out=tmp_path / "cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Cloner, "_save", save_then_stop(pretrain.Cloner._save))
+        patch.setattr(Checkpoints, "save", save_then_stop(Checkpoints.save))
         with pytest.raises(CutError):
             main(cut)
     assert not (tmp_path / "cut" / "step_000004").exists()
@@ -188,13 +189,12 @@ def test_a_cut_training_ends_in_the_same_weights(
     assert all(torch.equal(weight, two[name]) for name, weight in one.items())
 
 
-def save_then_stop(save: Callable[..., None]) -> Callable[..., None]:
+def save_then_stop(save: Callable[..., Path]) -> Callable[..., Path]:
     """Save a checkpoint with its state, then be cut."""
 
-    def cut(cloner: pretrain.Cloner, name: str, with_state: bool) -> None:
-        save(cloner, name, with_state)
-        if with_state:
-            raise CutError
+    def cut(checkpoints: Checkpoints, step: int, trainer: dict[str, Any]) -> Path:
+        save(checkpoints, step, trainer)
+        raise CutError
 
     return cut
 
