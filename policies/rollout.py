@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -63,29 +62,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class Episodes:
-    """One episode per seed, in the order of the seeds, and what they cost.
-
-    Attributes:
-        episodes: the episodes.
-        wall_s: seconds for everything, recording included.
-        act_s: seconds inside `policy.act`.
-        decisions: chunks that the policy computed, rows of already ended environments included.
-    """
+    """One episode per seed, in the order of the seeds."""
 
     episodes: tuple[Episode, ...]
-    wall_s: float
-    act_s: float
-    decisions: int
 
     @property
     def simulator_steps(self) -> int:
         """Control steps that these episodes executed."""
         return sum(episode.length for episode in self.episodes)
-
-    @property
-    def seconds_per_decision(self) -> float:
-        """Mean seconds that one chunk took to compute, batches counted row by row."""
-        return self.act_s / max(self.decisions, 1)
 
     @property
     def success_at_end(self) -> np.ndarray:
@@ -100,14 +84,14 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Transition:
-    """One macro-step of every environment, for those who record: PPO, films, data sets.
+    """One macro-step of every environment, for whoever records more than `Episode` holds.
 
-    What only the policy knows of its decision (log-probability, value) is the policy's own: one
-    that collects keeps it from `act` and is asked for it in the same callback.
+    What only the policy knows of its decision (log-probability, value) is not in here: a policy
+    that collects for a learner keeps it from `act` and is asked for it in the same callback.
 
     Attributes:
         episodes: int64 [n], the position in `seeds` that each environment plays; -1 where idle.
-        observation: what the policy saw.
+        observation: what the policy was given.
         privileged: float32 [n, privileged], at the same moment.
         chunks: float32 [n, k, action.dim], what it decided.
         step: the outcome, with the observation that followed (the final one at an end).
@@ -150,6 +134,7 @@ def rollout(
     policy: Policy,
     seeds: Sequence[int],
     on_step: Callable[[Transition], None] | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
 ) -> Episodes:
     """Play one episode per seed, `env.num_envs` at a time; an ended environment takes the next.
 
@@ -162,17 +147,18 @@ def rollout(
         policy: it sees every row at every decision, so that it may keep state per row.
         seeds: one per episode.
         on_step: called after every macro-step, before ended environments begin anew.
+        on_episode: called with every episode as it ends, in the order of ending: whoever keeps
+            them there loses none of them to an error in a later one.
 
     Raises:
-        ContractMismatchError: the contracts differ, or an observation or an action has the wrong
-            shape or is not finite; the message names the dimension.
+        ContractMismatchError: the contracts differ, or an observation, an action or a reward has
+            the wrong shape or is not finite; the message names the dimension.
         RuntimeError: an environment neither steps nor ends.
         ValueError: no seeds.
     """
     if len(seeds) == 0:
         raise ValueError("a rollout needs at least one seed")
     policy.spec.require_match(env.spec, "the policy", "the environment")
-    started, act_s, decisions = time.perf_counter(), 0.0, 0
     tracks = [_Track(seed) for seed in seeds]
     waiting = iter(range(len(seeds)))
     playing = np.full(env.num_envs, -1)
@@ -181,20 +167,20 @@ def rollout(
         env.reset(spare, [seeds[0]] * len(spare))
     observation, privileged = _begin(env, policy, tracks, waiting, playing)
     while (playing >= 0).any():
-        tick = time.perf_counter()
         chunks = policy.act(observation)
-        _check_chunks(env, chunks)  # reads the values, so a GPU's time is counted too
-        act_s += time.perf_counter() - tick
-        decisions += env.num_envs
+        _check_chunks(env, chunks)
         step = env.step(chunks)
-        _check_observation(env, step.observation, step.privileged)
+        _check_step(env, step)
         if on_step is not None:
             on_step(Transition(playing.copy(), observation, privileged, chunks, step))
         observation, privileged = step.observation, step.privileged
-        if _record(tracks, playing, chunks, step):
+        ended = _record(tracks, playing, chunks, step)
+        if on_episode is not None:
+            for episode in ended:
+                on_episode(tracks[episode].episode())
+        if ended:
             observation, privileged = _begin(env, policy, tracks, waiting, playing)
-    episodes = tuple(track.episode() for track in tracks)
-    return Episodes(episodes, time.perf_counter() - started, act_s, decisions)
+    return Episodes(tuple(track.episode() for track in tracks))
 
 
 def _begin(
@@ -221,8 +207,10 @@ def _begin(
     return observation, privileged
 
 
-def _record(tracks: list[_Track], playing: np.ndarray, chunks: Tensor, step: StepBatch) -> bool:
-    """Add a macro-step to the tracks; free the environments that ended, and say if any did."""
+def _record(
+    tracks: list[_Track], playing: np.ndarray, chunks: Tensor, step: StepBatch
+) -> list[int]:
+    """Add a macro-step to the tracks; free the environments that ended, and say which episodes."""
     actions, rewards, success, valid, terminated, truncated = (
         tensor.cpu().numpy()
         for tensor in (
@@ -234,15 +222,17 @@ def _record(tracks: list[_Track], playing: np.ndarray, chunks: Tensor, step: Ste
             step.truncated,
         )
     )
-    ended = False
+    ended = []
     for row in np.flatnonzero(playing >= 0):
-        track, executed = tracks[playing[row]], valid[row]
+        episode, executed = int(playing[row]), valid[row]
+        track = tracks[episode]
         track.actions.append(actions[row][executed])
         track.rewards.append(rewards[row][executed])
         track.success.append(success[row][executed])
         track.terminated, track.truncated = bool(terminated[row]), bool(truncated[row])
         if track.terminated or track.truncated:
-            playing[row], ended = -1, True
+            playing[row] = -1
+            ended.append(episode)
         elif not executed.any():
             raise RuntimeError(f"environment {row} (seed {track.seed}) neither steps nor ends")
     return ended
@@ -252,7 +242,7 @@ def _check_chunks(env: VecEnv, chunks: Tensor) -> None:
     if chunks.ndim != 3 or len(chunks) != env.num_envs:
         raise ContractMismatchError(
             f"the policy gave chunks of shape {tuple(chunks.shape)}, "
-            f"expected [{env.num_envs}, horizon, {env.spec.action.dim}]"
+            f"expected [{env.num_envs}, chunk_length, {env.spec.action.dim}]"
         )
     _check_vectors("action", chunks, env.spec.action.names)
 
@@ -260,6 +250,13 @@ def _check_chunks(env: VecEnv, chunks: Tensor) -> None:
 def _check_observation(env: VecEnv, observation: ObservationBatch, privileged: Tensor) -> None:
     _check_vectors("proprio", observation.proprio, env.spec.proprio.names)
     _check_vectors("privileged", privileged, env.privileged_names)
+
+
+def _check_step(env: VecEnv, step: StepBatch) -> None:
+    _check_observation(env, step.observation, step.privileged)
+    if not torch.isfinite(step.rewards).all():
+        rows = torch.nonzero(~torch.isfinite(step.rewards).all(dim=1)).flatten().tolist()
+        raise ContractMismatchError(f"reward is not finite in environments {rows}")
 
 
 def _check_vectors(label: str, values: Tensor, names: Sequence[str]) -> None:

@@ -98,21 +98,43 @@ class RunFolder:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Commit, versions and processor, so that a figure can be traced."""
+    """Commit, versions and processor, so that a figure can be traced; None or absent if unknown."""
     return {
         "git_commit": _git_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
 
 
+def _version(package: str) -> str | None:
+    # What only some commands need may be missing where they are not used.
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """Of this code, "-dirty" where it was changed; None without git, or outside a repository."""
+    here = Path(__file__)
+    # An installed package may lie inside another project's repository, whose commit says nothing
+    # about it: only a repository that tracks this file describes it.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git answers in this folder; None where it fails or there is none that can be run."""
+    try:
+        found = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def plain(data: Any) -> Any:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 # Each command lives in scripts/<name>.py, as a frozen dataclass `<Name>Config` and `main(config)`,
 # or, where another program's flags are taken over, as `main(flags)`.
@@ -16,7 +20,7 @@ COMMANDS = {
     "collect": "record expert demonstrations into a LeRobotDataset",
     "ground": "teach the vision-language model where the words' objects are",
     "pretrain": "clone the demonstrations into a vision-language-action policy",
-    "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded pictures",
+    "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded images",
     "refine": "improve a cloned policy with PPO",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
@@ -48,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: the subcommand's own, or 2 after a user error, which is printed as one
         `error: ...` without a traceback unless `--traceback` or VLA_TRACEBACK=1 asks for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a sign shows "?" instead of ending a finished evaluation.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in words or os.environ.get("VLA_TRACEBACK", "0") != "0"
     words = [word for word in words if word != "--traceback"]
@@ -58,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {_unknown(name)}", file=sys.stderr)
         return USAGE_EXIT
+    # A job that is ended from outside closes its workers and keeps what it has, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(name, flags)
     except Exception as error:
@@ -65,11 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return USAGE_EXIT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _run(name: str, flags: Sequence[str]) -> int:
@@ -116,7 +132,18 @@ def _unknown(name: str) -> str:
 
 
 def _is_for_people(error: Exception) -> bool:
+    if isinstance(error, ModuleNotFoundError):  # of an extra; our own modules are never missing
+        return (error.name or "").split(".")[0] not in {"", *OWN_PACKAGES}
     return isinstance(error, USER_ERRORS) or type(error).__module__.split(".")[0] in OWN_PACKAGES
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"the package {error.name!r} is missing: this command needs more than the core, "
+            'pip install "lerobot_policy_vla[sim,train,lerobot]", or bash scripts/setup.sh'
+        )
+    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

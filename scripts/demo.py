@@ -34,25 +34,41 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> int:
-    """Run every stage; a stage that was cut goes on where it stopped when called again."""
+    """Run every stage; call it again after an interruption, and each resumes where it stopped."""
     announce = stages()
     data, clone, refined = (config.out / name for name in ("data", "clone", "refined"))
+    settings = preset(config.task)
+    # All settings first: a bad one is refused before the first stage, not before its own.
+    recording = replace(settings.collect, episodes=config.demonstrations, root=data)
+    cloning = replace(
+        settings.pretrain,
+        data=(data,),
+        out=clone,
+        training=replace(
+            settings.pretrain.training, updates=config.cloning_updates, seed=config.seed
+        ),
+    )
+    refining = replace(
+        settings.refine,
+        clone=clone / "best",
+        out=refined,
+        training=replace(settings.refine.training, iterations=config.iterations, seed=config.seed),
+    )
+    comparison = evaluate.EvaluateConfig(
+        config.task,
+        (f"clone={clone}", f"refined={refined}", "planner:cem", "expert", "random"),
+        episodes=config.episodes,
+        out=config.out / "report",
+        seed=config.seed,
+    )
 
     announce(f"recording {config.demonstrations} demonstrations of {config.task}")
-    settings = preset(config.task)
-    collect.main(replace(settings.collect, episodes=config.demonstrations, root=data))
+    collect.main(recording)
     announce("cloning them")
-    cloning = replace(settings.pretrain.training, updates=config.cloning_updates, seed=config.seed)
-    pretrain.main(replace(settings.pretrain, data=(data,), out=clone, training=cloning))
+    pretrain.main(cloning)
     announce("refining the clone with PPO")
-    learning = replace(settings.refine.training, iterations=config.iterations, seed=config.seed)
-    refine.main(replace(settings.refine, clone=clone / "best", out=refined, training=learning))
+    refine.main(refining)
     announce("comparing on held-out initial states")
-    policies = (f"clone={clone}", f"refined={refined}", "planner:cem", "expert", "random")
-    evaluate.main(
-        evaluate.EvaluateConfig(
-            config.task, policies, episodes=config.episodes, out=config.out / "report"
-        )
-    )
+    evaluate.main(comparison)
     announce(f"done: open {config.out / 'report' / 'report.html'}")
     return 0

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,15 +19,23 @@ from sim import gl_environment
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
 
-REPORTED_PACKAGES = (
-    "torch",
-    "transformers",
-    "mujoco",
-    "gymnasium-robotics",
-    "lerobot",
-    "numpy",
-    "tyro",
-)
+# Package → the extra that brings it; empty for the core, without which nothing works.
+REPORTED_PACKAGES = {
+    "torch": "",
+    "transformers": "",
+    "numpy": "",
+    "tyro": "",
+    "mujoco": "sim",
+    "gymnasium-robotics": "sim",
+    "tensorboard": "train",
+    "lerobot": "lerobot",
+}
+
+EXTRA_USES = {
+    "sim": "tasks, rendering and planners",
+    "train": "training and reports",
+    "lerobot": "recording, videos and LeRobot's policies",
+}
 
 _NO_RENDERER = "sim.render.NoRendererError: "
 
@@ -67,7 +76,7 @@ class Check:
 
     Attributes:
         subject: what was looked at.
-        finding: what was seen.
+        finding: what was found.
         fix: the command or change that mends it; empty when all is well.
         essential: whether nothing works without it.
     """
@@ -110,13 +119,18 @@ def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
-    for package in REPORTED_PACKAGES:
-        found = versions.get(package)
-        yield Check(package, found or "missing", "" if found else "bash scripts/setup.sh")
+    for package, extra in REPORTED_PACKAGES.items():
+        yield check_package(package, extra, versions.get(package, ""))
     yield from check_combinations(versions)
     yield check_device()
-    yield check_rendering()
+    if "mujoco" in versions:
+        yield check_rendering()
     yield check_disk(config.directory, config.free_gb)
+    yield check_writable("results", config.directory)
+    yield check_writable("temporary files", _temporary_folder())
+    yield check_caches()
+    yield check_shared_memory()
+    yield check_git()
 
 
 def installed_versions() -> dict[str, str]:
@@ -128,6 +142,16 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def check_package(package: str, extra: str, found: str) -> Check:
+    """Whether a package is there; a missing extra only warns, since a robot needs none."""
+    if found:
+        return Check(package, found)
+    if not extra:
+        return Check(package, "missing", "bash scripts/setup.sh")
+    fix = f'pip install "lerobot_policy_vla[{extra}]", or bash scripts/setup.sh in a checkout'
+    return Check(package, f"missing; {EXTRA_USES[extra]} need it", fix, essential=False)
 
 
 def check_python(running: tuple[int, int]) -> Check:
@@ -211,9 +235,63 @@ def probe_rendering() -> RenderProbe:
 
 def check_disk(directory: Path, free_gb: float) -> Check:
     """Whether `directory`, or its nearest existing parent, has `free_gb` gigabytes free."""
-    place = directory.resolve()
-    while not place.exists():
-        place = place.parent
+    place = _nearest(directory)
     free = shutil.disk_usage(place).free / 1e9
     fix = "" if free >= free_gb else f"free {free_gb - free:.1f} GB, or choose another disk"
     return Check("free disk", f"{free:.0f} GB in {place}", fix)
+
+
+def check_writable(subject: str, folder: Path | None) -> Check:
+    """Whether a file can be made in `folder`, or in its nearest existing parent."""
+    if folder is None:
+        return Check(subject, "no folder for them", "set TMPDIR to one that can be written")
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return Check(subject, f"{place} can be written")
+    except OSError as error:
+        fix = f"make {place} writable, or choose another folder"
+        return Check(subject, f"{place} cannot be written: {error.strerror}", fix)
+
+
+def check_caches() -> Check:
+    """Whether Hugging Face's libraries can cache, as they do when a data set is read."""
+    try:
+        caches = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    except RuntimeError as error:  # this user has no home
+        return Check("caches", str(error), "set HF_HOME to a folder that can be written", False)
+    check = check_writable("caches", caches)
+    fix = "set HF_HOME to a folder that can be written" if check.fix else ""
+    return Check("caches", check.finding, fix, essential=False)
+
+
+def check_shared_memory(place: Path = Path("/dev/shm"), needed_mb: float = 64.0) -> Check:
+    """Whether environments can share images with their workers: about 0.1 MB each."""
+    if not place.is_dir():
+        return Check("shared memory", f"no {place} on this system")
+    free_mb = shutil.disk_usage(place).free / 1e6
+    fix = "" if free_mb >= needed_mb else "more shared memory (docker run --shm-size=1g)"
+    return Check("shared memory", f"{free_mb:.0f} MB free in {place}", fix, essential=False)
+
+
+def check_git() -> Check:
+    """Whether results can name the commit that they come from; all else works without."""
+    if found := shutil.which("git"):
+        return Check("git", found)
+    finding = "missing; runs and reports will not name their commit"
+    return Check("git", finding, "apt-get install -y git (as root)", essential=False)
+
+
+def _temporary_folder() -> Path | None:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first of its parents that exists."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    return place

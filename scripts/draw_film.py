@@ -11,7 +11,7 @@ import tyro
 from PIL import Image
 
 from policies.rollout import Episode, rollout
-from scripts.policy_loading import make_built_in, make_env, read_entrant, require_comparable
+from scripts.policy_loading import make_env, policy_for, read_policy, require_comparable
 from sim.film import replay
 from sim.seeds import DEVELOPMENT
 from sim.tasks.registry import make_task
@@ -60,14 +60,13 @@ def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -
 
 def main(config: DrawFilmConfig) -> None:
     """Play, draw, write, and print where it is."""
-    entrants = [read_entrant(text, "cpu", config.task) for text in config.policies]
-    require_comparable(entrants, config.task, entrants[0].name)
+    candidates = [read_policy(text, "cpu", config.task) for text in config.policies]
+    require_comparable(candidates, config.task, candidates[0].name)
     rows = []
-    for entrant in entrants:
-        with make_env(entrant, config.task, len(config.seeds), None, "train") as env:
-            policy = entrant.policy or make_built_in(entrant.kind, env, seed=0)
-            played = rollout(env, policy, config.seeds).episodes
-        rows.append(draw_row(entrant.name, played, config))
+    for candidate in candidates:
+        with make_env(candidate, config.task, len(config.seeds), None, "train") as env:
+            played = rollout(env, policy_for(candidate, env, seed=0), config.seeds).episodes
+        rows.append(draw_row(candidate.name, played, config))
     frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[:: config.every]]
     shown_ms = round(1000 * config.every / make_task(config.task).spec.control_rate_hz)
     config.out.parent.mkdir(parents=True, exist_ok=True)

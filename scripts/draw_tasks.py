@@ -24,9 +24,9 @@ class DrawTasksConfig:
         tasks: registry names; empty draws all.
         seeds: one row each.
         step: control steps that the scripted expert takes first.
-        size: side of a picture as the policy sees it, pixels.
+        size: side of an image as the policy receives it, pixels.
         zoom: integer enlargement, nearest neighbour, so that the policy's pixels stay visible.
-        antialias: multisample the pictures, which policies do not see.
+        antialias: multisample the images, which those of policies are not.
     """
 
     folder: Path = Path("docs/tasks")
@@ -50,8 +50,8 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
         for _ in range(config.step):
             task.step(data, episode, task.expert_action(data, episode))
         task.place_markers(data, episode)
-        pictures = renderer.picture(data)
-        zoomed = [_enlarge(pictures[camera], config.zoom) for camera in cameras]
+        images = renderer.picture(data)
+        zoomed = [_enlarge(images[camera], config.zoom) for camera in cameras]
         caption = _caption(episode.instruction, zoomed[0].shape[1] * len(cameras))
         rows += [caption, np.concatenate(zoomed, axis=1)]
     renderer.close()
@@ -59,8 +59,8 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
     return np.concatenate([heading, *rows])
 
 
-def _enlarge(picture: np.ndarray, zoom: int) -> np.ndarray:
-    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
+    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def _caption(text: str, width: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def _caption(text: str, width: int) -> np.ndarray:
 
 
 def main(config: DrawTasksConfig) -> None:
-    """Write the pictures and print where they are."""
+    """Write the images and print where they are."""
     config.folder.mkdir(parents=True, exist_ok=True)
     for name in config.tasks or tuple(TASKS):
         path = config.folder / f"{name}.png"

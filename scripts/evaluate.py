@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
+import numpy as np
+import torch
+from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from policies.evaluation.baselines import BlankImages
 from policies.evaluation.report.curves import Log, read_log
-from policies.evaluation.report.data import Curve, Film, PolicyResult, Report, Row, table
+from policies.evaluation.report.data import PolicyResult, Report, Unfinished, table
 from policies.evaluation.report.page import write_report
-from policies.evaluation.report.selection import choose_episodes
-from policies.evaluation.statistics import Interval
+from policies.evaluation.speed import Speed, time_decisions
 from policies.planning.receding import PlannerPolicy
-from policies.rollout import Episode, Transition, rollout
+from policies.rollout import Episode, Episodes, rollout
+from scripts.films import add_films, try_film
+from scripts.initial_states import States, choose_seeds, goals_of
 from scripts.policy_loading import (
-    Entrant,
+    Candidate,
     make_built_in,
     make_env,
-    other_instruction,
-    read_entrant,
+    policy_for,
+    read_policy,
+    read_run,
     require_comparable,
 )
 from scripts.provenance import command_line, machine_facts
-from sim.film import replay, write_mp4
+from scripts.results_table import print_table
+from sim.instruction_swap import original_success, swap_instruction
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
+from sim.vector import CpuVecEnv
 
 
 @dataclass(frozen=True)
@@ -51,30 +53,34 @@ class EvaluateConfig:
             for several robots controls the one that fits the task, unless #NAME follows its folder.
         reference: name of the policy that the others are compared with; default the first.
         episodes: initial states, the same for every policy.
-        first_seed: of the first one; the others follow it. Held-out states begin at 1,000,000.
+        states: which initial states: "development" while something is being built, "selection"
+            those that choose checkpoints, "final" once a release; see `sim/seeds.py`.
         out: folder for report.html and report.json.
         title: of the page; default made from the task and the names.
-        num_envs: environments stepped together; 1 gives the time per decision of a single robot.
+        num_envs: environments stepped together. Every checkpoint decides with a batch of one in
+            each, as on a robot, so that results do not depend on this number: FetchPush solved
+            the same states with 1, 4, 16 and 50, where deciding for all rows at once changed
+            which. It is also the batch with which throughput is measured.
         num_workers: simulator processes; None is one per CPU core.
-        films: filmed successes, and as many failures, of each policy.
-        film_size: pixels a side.
+        films: filmed successes, and as many failures, of each policy; 0 draws none.
+        film_size: pixels a side, even.
         phrasing: instruction templates.
         only: only initial states whose goal names all of these, such as "red block".
-        swap_instructions: tell the actor another instruction that its scene also allows, and judge
-            it by the original goal.
-        blank_images: show the actor black pictures.
+        swap_instructions: give every scene another goal that it allows, and report success on the
+            goal that was told and on the scene's original one, in the same episodes.
+        blank_images: show the policies black images.
         device: of the checkpoints.
-        bf16: LeRobot's policies compute in bfloat16: faster, slightly other actions. Our embedded
-            model decides by itself.
+        bf16: checkpoints compute in bfloat16 where the device multiplies it, instead of float32:
+            faster, slightly other actions.
         compile: compile our policies, which takes minutes and pays in long evaluations.
-        seed: of random actions and planners.
+        seed: of random actions, planners and policies that draw noise.
     """
 
     task: str = "FetchPush"
     policies: tuple[str, ...] = ("expert", "random")
     reference: str | None = None
     episodes: int = 100
-    first_seed: int = 1_000_000
+    states: States = "development"
     out: Path = Path("runs/report")
     title: str | None = None
     num_envs: int = 16
@@ -93,186 +99,223 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if min(self.episodes, self.num_envs, len(self.policies)) < 1 or self.films < 0:
             raise ValueError("need policies, episodes >= 1, num_envs >= 1 and films >= 0")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        if self.film_size < 2 or self.film_size % 2:
+            raise ValueError(
+                f"film_size must be even, as H.264 needs it, and positive: {self.film_size}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, write the report, print its table."""
-    entrants = [
-        read_entrant(text, config.device, config.task, config.bf16, config.compile)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA device here; see vla doctor")
+    candidates = [
+        read_policy(text, config.device, config.task, config.bf16, config.compile)
         for text in config.policies
     ]
-    reference = config.reference or entrants[0].name
-    require_comparable(entrants, config.task, reference)
-    if config.swap_instructions:
-        other_instruction(make_task(config.task), config.first_seed)  # or is there nothing to swap?
-    seeds = _seeds(config)
-    results = []
+    reference = config.reference or candidates[0].name
+    require_comparable(candidates, config.task, reference)
+    seeds = choose_seeds(config.task, config.states, config.episodes, config.only)
+    evaluation = Evaluation(config, candidates, reference, seeds)
+    _require_possible(config, seeds)
     with Progress() as progress:
-        for entrant in entrants:
-            results.append(play(entrant, config, seeds, progress))
-        results = _add_films(results, config, progress)
-    runs = {
-        entrant.name: json.loads((entrant.run_folder / "run.json").read_text())
-        for entrant in entrants
-        if entrant.run_folder
-    }
-    report = Report(
-        title=config.title or f"{config.task}: {', '.join(entrant.name for entrant in entrants)}",
-        task=_describe_task(config),
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        results=tuple(results),
-        reference=reference,
-        configuration={
-            "evaluate": dataclasses.asdict(config),
-            **{name: run["config"] for name, run in runs.items()},
-        },
-        commands=[
-            *(run["command"] for run in runs.values() if "command" in run),
-            command_line("evaluate", config),
-        ],
-        machine=machine_facts(config.device),
-        goals=goals_of(config.task, seeds),
-    )
-    write_report(config.out, report)
-    _print(table(report), reference)
-    print(f"report: {config.out / 'report.html'}")
+        report = evaluation.run(progress)
+    print_table(table(report), report.reference)
+    print(f"report: {config.out / 'report.html'}", flush=True)
+    if config.films:
+        with Progress() as progress:
+            bar = progress.add_task("films", total=None)
+            size, each = config.film_size, lambda: progress.advance(bar)
+            results = add_films(report.results, config.task, config.films, size, each)
+        write_report(config.out, dataclasses.replace(report, results=tuple(results)))
     return 0
 
 
-def _seeds(config: EvaluateConfig) -> Sequence[int]:
-    """Of the initial states, in order.
+def _require_possible(config: EvaluateConfig, seeds: Sequence[int]) -> None:
+    """Try whatever comes after the episodes, so that it cannot fail there.
 
     Raises:
-        ValueError: hardly any state has such a goal; the message lists those that there are.
+        OSError: nothing can be written where the report goes.
+        NoRendererError: films were asked for and nothing can be drawn.
+        ValueError: there is no instruction to swap, or films cannot have this size.
     """
-    tried = range(config.first_seed, config.first_seed + config.episodes)
-    if not config.only:
-        return tried
-    tried = range(config.first_seed, config.first_seed + 100 * config.episodes)
-    goals = goals_of(config.task, tried)
-    found = [s for s, g in zip(tried, goals, strict=True) if all(word in g for word in config.only)]
-    if len(found) < config.episodes:
-        raise ValueError(
-            f"{len(found)} of {len(tried)} initial states of {config.task} name all of "
-            f"{list(config.only)}; goals there: {'; '.join(sorted(set(goals)))}"
+    if config.swap_instructions:
+        task = make_task(config.task)
+        data = task.make_data()
+        for seed in seeds:
+            swap_instruction(task, data, task.reset(data, seed), config.phrasing)
+    if config.films:
+        try_film(config.task, seeds[0], config.film_size)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=config.out) as file:
+        file.write(b"it can be written")
+
+
+class Evaluation:
+    """One comparison: everything that it needs is read before the first episode.
+
+    Args:
+        config: what was asked for.
+        candidates: in the order of the table.
+        reference: name of one of them.
+        seeds: of the initial states.
+
+    Raises:
+        ValueError: a training's run.json is damaged.
+    """
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        candidates: Sequence[Candidate],
+        reference: str,
+        seeds: Sequence[int],
+    ):
+        self.config, self.candidates, self.seeds = config, candidates, seeds
+        self.reference = reference
+        folders = {c.name: c.run_folder for c in candidates}
+        self._runs = {name: read_run(folder) for name, folder in folders.items() if folder}
+        self._logs = {
+            n: read_log(folder) if folder else Log({}, {}) for n, folder in folders.items()
+        }
+        # Swapped goals are others than those of the seeds.
+        self._goals = () if config.swap_instructions else goals_of(config.task, seeds)
+        self._machine = machine_facts(config.device)
+
+    def run(self, progress: Progress) -> Report:
+        """Play every policy and write the report after each: what was played is never lost.
+
+        An error, or Ctrl-C, in one policy is raised again after the report with what came before
+        it, and with that policy's own episodes, has been written.
+        """
+        results: list[PolicyResult] = []
+        for candidate in self.candidates:
+            ended: list[Episode] = []
+            bar = progress.add_task(escape(candidate.name), total=len(self.seeds))
+
+            def note(episode: Episode, ended=ended, bar=bar) -> None:
+                ended.append(episode)
+                progress.advance(bar)
+
+            try:
+                results += self._results(candidate, note)
+            except BaseException as error:
+                if results or ended:
+                    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+                    unfinished = Unfinished(candidate.name, reason, tuple(ended))
+                    write_report(self.config.out, self._report(results, unfinished))
+                    print(f"played so far: {self.config.out / 'report.json'}", flush=True)
+                raise
+            write_report(self.config.out, self._report(results))
+        return self._report(results)
+
+    def _results(
+        self, candidate: Candidate, on_episode: Callable[[Episode], None]
+    ) -> list[PolicyResult]:
+        """One for the policy; with swapped instructions a second one, by the original goals."""
+        episodes, planning = play(candidate, self.config, self.seeds, on_episode)
+        log = self._logs.get(candidate.name, Log({}, {}))
+        result = PolicyResult(
+            name=candidate.name,
+            source=candidate.source,
+            episodes=episodes,
+            speed=measure_speed(candidate, self.config, self.seeds),
+            planning_steps_per_decision=planning,
+            ledger=candidate.ledger,
+            curves=log.curves,
+            distributions=log.distributions,
         )
-    return found[: config.episodes]
+        if not self.config.swap_instructions:
+            return [result]
+        original = PolicyResult(
+            name=f"{result.name}, original goal",
+            source="the same episodes",
+            episodes=by_original_goal(self.config.task, episodes),
+            ledger=candidate.ledger,
+        )
+        return [result, original]
+
+    def _report(
+        self, results: Sequence[PolicyResult], unfinished: Unfinished | None = None
+    ) -> Report:
+        config, names = self.config, [candidate.name for candidate in self.candidates]
+        played = [result.name for result in results]
+        reference = self.reference if self.reference in played or not played else played[0]
+        commands = [run["command"] for run in self._runs.values() if run.get("command")]
+        return Report(
+            title=config.title or f"{config.task}: {', '.join(names)}",
+            task=describe_task(config),
+            created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            results=tuple(results),
+            reference=reference,
+            configuration={
+                **{name: run["config"] for name, run in self._runs.items()},
+                "evaluate": dataclasses.asdict(config),
+            },
+            commands=[*commands, command_line("evaluate", config)],
+            machine=self._machine,
+            goals=self._goals,
+            unfinished=unfinished,
+        )
 
 
 def play(
-    entrant: Entrant, config: EvaluateConfig, seeds: Sequence[int], progress: Progress
-) -> PolicyResult:
-    """All episodes of one policy, in an environment that draws what it looks at."""
-    with make_env(
-        entrant,
-        config.task,
-        min(config.num_envs, len(seeds)),
-        config.num_workers,
-        config.phrasing,
-        config.swap_instructions,
-    ) as env:
-        policy = entrant.policy or make_built_in(entrant.kind, env, config.seed)
-        bar = progress.add_task(entrant.name, total=len(seeds))
-
-        def count(transition: Transition) -> None:
-            ended = (transition.step.terminated | transition.step.truncated).cpu().numpy()
-            progress.advance(bar, int((ended & (transition.episodes >= 0)).sum()))
-
+    candidate: Candidate,
+    config: EvaluateConfig,
+    seeds: Sequence[int],
+    on_episode: Callable[[Episode], None] | None = None,
+) -> tuple[Episodes, float | None]:
+    """All episodes of one policy, and the planning steps a decision of one that searches."""
+    # A planner searches for one robot at a time: a single environment wastes no search on
+    # episodes that have already ended.
+    is_planner = candidate.kind.startswith("planner:")
+    count = 1 if is_planner else min(config.num_envs, len(seeds))
+    with _environment(candidate, config, count) as env:
+        policy = policy_for(candidate, env, config.seed)
         shown = BlankImages(policy) if config.blank_images else policy
-        episodes = rollout(env, shown, seeds, on_step=count)
-    if isinstance(policy, PlannerPolicy):
-        seconds, planning = policy.seconds / policy.decisions, policy.steps_per_decision
-    else:
-        seconds, planning = episodes.seconds_per_decision, 0.0
-    log = read_log(entrant.run_folder) if entrant.run_folder else Log({}, {})
-    return PolicyResult(
-        name=entrant.name,
-        source=entrant.source,
-        episodes=episodes,
-        seconds_per_decision=seconds,
-        planning_steps_per_decision=planning,
-        training_steps=_training_steps(entrant, log.curves),
-        curves=log.curves,
-        spreads=log.spreads,
-    )
+        episodes = rollout(env, shown, seeds, on_episode=on_episode)
+    return episodes, policy.steps_per_decision if isinstance(policy, PlannerPolicy) else None
 
 
-def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
-    """What each episode is about: the words that fill its instruction; "" where there are none."""
+def measure_speed(candidate: Candidate, config: EvaluateConfig, seeds: Sequence[int]) -> Speed:
+    """Latency for one observation and throughput for `num_envs` of them, alike for all policies."""
+    seconds: dict[int, np.ndarray] = {}
+    batch = min(config.num_envs, len(seeds))
+    for count in {1, batch}:
+        with _environment(candidate, config, count) as env:
+            made = candidate.make() if candidate.make is not None else None
+            policy = made or make_built_in(candidate.kind, env, config.seed)
+            env.reset(range(count), list(seeds[:count]))
+            seconds[count] = time_decisions(policy, env.observe()[0])
+    return Speed.of(seconds[1], seconds[batch], batch)
+
+
+def by_original_goal(name: str, episodes: Episodes) -> Episodes:
+    """The same episodes, judged by the goals that their scenes' seeds have of themselves."""
     task = make_task(name)
-    data = task.make_data()
-    return tuple(", ".join(task.reset(data, seed).labels.values()) for seed in seeds)
+    judged = []
+    for episode in episodes.episodes:
+        success = original_success(task, episode.seed, episode.actions)
+        rewards = success.astype(np.float32)  # 1 at each step after which the goal holds
+        judged.append(dataclasses.replace(episode, success=success, rewards=rewards))
+    return Episodes(tuple(judged))
 
 
-def _training_steps(entrant: Entrant, curves: dict[str, Curve]) -> int | None:
-    """Simulator steps that were logged up to the checkpoint; nothing built in was trained."""
-    if entrant.policy is None:
-        return 0
-    counted = [curve for tag, curve in curves.items() if tag.endswith("simulator_steps")]
-    if not counted:
-        return None
-    end = _iteration(entrant.checkpoint.name, curves)
-    points = [point for curve in counted for point in zip(curve.steps, curve.values, strict=True)]
-    return int(max((count for step, count in points if step <= end), default=0))
+def _environment(candidate: Candidate, config: EvaluateConfig, count: int) -> CpuVecEnv:
+    workers = config.num_workers
+    phrasing, swap = config.phrasing, config.swap_instructions
+    return make_env(candidate, config.task, count, workers, phrasing, swap)
 
 
-def _iteration(checkpoint: str, curves: dict[str, Curve]) -> float:
-    """Of `step_<n>`, or of `best`: where greedy success was highest, of several the last."""
-    if number := re.fullmatch(r"step_(\d+)", checkpoint):
-        return int(number[1])
-    if checkpoint != "best" or (success := curves.get("success/end")) is None:
-        return math.inf
-    return max(zip(success.values, success.steps, strict=True))[1]
-
-
-def _add_films(
-    results: Sequence[PolicyResult], config: EvaluateConfig, progress: Progress
-) -> list[PolicyResult]:
-    chosen = choose_episodes({result.name: result.episodes for result in results}, config.films)
-    bar = progress.add_task("films", total=sum(map(len, chosen.values())))
-    filmed = []
-    for result in results:
-        films = []
-        for position in chosen[result.name]:
-            films.append(film(config.task, result.episodes.episodes[position], config.film_size))
-            progress.advance(bar)
-        filmed.append(dataclasses.replace(result, films=tuple(films)))
-    return filmed
-
-
-def film(task: str, episode: Episode, size: int) -> Film:
-    """Replay an episode's actions and draw them."""
-    frames = replay(task, episode.seed, episode.actions, size)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
-        write_mp4(path, frames, fps=round(make_task(task).spec.control_rate_hz))
-        return Film(episode, path.read_bytes())
-
-
-def _describe_task(config: EvaluateConfig) -> str:
-    parts = [config.task, f"{'held-out' if config.phrasing == 'heldout' else 'training'} phrasing"]
+def describe_task(config: EvaluateConfig) -> str:
+    """The task with its variations, for the page."""
+    parts = [config.task, f"{config.states} states"]
+    parts += [f"{'held-out' if config.phrasing == 'heldout' else 'training'} phrasing"]
     parts += [f"only {', '.join(config.only)}"] if config.only else []
     parts += ["instructions swapped"] if config.swap_instructions else []
-    parts += ["black pictures"] if config.blank_images else []
+    parts += ["black images"] if config.blank_images else []
     return ", ".join(parts)
-
-
-def _print(rows: Sequence[Row], reference: str) -> None:
-    listed = Table("policy", "at the end", "ever", f"against {reference}", "s/decision", box=None)
-    for row in rows:
-        compared = "reference"
-        if row.difference is not None:
-            compared = f"{_percent(row.difference.difference, '+')} p={row.difference.p_value:.2g}"
-        listed.add_row(
-            row.name,
-            _percent(row.success_at_end),
-            f"{100 * row.success_ever.value:.1f}%",
-            compared,
-            f"{row.seconds_per_decision:.2g}",
-        )
-    Console().print(listed)
-
-
-def _percent(interval: Interval, sign: str = "") -> str:
-    low, high = (f"{100 * bound:{sign}.0f}" for bound in (interval.low, interval.high))
-    return f"{100 * interval.value:{sign}.1f}% [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""`vla ground`: teach the embedded vision-language model, or any pretrained one, where things are.
+"""`vla ground`: teach the embedded vision-language model, or any pretrained one, to point.
 
 Draws scenes of every task, makes the embedded model with a tokenizer of all that can be said of
 them (or loads `--vlm`), trains it to point at what the words name and to answer questions in words,
@@ -39,7 +39,7 @@ QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
     "heldout": ("point to where the {phrase} is",),
 }
-# Any two things, so that no word's meaning hangs on the words that it was told with.
+# Of any two objects, so that no word's meaning depends on the words that it appeared with.
 PATHS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("from the {object} to the {target}", "the way from the {object} to the {target}"),
     "heldout": ("away from the {object} and over to the {target}",),
@@ -181,12 +181,10 @@ def _origin(config: GroundConfig) -> dict[str, Any]:
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
     torch.manual_seed(config.training.seed)
-
+    drawn = _scenes_configs(config)
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
-    if len(config.tasks) != len(config.frames):
-        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
     sets = []
-    for scenes in _scenes_configs(config):
+    for scenes in drawn:
         print(f"scenes of {scenes.tasks[0]}: {scenes.frames_per_task}", flush=True)
         sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)

@@ -1,4 +1,4 @@
-"""`vla plan`: run a planner over exact dynamics on development states."""
+"""`vla plan`: run a planner over exact dynamics on held-out initial states."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from policies.evaluation.statistics import wilson_interval
 from policies.planning.cem import Cem, CemConfig
 from policies.planning.mppi import Mppi, MppiConfig
 from policies.planning.receding import PlannerPolicy
-from policies.rollout import rollout
+from policies.rollout import Episode, Episodes, rollout
+from scripts.initial_states import States, choose_seeds
 from sim.dynamics import ExactDynamics
-from sim.seeds import DEVELOPMENT
 from sim.vector import CpuVecEnv
 
 
@@ -25,7 +25,7 @@ class PlanConfig:
         task: registry name.
         planner: which of the two planners.
         episodes: initial states.
-        first_seed: of the first one; the others follow it.
+        states: which ones, see `sim/seeds.py`.
         execute_steps: control steps executed of each plan.
         threads: simulator threads; None is one per CPU core.
         seed: of the planner's sampling.
@@ -36,12 +36,16 @@ class PlanConfig:
     task: str = "FetchPush"
     planner: Literal["cem", "mppi"] = "cem"
     episodes: int = 20
-    first_seed: int = DEVELOPMENT.start
+    states: States = "development"
     execute_steps: int = 5
     threads: int | None = None
     seed: int = 0
     cem: CemConfig = field(default_factory=CemConfig)
     mppi: MppiConfig = field(default_factory=MppiConfig)
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.seed < 0:
+            raise ValueError(f"need episodes >= 1 and seed >= 0: {self.episodes}, {self.seed}")
 
 
 def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:
@@ -55,22 +59,34 @@ def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:
         env.spec,
         config.execute_steps,
         config.seed,
-        rest=env.task.rest_action,
+        rest_action=env.task.rest_action,
     )
 
 
 def main(config: PlanConfig) -> int:
     """Plan every episode; print success, decision rate and simulator steps."""
-    seeds = range(config.first_seed, config.first_seed + config.episodes)
+    seeds = choose_seeds(config.task, config.states, config.episodes)
+    ended: list[Episode] = []
     # One environment, so that the decision rate is that of one robot with the whole machine.
     with CpuVecEnv(config.task, num_envs=1, num_workers=1, render=False) as env, Progress() as bar:
         policy = make_policy(config, env)
         decisions = -(-env.horizon // config.execute_steps) * config.episodes
         progress = bar.add_task(f"{config.planner} on {config.task}", total=decisions)
-        result = rollout(env, policy, seeds, on_step=lambda _: bar.advance(progress))
-    for name, outcome in (("end", result.success_at_end), ("ever", result.success_ever)):
+        try:
+            rollout(env, policy, seeds, lambda _: bar.advance(progress), ended.append)
+        finally:
+            # Also after an error or Ctrl-C: what was played is said.
+            if ended:
+                _describe(ended, policy, config)
+    return 0
+
+
+def _describe(episodes: list[Episode], policy: PlannerPolicy, config: PlanConfig) -> None:
+    if len(episodes) < config.episodes:
+        print(f"stopped after {len(episodes)} of {config.episodes} episodes")
+    played = Episodes(tuple(episodes))
+    for name, outcome in (("end", played.success_at_end), ("ever", played.success_ever)):
         rate = wilson_interval(int(outcome.sum()), outcome.size)
         print(f"success {name:5} {rate.value:.3f} (95% {rate.low:.3f} to {rate.high:.3f})")
     print(f"decision rate {policy.decision_rate_hz:.2f} Hz, {config.execute_steps} steps executed")
     print(f"simulator     {policy.steps_per_decision:.0f} control steps a decision")
-    return 0

@@ -1,17 +1,19 @@
-"""Who takes part in a comparison: built-in policies and checkpoints, each with its environment."""
+"""From words on a command line to policies: built-in ones and checkpoints, each with its world."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from policies.evaluation.baselines import ExpertPolicy, RandomPolicy, ZeroPolicy
-from policies.lerobot.act_acceleration import optimise_inference
+from policies.evaluation.row_by_row import RowByRow
 from scripts.plan import PlanConfig, make_policy
-from sim.tasks.base import Phrasing, Task
+from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import latest_complete
@@ -21,7 +23,7 @@ from vla.lerobot_plugin.foreign import Description, is_lerobot_checkpoint, load_
 from vla.policy import load_policy
 
 BUILT_IN = {
-    "expert": "scripted, sees the simulator's state",
+    "expert": "scripted, reads the simulator's state",
     "random": "uniform within the limits",
     "zero": "does nothing",
     "planner:cem": "searches the exact simulator",
@@ -30,30 +32,31 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """One policy of a comparison.
 
     Attributes:
         name: as in the table.
         kind: a key of `BUILT_IN`, or the folder of a checkpoint or of a run.
-        policy: loaded from the folder; None where built in, which needs an environment first.
+        make: the loaded policy at the beginning of its first episode, as often as it is called, on
+            weights that are shared; None where built in, which needs an environment first.
+        spec: the loaded policy's contract; None where built in.
+        ledger: what was spent on a checkpoint's weights, by name; nothing on what is built in, and
+            None where it is not known.
     """
 
     name: str
     kind: str
-    policy: Policy | None = None
+    make: Callable[[], Policy] | None = None
+    spec: RobotSpec | None = None
+    ledger: dict[str, int] | None = None
 
     @property
     def run_folder(self) -> Path | None:
         """Where the checkpoint's training wrote, found by its run.json; None for the built-in."""
         folder = Path(self.kind)
-        near = (folder, *folder.parents[:2]) if self.policy is not None else ()
+        near = (folder, *folder.parents[:2]) if self.make is not None else ()
         return next((place for place in near if (place / "run.json").is_file()), None)
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder that was loaded, of a run its best checkpoint; not for the built-in."""
-        return _checkpoint(Path(self.kind))
 
     @property
     def source(self) -> str:
@@ -61,57 +64,113 @@ class Entrant:
         return BUILT_IN.get(self.kind, self.kind)
 
 
-def read_entrant(
+@dataclass(frozen=True)
+class PolicyText:
+    """The parts of `name=kind`, or `name=folder#embodiment@execution`; "" where a part is missing.
+
+    Attributes:
+        kind: a key of `BUILT_IN`, or a folder.
+    """
+
+    name: str
+    kind: str
+    embodiment: str = ""
+    execution: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> PolicyText:
+        """Read it. A folder that exists is a folder, whatever signs its name holds.
+
+        Raises:
+            ValueError: neither a built-in policy nor a folder; the message has what is valid.
+        """
+        name, equals, rest = text.partition("=")
+        # The name ends at the first "="; but a path may hold one too, and have no name before it.
+        for title, words in (("", text), (name, rest)) if equals else (("", text),):
+            if words in BUILT_IN:
+                return cls(title or words, words)
+            for folder, embodiment, execution in _folders(words):
+                return cls(title or folder.resolve().name, str(folder), embodiment, execution)
+        raise ValueError(
+            f"policy {text!r}: {rest if equals else text!r} is no folder and not built in; "
+            f"valid: NAME=FOLDER[#EMBODIMENT][@EXECUTION], {', '.join(BUILT_IN)}"
+        )
+
+
+def _folders(words: str) -> Iterator[tuple[Path, str, str]]:
+    """Folders that the text may begin with, the longest first, and what follows each."""
+    ends = [len(words), *(i for i in range(len(words) - 1, 0, -1) if words[i] in "#@")]
+    for end in ends:
+        if end and Path(words[:end]).is_dir():
+            follows, embodiment, execution = words[end:], "", ""
+            if follows.startswith("@"):
+                execution = follows[1:]
+            elif follows:
+                embodiment, _, execution = follows[1:].partition("@")
+            yield Path(words[:end]), embodiment, execution
+
+
+def read_policy(
     text: str, device: str, task: str, bf16: bool = False, compiled: bool = False
-) -> Entrant:
-    """Read `name=kind`, `kind`, `name=folder` or `folder`; a run stands for its best checkpoint.
+) -> Candidate:
+    """Load what the text names, see `PolicyText`; a run stands for its best checkpoint.
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
-    of ours may be followed by `@` and a way of executing chunks, see `vla.execution.executed`; and
-    before that, one for several robots, by `#` and which it controls: else the one that fits the
-    task. `bf16` lets LeRobot's policies compute in bfloat16, `compiled` compiles ours.
+    of ours may be followed by `@` and how its chunks are executed, see `make_executor`; and before
+    that, one for several robots, by `#` and which it controls: else the one that fits the task.
+
+    Args:
+        text: of the policy.
+        device: where it computes.
+        task: that it is to play.
+        bf16: checkpoints compute in bfloat16 instead of float32.
+        compiled: compile our checkpoints.
 
     Raises:
         CheckpointError: the folder holds no readable checkpoint.
         ContractMismatchError: a LeRobot policy is for other cameras, or other sizes; or none of a
             checkpoint's robots fits the task, or more than one.
         ForeignCheckpointError: a LeRobot policy lacks weights or statistics.
-        ValueError: neither a built-in policy nor a folder, no such way of executing, or no such
+        ValueError: neither a built-in policy nor a folder, no such execution, or no such
             embodiment.
     """
-    text, _, way = text.partition("@")
-    name, _, kind = text.rpartition("=")
-    kind, _, embodiment = kind.partition("#")
-    if kind in BUILT_IN:
-        return Entrant(name or kind, kind)
-    if not Path(kind).is_dir():
-        raise ValueError(
-            f"policy {text!r}: {kind!r} is no folder and not built in; "
-            f"valid: name=FOLDER[#EMBODIMENT][@WAY], {', '.join(BUILT_IN)}"
-        )
-    folder = _checkpoint(Path(kind))
-    policy: Policy
-    if not is_lerobot_checkpoint(folder):
-        wanted = embodiment or make_task(task).spec
-        ours = load_policy(folder, device, wanted)
-        if compiled:
-            ours.compile()
-        policy = make_executor(ours, way or "chunk")
-    elif way or embodiment:
-        raise ValueError(
-            f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in their "
-            "own way"
-        )
-    else:
-        offered = make_task(task, _picture_size(folder)).spec
-        policy = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
-    return Entrant(name or Path(kind).name, kind, policy)
+    words = PolicyText.parse(text)
+    if words.kind in BUILT_IN:
+        return Candidate(words.name, words.kind, ledger={})
+    folder = _checkpoint(Path(words.kind))
+    if is_lerobot_checkpoint(folder):
+        if words.execution or words.embodiment:
+            raise ValueError(
+                f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in "
+                "their own way"
+            )
+        offered = make_task(task, _image_size_px(folder)).spec
+        # Imports LeRobot, which comparing our own policies does not need.
+        from policies.lerobot.act_acceleration import optimise_inference
+
+        theirs = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
+        return Candidate(words.name, words.kind, theirs.fresh, theirs.spec)
+    ours = load_policy(folder, device, words.embodiment or make_task(task).spec, bf16)
+    if compiled:
+        ours.compile()
+
+    def make() -> Policy:
+        # A policy's memory is a value beside its weights: a shallow copy shares these alone.
+        return make_executor(copy.copy(ours), words.execution or "chunk")
+
+    return Candidate(words.name, words.kind, make, make().spec, _read_ledger(folder))
 
 
-def _picture_size(folder: Path) -> int:
-    """Pixels a side that a LeRobot policy was trained on; the task's usual ones if it is blind."""
-    sizes = [height for height, _ in Description.read(folder).pictures.values()]
+def _read_ledger(checkpoint: Path) -> dict[str, int] | None:
+    """Of a checkpoint; None where it has none."""
+    file = checkpoint / "ledger.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _image_size_px(folder: Path) -> int:
+    """Of the images a LeRobot policy was trained on; the task's usual ones if it has no camera."""
+    sizes = [height for height, _ in Description.read(folder).images.values()]
     return sizes[0] if sizes else 96
 
 
@@ -125,53 +184,66 @@ def _checkpoint(folder: Path) -> Path:
     return best if best.is_dir() else latest_complete(folder) or folder
 
 
-def require_comparable(entrants: Sequence[Entrant], task: str, reference: str) -> None:
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a training wrote about itself: `config` and, if it is known, `command`.
+
+    Raises:
+        ValueError: run.json is damaged.
+    """
+    file = folder / "run.json"
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
+        raise ValueError(f"{file} holds no configuration")
+    return run
+
+
+def require_comparable(candidates: Sequence[Candidate], task: str, reference: str) -> None:
     """Refuse what cannot be compared, before anything runs.
 
     Raises:
         ContractMismatchError: a checkpoint is for another robot than the task's.
         ValueError: names repeat, or the reference is unknown.
     """
-    names = [entrant.name for entrant in entrants]
+    names = [candidate.name for candidate in candidates]
     if len(set(names)) != len(names):
         raise ValueError(f"policies need different names (name=...): {names}")
     if reference not in names:
         raise ValueError(f"reference {reference!r} is none of {names}")
-    for entrant in entrants:
-        if entrant.policy is None:
+    for candidate in candidates:
+        if (spec := candidate.spec) is None:
             continue
-        spec = entrant.policy.spec
-        offered = make_task(task, image_size(spec)).spec
+        offered = make_task(task, image_size_px(spec)).spec
         cameras = {camera.name: camera for camera in offered.cameras}
-        seen = tuple(cameras[c.name] for c in spec.cameras if c.name in cameras)
-        offered = dataclasses.replace(offered, cameras=seen)
-        spec.require_match(offered, f"checkpoint {entrant.kind}", f"task {task}")
+        used = tuple(cameras[c.name] for c in spec.cameras if c.name in cameras)
+        offered = dataclasses.replace(offered, cameras=used)
+        spec.require_match(offered, f"checkpoint {candidate.kind}", f"task {task}")
 
 
 def make_env(
-    entrant: Entrant,
+    candidate: Candidate,
     task: str,
     num_envs: int,
     num_workers: int | None,
     phrasing: Phrasing,
     swap_instructions: bool = False,
 ) -> CpuVecEnv:
-    """An environment that draws what the entrant looks at, and nothing for those that do not."""
-    make = SwappedVecEnv if swap_instructions else CpuVecEnv
-    if entrant.policy is None:
-        # A planner searches for one robot at a time: a single environment wastes no search on
-        # episodes that have already ended.
-        count = 1 if entrant.kind.startswith("planner:") else num_envs
-        return make(task, count, num_workers, render=False, phrasing=phrasing)
-    spec = entrant.policy.spec
-    return make(
-        task,
-        num_envs,
-        num_workers,
-        image_size=image_size(spec),
-        cameras=[camera.name for camera in spec.cameras],
-        phrasing=phrasing,
-    )
+    """An environment that draws what the candidate looks at, and nothing if that is nothing."""
+    settings: dict[str, Any] = {"phrasing": phrasing, "swap_instructions": swap_instructions}
+    if (spec := candidate.spec) is None:
+        return CpuVecEnv(task, num_envs, num_workers, render=False, **settings)
+    cameras = [camera.name for camera in spec.cameras]
+    size_px = image_size_px(spec)
+    return CpuVecEnv(task, num_envs, num_workers, size_px, cameras, bool(cameras), **settings)
+
+
+def policy_for(candidate: Candidate, env: CpuVecEnv, seed: int) -> Policy:
+    """What acts in this environment; a checkpoint decides in each row by itself."""
+    if candidate.make is None or candidate.spec is None:
+        return make_built_in(candidate.kind, env, seed)
+    return RowByRow(candidate.make, candidate.spec, seed)
 
 
 def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:
@@ -186,30 +258,6 @@ def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:
     return make_policy(PlanConfig(task=env.task.name, planner=planner, seed=seed), env)
 
 
-def image_size(spec: RobotSpec) -> int:
-    """Pixels a side that a policy was trained on."""
-    return spec.cameras[0].height
-
-
-class SwappedVecEnv(CpuVecEnv):
-    """Tells each actor the words of another episode; success stays that of the true goal."""
-
-    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
-        """Begin the episodes of these seeds under other words, in training phrasing."""
-        super().reset(indices, seeds)
-        self.set_instructions(indices, [other_instruction(self.task, seed) for seed in seeds])
-
-
-def other_instruction(task: Task, seed: int) -> str:
-    """The words of the next seed whose episode asks for something else.
-
-    Raises:
-        ValueError: the task only ever asks for one thing.
-    """
-    data = task.make_data()
-    own = task.reset(data, seed).labels
-    for other_seed in range(seed + 1, seed + 100):
-        other = task.reset(data, other_seed)
-        if other.labels != own:
-            return other.instruction
-    raise ValueError(f"{task.name} asks for one thing only: there is no instruction to swap")
+def image_size_px(spec: RobotSpec) -> int:
+    """Pixels a side that a policy was trained on; any will do for one without cameras."""
+    return spec.cameras[0].height if spec.cameras else 96

@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes
 
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
+from policies.imitation.images import TOLERANCE_S
 from policies.run_folder import RunFolder, plain
 from scripts.choice import read_choice
 from scripts.progress import Bar
@@ -46,6 +47,9 @@ class PretrainConfig:
         episodes: only the first ones of each data folder.
         without: instructions are left out that name all parts of one of these, parts joined by "+"
             such as "red block+purple zone".
+        cameras: names of the cameras that are used; by default all, which have to be RGB: an
+            infrared or depth camera is left out by naming the others.
+        tolerance_s: how far a frame may be from the nearest image of its video.
         start: checkpoint that brings the vision-language model.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
@@ -70,6 +74,8 @@ class PretrainConfig:
     paraphrases: Path | None = None
     episodes: int | None = None
     without: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    tolerance_s: float = TOLERANCE_S
     start: Path = GROUNDED
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -100,6 +106,8 @@ def main(config: PretrainConfig) -> int:
         paraphrases=config.paraphrases,
         episodes=config.episodes,
         without=config.without,
+        cameras=config.cameras,
+        tolerance_s=config.tolerance_s,
     )
     torch.manual_seed(config.training.seed)
     policy, training = _start(config, data)

@@ -19,7 +19,7 @@ def machine_facts(device: str) -> dict[str, str]:
     versions = {"Python": facts["python"], **facts["versions"]}
     gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU used"
     return {
-        "Commit": facts["git_commit"] or "not in a git repository",
+        "Commit": facts["git_commit"] or "unknown: no git, or no repository",
         "Versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "Hardware": f"{_processor() or facts['machine']}, {os.cpu_count()} cores, {gpu}",
     }

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
+readonly EXTRAS=sim,train,lerobot,dev
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 
@@ -20,8 +21,7 @@ fingerprint() {
   { cat pyproject.toml constraints.txt .python-version scripts/setup.sh && pwd; } | cksum
 }
 
-# uv needs `pip install --group`; an older one on PATH is passed over.
-usable_uv() { [[ $("$1" pip install --help 2>/dev/null) == *--group* ]]; }
+usable_uv() { "$1" pip --help >/dev/null 2>&1; }
 
 find_uv() {
   local candidate python
@@ -45,7 +45,7 @@ find_uv() {
 
 is_python312() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; }
 
-# Prints why no picture can be drawn; nothing when one can.
+# Prints why nothing can be rendered; an empty line when it can be.
 gl_trouble() {
   .venv/bin/python -c 'from scripts.doctor import probe_rendering; print(probe_rendering().reason)'
 }
@@ -54,13 +54,13 @@ ensure_gl() {
   local trouble fix="apt-get update && apt-get install -y ${GL_PACKAGES[*]}"
   trouble=$(gl_trouble)
   if [ -n "$trouble" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "no picture can be drawn; installing ${GL_PACKAGES[*]}"
+    say "nothing can be rendered; installing ${GL_PACKAGES[*]}"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
       --no-install-recommends "${GL_PACKAGES[@]}"; } >&2 || say "apt-get failed"
     trouble=$(gl_trouble)
   fi
   [ -n "$trouble" ] || return 0
-  trouble="no picture can be drawn ($trouble); run as root: $fix"
+  trouble="nothing can be rendered ($trouble); run as root: $fix"
   [ -n "${VLA_ALLOW_NO_GL:-}" ] || die "$trouble"
   say "$trouble"
 }
@@ -82,7 +82,7 @@ fi
 uv=${uv:-$(find_uv)}
 rm -f "$STAMP"
 say "installing the packages that constraints.txt pins"
-"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable . --group dev >&2 ||
+"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ".[$EXTRAS]" >&2 ||
   die "the packages did not install; the lines above say why, and a repeat goes on from here"
 ensure_gl
 fingerprint >"$STAMP"

@@ -29,7 +29,7 @@ def replay(
         task_name: registry name.
         seed: of the episode.
         actions: float32 [steps, action.dim], one a control step, in contract units.
-        size: side of one camera's picture, pixels.
+        size: side of one camera's image, pixels.
         cameras: from left to right.
         phrasing: of the episode; it decides words, never physics.
 
@@ -80,8 +80,8 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: int = 25) -> None:
         with av.open(partial, "w", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=fps, options={"crf": "23"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for picture in frames:
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            for image in frames:
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         os.chmod(partial, 0o644)

@@ -246,7 +246,7 @@ def _draw_missing(config: ScenesConfig, task: Task, about: dict[str, Any], folde
 
 @dataclass(frozen=True)
 class _Job:
-    """What every drawing process is told."""
+    """What every drawing process needs to know."""
 
     config: ScenesConfig
     task: type[Task]

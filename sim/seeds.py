@@ -1,6 +1,6 @@
 """Which initial states are for what: named ranges of episode seeds that cannot overlap.
 
-An equal seed is an equal episode, so a seed that is used twice is a state that was seen before. A
+An equal seed is an equal episode, so a seed that is used twice is a state that was met before. A
 policy is judged on states that nothing was trained, selected or tuned on, and these ranges keep
 them apart.
 """
@@ -82,7 +82,7 @@ DEVELOPMENT = SeedRange("development", 1_000_000, 1_900_000)
 """Evaluation while something is being built. Failures on them may be looked at and acted upon, so
 a success rate on them is no measure of what is new."""
 FINAL = SeedRange("final", 1_900_000, 2_000_000)
-"""Played once a release, for the table that is published; nobody looks at them before."""
+"""Played once a release, for the table that is published; nothing else uses them."""
 TRAINING = SeedRange("training", 2_000_000, 2**53)
 """Collected by reinforcement learning; the last range, since thousands of environments need many
 seeds. Below 2^53, so that no reader of a JSON file rounds them."""

@@ -38,6 +38,8 @@ class CpuVecEnv:
         render: False draws nothing: `images` is empty and the contract has no cameras.
         phrasing: instruction templates, "train" or "heldout".
         antialias: multisample the images (several times slower on a CPU; other pixels).
+        swap_instructions: every scene gets another goal than its seed's, in words and in success;
+            see `sim.instruction_swap`.
 
     Raises:
         ValueError: unknown task or camera, or a count below one.
@@ -57,6 +59,7 @@ class CpuVecEnv:
         render: bool = True,
         phrasing: Phrasing = "train",
         antialias: bool = False,
+        swap_instructions: bool = False,
     ):
         self._closed = True
         num_workers = min(num_workers or os.cpu_count() or 1, num_envs)
@@ -87,6 +90,7 @@ class CpuVecEnv:
                     cameras=drawn,
                     antialias=antialias,
                     phrasing=phrasing,
+                    swap_instructions=swap_instructions,
                     indices=tuple(int(i) for i in indices),
                 )
                 for indices in np.array_split(np.arange(num_envs), num_workers)
@@ -185,11 +189,6 @@ class CpuVecEnv:
     def labels(self) -> list[dict[str, str]]:
         """For each environment, the words that filled its instruction."""
         return [dict(labels) for labels in self._labels]
-
-    def set_instructions(self, indices: Sequence[int], instructions: Sequence[str]) -> None:
-        """Give these environments' actors other words; success stays that of the true goal."""
-        for index, instruction in zip(indices, instructions, strict=True):
-            self._instructions[index] = instruction
 
     def close(self) -> None:
         """End the processes and free the shared memory; may be called again."""

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from sim.instruction_swap import swap_instruction
 from sim.shared_arrays import SharedArrays
 from sim.tasks.base import Episode, Phrasing, Task, pack_state
 from sim.worker_channel import WorkerChannel
 
 _SPIN_S = 3e-4
-"""How long a worker looks for work before it sleeps; waking it would take as long."""
+"""How long a worker polls for work before it sleeps; waking it would take as long."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class WorkerConfig:
         cameras: names to draw; empty draws none.
         antialias: multisample the images.
         phrasing: which instruction templates.
+        swap_instructions: every scene gets another goal than its seed's, see `swap_instruction`.
         indices: the environments that this worker hosts.
     """
 
@@ -36,6 +38,7 @@ class WorkerConfig:
     cameras: tuple[str, ...]
     antialias: bool
     phrasing: Phrasing
+    swap_instructions: bool
     indices: tuple[int, ...]
 
 
@@ -58,8 +61,12 @@ class Worker:
 
     def reset(self, seeds: dict[int, int]) -> dict[int, tuple[str, dict[str, str]]]:
         """Begin episodes; environment → instruction and labels."""
+        phrasing = self._config.phrasing
         for index, seed in seeds.items():
-            episode = self._task.reset(self._data[index], seed, self._config.phrasing)
+            data = self._data[index]
+            episode = self._task.reset(data, seed, phrasing)
+            if self._config.swap_instructions:
+                episode = swap_instruction(self._task, data, episode, phrasing)
             self._episodes[index] = episode
             self._arrays["truncated"][index] = False
             self._observe(index)

@@ -1,17 +1,21 @@
-"""What every test shares: one thread, a GL backend, and reasons for what cannot run here."""
+"""What every test shares: one thread, a GL backend, checked shapes, and why some are skipped."""
 
 from __future__ import annotations
 
 import ctypes.util
+import importlib.util
 import os
 
 import pytest
+import tensor_shapes
 
 # Before anything imports mujoco or torch, which read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for backend, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
     if ctypes.util.find_library(library):
         os.environ.setdefault("MUJOCO_GL", backend)
+if importlib.util.find_spec("beartype"):  # not on a borrowed GPU machine
+    tensor_shapes.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         _skip(wanted, "needs a CUDA device")
     wanted = [item for item in items if item.get_closest_marker("render")]
     if wanted and os.environ.get("VLA_ALLOW_NO_GL") and (trouble := _render_trouble()):
-        _skip(wanted, f"VLA_ALLOW_NO_GL is set and no picture can be drawn: {trouble}")
+        _skip(wanted, f"VLA_ALLOW_NO_GL is set and nothing can be rendered: {trouble}")
 
 
 def _skip(items: list[pytest.Item], reason: str) -> None:

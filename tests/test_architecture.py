@@ -24,6 +24,30 @@ MAY_IMPORT = {
     "policies": {"vla", "policies"},
     "scripts": set(PACKAGES),
 }
+# Where a file lies → the extras of pyproject.toml whose packages it may import beside the core's.
+EXTRAS = {
+    "vla/": (),
+    "vla/data/": ("train",),
+    "vla/lerobot_plugin/": ("lerobot",),
+    "sim/": ("sim",),
+    "sim/lerobot_plugin/": ("sim", "lerobot"),
+    "sim/recording_store.py": ("sim", "lerobot"),
+    "policies/": ("train",),
+    "policies/imitation/images.py": ("train", "lerobot"),
+    "policies/lerobot/": ("train", "lerobot"),
+    "scripts/": ("sim", "train", "lerobot"),
+    "scripts/bench/": ("sim", "train", "lerobot", "dev"),
+    "scripts/draw": ("sim", "dev"),
+    "tests/": ("sim", "train", "lerobot", "dev"),
+}
+NEEDED_WITHOUT_AN_IMPORT = {
+    "num2words": "the processor of SmolVLM",
+    "pillow": "image processors of transformers",
+    "torchvision": "image processors of transformers",
+    "gymnasium-robotics": "sim reads the XML and meshes that it ships",
+    "accelerate": "lerobot-train",
+    "diffusers": "the diffusion policy of LeRobot",
+}
 LONGEST_FILE_LINES = 450
 LONGEST_INIT_LINES = 40
 DRAWER_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
@@ -114,23 +138,62 @@ def import_providers() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
-def test_every_import_is_declared(package: str) -> None:
-    """What a package imports stands in pyproject.toml, not only in a dependency's dependencies."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = list(project["project"]["dependencies"])
-    if package in {"scripts", "tests"}:  # measuring against peers needs the peers
-        listed += project["dependency-groups"]["dev"]
-    declared = {canonicalize_name(Requirement(line).name) for line in listed}
+def declared(*extras: str) -> set[str]:
+    """Distributions that pyproject.toml names in the core and in these extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"]]
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def extras_for(path: Path) -> tuple[str, ...]:
+    """Extras whose packages a file may import: those of the longest matching place."""
+    name = path.relative_to(ROOT).as_posix()
+    return EXTRAS[max((place for place in EXTRAS if name.startswith(place)), key=len)]
+
+
+def third_party(source: str) -> dict[str, set[str]]:
+    """Importable name → the distributions that install it, for everything not ours or Python's."""
     neighbours = {path.stem for path in python_files("tests")}
     known = sys.stdlib_module_names | set(PACKAGES) | {"tests", ""} | neighbours
-    providers = import_providers()
+    found = import_providers()
+    return {
+        name: {canonicalize_name(owner) for owner in found.get(name, ())}
+        for name in imported_roots(source) - known
+    }
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_every_import_is_declared(package: str) -> None:
+    """What a file imports stands in the core or in an extra that the file may ask for."""
     offenders = {}
     for path in python_files(package):
-        for name in imported_roots(path.read_text()) - known:
-            if not declared & {canonicalize_name(owner) for owner in providers.get(name, ())}:
-                offenders[f"{path.relative_to(ROOT)} imports {name}"] = "not in pyproject.toml"
+        extras = extras_for(path)
+        for name, owners in third_party(path.read_text()).items():
+            if not owners & declared(*extras):
+                place = f"{path.relative_to(ROOT)} imports {name}"
+                offenders[place] = f"not in the core of pyproject.toml, nor in {list(extras)}"
     assert not offenders, broken(offenders)
+
+
+@pytest.mark.parametrize("extra", ["", "sim", "train", "lerobot"])
+def test_every_declared_package_is_needed(extra: str) -> None:
+    """It is imported by a file that may ask for it, or named here with the reason."""
+    used = set(NEEDED_WITHOUT_AN_IMPORT)
+    for path in python_files(*PACKAGES):
+        if not extra or extra in extras_for(path):
+            used |= set().union(*third_party(path.read_text()).values())
+    needless = (declared(extra) - declared() if extra else declared()) - used
+    assert not needless
+
+
+def test_the_longest_place_decides_about_extras() -> None:
+    """The readers above are not vacuous."""
+    assert extras_for(ROOT / "vla/policy.py") == ()
+    assert extras_for(ROOT / "vla/lerobot_plugin/foreign.py") == ("lerobot",)
+    assert "mujoco" not in declared()
+    assert "mujoco" in declared("sim")
 
 
 def test_no_file_is_a_drawer() -> None:

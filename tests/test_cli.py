@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -156,6 +160,28 @@ def test_a_defect_keeps_its_traceback(command: Callable[..., None]) -> None:
         cli.main(["collect"])
 
 
+@pytest.mark.parametrize(("module", "is_ours"), [("mujoco", False), ("sim.gone", True)])
+def test_a_missing_extra_is_named(
+    module: str,
+    is_ours: bool,
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A robot's environment has no simulator; a missing module of ours is a defect."""
+
+    def main(config: CollectConfig) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    command(main)
+    if is_ours:
+        with pytest.raises(ModuleNotFoundError):
+            cli.main(["collect"])
+    else:
+        assert cli.main(["collect"]) == 2
+        assert "'mujoco' is missing" in (message := capsys.readouterr().err)
+        assert "lerobot_policy_vla[sim,train,lerobot]" in message
+
+
 def test_interrupt_is_no_traceback(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +193,38 @@ def test_interrupt_is_no_traceback(
     command(main)
     assert cli.main(["collect"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_job_that_is_ended_from_outside_is_an_interrupt(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that what Ctrl-C keeps is kept; afterwards the signal has its own meaning again."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def main(config: CollectConfig) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    command(main)
+    assert cli.main(["collect"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_terminal_that_lacks_a_sign_does_not_end_a_command(tmp_path: Path) -> None:
+    """Printed is what it has."""
+    program = (
+        "import sys; from scripts import cli; cli._run = lambda *_: print('40 µs') or 0; "
+        "sys.exit(cli.main(['collect']))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "40 ?s\n"), run.stderr
 
 
 @pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n not in cli.WITH_FOREIGN_FLAGS])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from scripts import doctor
 from scripts.doctor import Check, DoctorConfig, RenderProbe
 from sim import gl_environment
+
+ROOT = Path(__file__).parents[1]
 
 GOOD = {
     "mujoco": "3.11.0",
@@ -39,6 +43,23 @@ def test_a_bad_combination_is_named_with_its_fix(change: dict[str, str], word: s
     assert word in check.finding
     assert "setup.sh" in check.fix
     assert check.essential
+
+
+def test_a_missing_extra_warns_and_a_missing_core_fails() -> None:
+    """A robot without a simulator is ready; one without torch is not."""
+    missing = doctor.check_package("mujoco", "sim", "")
+    assert not missing.essential
+    assert "lerobot_policy_vla[sim]" in missing.fix
+    assert doctor.check_package("torch", "", "").essential
+    assert not doctor.check_package("mujoco", "sim", "3.11.0").fix
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    """Each reported package is declared where the report says, so that its fix installs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package, extra in doctor.REPORTED_PACKAGES.items():
+        lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+        assert package in {Requirement(line).name for line in lines}
 
 
 def test_python() -> None:
@@ -138,3 +159,39 @@ def test_a_missing_package_is_not_a_missing_library(monkeypatch: pytest.MonkeyPa
     probe = RenderProbe("", reason="ModuleNotFoundError: No module named 'mujoco'")
     monkeypatch.setattr(doctor, "probe_rendering", lambda: probe)
     assert "setup.sh" in doctor.check_rendering().fix
+
+
+def test_a_machine_without_git_is_told_and_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything works without; results then lack their commit, so it is a warning."""
+    assert not doctor.check_git().fix
+    monkeypatch.setenv("PATH", "")
+    check = doctor.check_git()
+    assert "will not name their commit" in check.finding
+    assert "git" in check.fix
+    assert not check.essential
+
+
+def test_folders_that_cannot_be_written_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where results go, for temporary files and for caches; a file is no folder for root either."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert not doctor.check_writable("results", tmp_path / "runs" / "new").fix
+    check = doctor.check_writable("results", blocked)
+    assert "cannot be written" in check.finding
+    assert check.fix
+    assert "TMPDIR" in doctor.check_writable("temporary files", None).fix
+    monkeypatch.setenv("HF_HOME", str(blocked))
+    check = doctor.check_caches()
+    assert "set HF_HOME" in check.fix
+    assert not check.essential
+
+
+def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
+    """Its size is said, and how a container gets more."""
+    check = doctor.check_shared_memory(tmp_path, needed_mb=1e12)
+    assert "--shm-size" in check.fix
+    assert not check.essential
+    assert not doctor.check_shared_memory(tmp_path, needed_mb=0).fix
+    assert not doctor.check_shared_memory(tmp_path / "none").fix

@@ -1,4 +1,4 @@
-"""`vla evaluate`: from names on a command line to a report with films."""
+"""`vla evaluate`: from names on a command line to a report with films, whatever happens between."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import av
 import pytest
 import torch
 import tyro
-from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
-from policies.evaluation.report.data import Curve
-from scripts import policy_loading
-from scripts.evaluate import EvaluateConfig, _seeds, _training_steps, goals_of, main, play
+from scripts import evaluate, policy_loading
+from scripts.evaluate import EvaluateConfig, main, play
+from scripts.initial_states import choose_seeds, goals_of
 from scripts.policy_loading import (
-    Entrant,
-    SwappedVecEnv,
-    make_built_in,
-    make_env,
-    other_instruction,
-    read_entrant,
+    Candidate,
+    PolicyText,
+    read_policy,
     require_comparable,
 )
 from scripts.provenance import command_line, machine_facts
+from sim.seeds import DEVELOPMENT, FINAL, SELECTION
 from sim.tasks.registry import make_task
 from vla.contract import ContractMismatchError
 
@@ -45,9 +44,12 @@ class Staring:
         """Nothing to forget."""
 
     def act(self, observation):
-        """One everywhere in the light, zero in the dark."""
+        """One everywhere in the light, zero in the dark; never for more than one robot."""
         light = max(float(image.float().mean()) for image in observation.images.values())
         return torch.full((len(observation), 5, 4), float(light > 0))
+
+    def compile(self):
+        """Nothing to compile."""
 
 
 @pytest.fixture
@@ -57,9 +59,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "best").mkdir(parents=True)
     described = {"config": {"learning_rate": 3e-4}, "command": "vla pretrain --seed 3"}
     (folder / "run.json").write_text(json.dumps(described))
+    (folder / "best" / "ledger.json").write_text('{"collection_steps": 3000}')
     with SummaryWriter(str(folder)) as writer:
         for step in (1, 2, 3):
-            writer.add_scalar("time/simulator_steps", 1000 * step, step)
+            writer.add_scalar("success/end", 0.1 * step, step)
     monkeypatch.setattr(policy_loading, "load_policy", lambda folder, *_: Staring(folder))
     return folder
 
@@ -84,7 +87,13 @@ def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys)
     assert (clone["success_at_end"]["value"], expert["success_at_end"]["value"]) == (0, 1)
     assert expert["difference"]["only_ours"] == 3
     assert [e["seed"] for e in expert["episodes"]] == [1_000_000, 1_000_001, 1_000_002]
-    assert (clone["training_steps"], expert["training_steps"]) == (3000, 0)
+    assert (clone["ledger"], expert["ledger"]) == ({"collection_steps": 3000}, {})
+    assert clone["curves"]["success/end"]["values"] == pytest.approx([0.1, 0.2, 0.3])
+    for policy in (clone, expert):
+        speed = policy["speed"]
+        assert 0 < speed["latency_median_s"] <= speed["latency_p90_s"]
+        assert speed["throughput_hz"] > 0
+        assert speed["batch"] == 2
     assert data["configuration"]["clone"] == {"learning_rate": 3e-4}
     assert data["commands"][0] == "vla pretrain --seed 3"
     assert "100.0%" in capsys.readouterr().out
@@ -97,22 +106,6 @@ def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert len(frames) == 51
         assert (frames[0] != frames[-1]).any(), "something moves"
-
-
-@pytest.mark.parametrize(
-    ("name", "steps"), [("best", 2000), ("step_000001", 1000), ("final", 3000)]
-)
-def test_training_counts_up_to_the_checkpoint(name, steps, tmp_path):
-    """Not what the run did afterwards; all of it where the checkpoint does not say when."""
-    checkpoint = tmp_path / name
-    checkpoint.mkdir()
-    (checkpoint / "manifest.json").touch()
-    curves = {
-        "collect/simulator_steps": Curve([1, 2, 3], [1000.0, 2000.0, 3000.0]),
-        "success/end": Curve([0, 1, 2, 3], [0.5, 0.9, 0.9, 0.6]),
-    }
-    entrant = Entrant("refined", str(checkpoint), Staring(checkpoint))
-    assert _training_steps(entrant, curves) == steps
 
 
 @pytest.mark.render
@@ -128,81 +121,247 @@ def test_blank_images_hide_the_world_from_a_checkpoint(run, tmp_path, blank):
         films=0,
         blank_images=blank,
     )
-    with Progress(disable=True) as progress:
-        result = play(read_entrant(str(run), "cpu", "FetchReach"), config, [1_000_000], progress)
-        played = result.episodes.episodes[0].actions
+    episodes, planning = play(read_policy(str(run), "cpu", "FetchReach"), config, [1_000_000])
+    assert planning is None
+    played = episodes.episodes[0].actions
     assert (played == (0 if blank else 1)).all()
 
 
 def test_a_run_stands_for_its_best_checkpoint(run):
     """A run folder, the checkpoint in it, and what each belongs to."""
     for folder in (run, run / "best"):
-        entrant = read_entrant(f"clone={folder}", "cpu", "FetchReach")
-        assert entrant.run_folder == run
-        assert entrant.source == str(folder)
-        assert isinstance(entrant.policy, Staring)
-        assert entrant.policy.folder == run / "best" or folder != run
+        candidate = read_policy(f"clone={folder}", "cpu", "FetchReach")
+        assert candidate.run_folder == run
+        assert candidate.source == str(folder)
+        assert candidate.make is not None
+        first, second = candidate.make(), candidate.make()
+        assert isinstance(first, Staring)
+        assert first is not second, "each robot has its own memory"
+        assert first.folder == run / "best"
 
 
-def test_entrants_are_read_or_refused_by_name(tmp_path):
+def test_policies_are_read_or_refused_by_name(tmp_path):
     """Built-in names, renamed ones, and an error that lists what is valid."""
-    assert read_entrant("expert", "cpu", "FetchPush") == Entrant("expert", "expert")
-    assert read_entrant("ceiling=planner:cem", "cpu", "FetchPush") == Entrant(
-        "ceiling", "planner:cem"
-    )
+    assert read_policy("expert", "cpu", "FetchPush").kind == "expert"
+    renamed = read_policy("ceiling=planner:cem", "cpu", "FetchPush")
+    assert (renamed.name, renamed.kind, renamed.ledger) == ("ceiling", "planner:cem", {})
     with pytest.raises(ValueError, match=r"no folder.*planner:mppi"):
-        read_entrant(f"clone={tmp_path / 'missing'}", "cpu", "FetchPush")
+        read_policy(f"clone={tmp_path / 'missing'}", "cpu", "FetchPush")
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "expected"),
+    [
+        ("runs/lr=0.001,seed=3/clone", "c={}", ("c", "", "")),
+        ("runs/lr=0.001,seed=3/clone", "{}", ("clone", "", "")),
+        ("runs/lr=0.001,seed=3/clone", "c={}@receding:3", ("c", "", "receding:3")),
+        ("me@home/c#1", "c={}", ("c", "", "")),
+        ("me@home/c#1", "{}", ("c#1", "", "")),
+        ("me@home/c#1", "c={}#arm@ensemble", ("c", "arm", "ensemble")),
+        ("me@home/c#1", "c={}@ensemble", ("c", "", "ensemble")),
+        ("a=b", "a=b", ("a=b", "", "")),
+        ("a=b", "c=a=b#arm", ("c", "arm", "")),
+        ("c@1", "c@1@receding:2", ("c@1", "", "receding:2")),
+    ],
+)
+def test_a_folder_that_exists_is_a_folder(folder, text, expected, tmp_path, monkeypatch):
+    """Whatever signs its name holds; the name ends at the first "="."""
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(parents=True)
+    words = PolicyText.parse(text.format(folder))
+    assert (words.name, words.embodiment, words.execution) == expected
+    assert words.kind == folder
+
+
+def test_the_longest_folder_is_meant(tmp_path, monkeypatch):
+    """`c@receding:2` may be a folder beside `c`; and "." has the name of where one is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("c", "c@receding:2"):
+        Path(name).mkdir()
+    assert PolicyText.parse("c@receding:2").kind == "c@receding:2"
+    assert PolicyText.parse("c@receding:3").kind == "c"
+    assert PolicyText.parse(".").name == tmp_path.name
+    with pytest.raises(ValueError, match="'d@1' is no folder"):
+        PolicyText.parse("c=d@1")
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs():
     """Names, references and contracts."""
-    expert, random = Entrant("expert", "expert"), Entrant("random", "random")
+    expert, random = Candidate("expert", "expert"), Candidate("random", "random")
     require_comparable([expert, random], "FetchPush", "random")
     with pytest.raises(ValueError, match="different names"):
         require_comparable([expert, expert], "FetchPush", "expert")
     with pytest.raises(ValueError, match="reference 'clone'"):
         require_comparable([expert], "FetchPush", "clone")
 
-    class Trained:
-        spec = make_task("FetchPush", image_size=48).spec
-
-    trained = Trained()
-    same = Entrant("clone", "runs/a", trained)  # type: ignore[arg-type]
+    spec = make_task("FetchPush", image_size=48).spec
+    same = Candidate("clone", "runs/a", spec=spec)
     require_comparable([same], "FetchPush", "clone")
-    trained.spec = dataclasses.replace(trained.spec, control_rate_hz=10.0)
+    slower = dataclasses.replace(same, spec=dataclasses.replace(spec, control_rate_hz=10.0))
     with pytest.raises(ContractMismatchError, match=r"runs/a[\s\S]*control_rate_hz"):
-        require_comparable([same], "FetchPush", "clone")
+        require_comparable([slower], "FetchPush", "clone")
 
 
-def test_swapped_words_belong_to_the_scene_but_ask_for_something_else():
-    """Another block, zone or verb; a task with one meaning has nothing to swap."""
-    task = make_task("Tabletop")
-    data = task.make_data()
-    words = set()
-    for seed in range(1_000_000, 1_000_010):
-        own = task.reset(data, seed).instruction
-        other = other_instruction(task, seed)
-        assert other != own
-        assert other == other_instruction(task, seed)
-        words.add(other)
-    assert len(words) > 4
-    with pytest.raises(ValueError, match="no instruction to swap"):
-        other_instruction(make_task("FetchPush"), 0)
+def test_swapped_goals_are_judged_beside_the_original_ones(tmp_path):
+    """The expert obeys: it reaches what was told, and what the scene asked for by chance alone."""
+    config = EvaluateConfig(
+        task="Tabletop",
+        policies=("expert", "zero"),
+        episodes=4,
+        out=tmp_path,
+        num_envs=2,
+        num_workers=1,
+        films=0,
+        swap_instructions=True,
+    )
+    assert main(config) == 0
+    data = json.loads((tmp_path / "report.json").read_text())
+    names = [policy["name"] for policy in data["policies"]]
+    assert names == ["expert", "expert, original goal", "zero", "zero, original goal"]
+    told, original, *_ = data["policies"]
+    assert told["success_at_end"]["value"] >= 0.75
+    assert original["success_at_end"]["value"] <= 0.25
+    assert [e["length"] for e in told["episodes"]] == [e["length"] for e in original["episodes"]]
+    with pytest.raises(ValueError, match="FetchPush: no other goal"):
+        main(dataclasses.replace(config, task="FetchPush"))
 
 
-def test_a_swapped_environment_keeps_the_goal_and_changes_the_words():
-    """Privileged goal as without the swap, instruction different."""
-    entrant, seeds = Entrant("random", "random"), [1_000_000, 1_000_001]
-    seen = []
-    for swap in (False, True):
-        with make_env(entrant, "Tabletop", 2, 1, "train", swap) as env:
-            assert isinstance(env, SwappedVecEnv) is swap
-            env.reset([0, 1], seeds)
-            seen.append(env.observe())
-            assert make_built_in("zero", env, seed=0).act(seen[-1][0]).shape == (2, 1, 4)
-    (plain, state), (swapped, swapped_state) = seen
-    assert (state == swapped_state).all()
-    assert all(a != b for a, b in zip(plain.instructions, swapped.instructions, strict=True))
+def _config(folder: Path, **changes) -> EvaluateConfig:
+    settings = {"task": "FetchReach", "policies": ("expert", "zero", "random"), "episodes": 3}
+    small = {"num_envs": 2, "num_workers": 1, "films": 0}
+    return EvaluateConfig(**{"out": folder, **settings, **small, **changes})
+
+
+class Failing:
+    """Stands for a built-in policy that breaks in its second episode."""
+
+    def __init__(self, spec, error: BaseException) -> None:
+        self.spec, self.error, self.decisions = spec, error, 0
+
+    def reset(self, indices):
+        """Nothing to forget."""
+
+    def act(self, observation):
+        """Zero, fifty times for two environments: then one more episode is left."""
+        self.decisions += 1
+        if self.decisions > 60:
+            raise self.error
+        return torch.zeros(len(observation), 1, 4)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_what_was_played_before_an_error_is_in_the_report(error, tmp_path, monkeypatch):
+    """The policies before, and of the one that failed every episode that ended."""
+    make = policy_loading.make_built_in
+
+    def failing(kind: str, env, seed: int):
+        return Failing(env.spec, error) if kind == "zero" else make(kind, env, seed)
+
+    monkeypatch.setattr(policy_loading, "make_built_in", failing)
+    with pytest.raises(type(error)):
+        main(_config(tmp_path, reference="random"))
+    data = json.loads((tmp_path / "report.json").read_text())
+    (expert,) = data["policies"]
+    assert expert["name"] == data["reference"] == "expert"
+    assert expert["success_at_end"]["value"] == 1
+    assert data["unfinished"]["name"] == "zero"
+    assert type(error).__name__ in data["unfinished"]["reason"]
+    assert [e["seed"] for e in data["unfinished"]["episodes"]] == [1_000_000, 1_000_001]
+    assert "Stopped while <strong>zero" in (tmp_path / "report.html").read_text()
+
+
+def _untouched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def played(*args):
+        raise AssertionError("an episode was played")
+
+    monkeypatch.setattr(evaluate, "play", played)
+    return played
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_played(tmp_path, monkeypatch):
+    """A folder in which nothing can be made; what lies there stays."""
+    _untouched(monkeypatch)
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    for out in (blocked, blocked / "report", Path("/proc/report")):
+        with pytest.raises(OSError, match=str(out)):
+            main(_config(out))
+    assert blocked.read_text() == "mine"
+
+
+@pytest.mark.render
+def test_films_that_cannot_be_made_are_refused_before_anything_is_played(tmp_path, monkeypatch):
+    """H.264 has even sides, a temporary folder is needed, and something that draws."""
+    with pytest.raises(ValueError, match=r"film_size must be even.*241"):
+        EvaluateConfig(film_size=241)
+    _untouched(monkeypatch)
+    config = _config(tmp_path / "out", films=1, film_size=32)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(OSError, match="missing"):
+        main(config)
+    monkeypatch.undo()
+    _untouched(monkeypatch)
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with pytest.raises(Exception, match="nonsense"):
+        main(config)
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.render
+def test_the_report_is_there_before_the_films(tmp_path, monkeypatch, capsys):
+    """A disk that fills up while films are drawn costs the films."""
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scripts.films.film", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(_config(tmp_path, policies=("expert",), films=1, film_size=32))
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["policies"][0]["success_at_end"]["value"] == 1
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_refused_before_anything_is_played(run, tmp_path, monkeypatch):
+    """Its run.json belongs into the report."""
+    _untouched(monkeypatch)
+    for text, message in (("{", "not readable as JSON"), ("[]", "no configuration")):
+        (run / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=f"run.json.*{message}"):
+            main(_config(tmp_path / "out", policies=(f"clone={run}",)))
+
+
+def test_evaluation_works_without_git(tmp_path, monkeypatch):
+    """The report then says that the commit is not known."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "unknown" in machine_facts("cpu")["Commit"]
+    assert main(_config(tmp_path / "out", policies=("zero",), episodes=1)) == 0
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "no git" in data["machine"]["Commit"]
+
+
+def test_a_commit_is_that_of_this_code_alone(tmp_path, monkeypatch):
+    """Installed inside another project's repository, that project's commit is not claimed."""
+    from policies import run_folder
+
+    if os.system("git --version > /dev/null") != 0:
+        pytest.skip("there is no git")
+    os.system(
+        f"cd {tmp_path} && git init -q . && git -c user.name=a -c user.email=a@b "
+        "commit -q --allow-empty -m theirs"
+    )
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    assert run_folder.describe_machine()["git_commit"] is None
+
+
+def test_names_in_brackets_are_names(tmp_path, capsys):
+    """Neither the progress bar nor the table takes them for a colour."""
+    policies = ("[/red]=zero", "[bold]=expert")
+    assert main(_config(tmp_path, policies=policies, episodes=1)) == 0
+    printed = capsys.readouterr().out
+    assert "[/red]" in printed
+    assert "[bold]" in printed
+    assert "decisions/s at batch 1" in printed
 
 
 def test_the_command_line_repeats_the_configuration(tmp_path):
@@ -231,13 +390,26 @@ def test_the_machine_is_described():
 
 def test_only_states_with_the_named_goal_are_played():
     """In order, and as many as were asked for; a goal that there is not lists those there are."""
-    config = EvaluateConfig("Tabletop", episodes=4, only=("red block", "purple zone"))
-    seeds = _seeds(config)
+    seeds = choose_seeds("Tabletop", "development", 4, ("red block", "purple zone"))
     assert len(seeds) == 4
     assert seeds == sorted(seeds)
     assert set(goals_of("Tabletop", seeds)) == {"push, red block, purple zone"}
     with pytest.raises(ValueError, match="goals there: lift, green block"):
-        _seeds(dataclasses.replace(config, only=("pink block",)))
+        choose_seeds("Tabletop", "development", 4, ("pink block",))
+
+
+def test_states_have_names(capsys):
+    """Development by default; the final ones come with a word of warning."""
+    assert EvaluateConfig().states == "development"
+    assert list(choose_seeds("FetchPush", "development", 2)) == [
+        DEVELOPMENT.start + i for i in (0, 1)
+    ]
+    assert list(choose_seeds("FetchPush", "selection", 1)) == [SELECTION.start]
+    assert not capsys.readouterr().out
+    assert list(choose_seeds("FetchPush", "final", 1)) == [FINAL.start]
+    assert "once" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="selection range"):
+        choose_seeds("FetchPush", "selection", 200_000)
 
 
 def test_impossible_counts_are_refused():
@@ -245,3 +417,7 @@ def test_impossible_counts_are_refused():
     for wrong in ({"episodes": 0}, {"num_envs": 0}, {"films": -1}, {"policies": ()}):
         with pytest.raises(ValueError, match="need policies"):
             EvaluateConfig(**wrong)
+    with pytest.raises(ValueError, match="num_workers"):
+        EvaluateConfig(num_workers=0)
+    with pytest.raises(ValueError, match="seed must not be negative"):
+        EvaluateConfig(seed=-1)

@@ -19,8 +19,8 @@ def test_plan_reaches_and_prints_success_rate_and_ledger(
         planner=planner,  # pyright: ignore[reportArgumentType]
         episodes=1,
         threads=1,
-        cem=CemConfig(horizon=8, samples=12, iterations=2, elites=4),
-        mppi=MppiConfig(horizon=8, samples=12, iterations=2),
+        cem=CemConfig(planning_horizon=8, samples=12, iterations=2, elites=4),
+        mppi=MppiConfig(planning_horizon=8, samples=12, iterations=2),
     )
     assert main(config) == 0
     printed = capsys.readouterr().out

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,7 +20,7 @@ PIN = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9]+(\.[0-9a-z]+)*")
 
 # Stands for uv: writes down its words and, asked for an environment, makes one out of scripts.
 FAKE_UV = r"""#!/bin/sh
-[ "$3" = --help ] && { echo "--group <GROUP>"; exit 0; }
+[ "$2" = --help ] && exit 0
 echo "$1" "$2" >>"$LOG"
 [ "$1" = "$FAIL" ] && exit 1
 mkdir -p .venv/bin
@@ -35,11 +36,17 @@ def pins() -> dict[str, str]:
     return dict(line.split("==") for line in lines)
 
 
+def project_table() -> dict[str, Any]:
+    """`[project]` of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def direct_requirements() -> list[Requirement]:
-    """What pyproject.toml asks for, the dev group included."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = project["project"]["dependencies"] + project["dependency-groups"]["dev"]
-    return [Requirement(line) for line in listed]
+    """What pyproject.toml asks for, extras included; two may ask for the same."""
+    listed = set(project_table()["dependencies"]).union(
+        *project_table()["optional-dependencies"].values()
+    )
+    return [Requirement(line) for line in sorted(listed)]
 
 
 def test_constraints_hold_plain_pins_only() -> None:
@@ -115,6 +122,12 @@ def test_setup_is_idempotent(checkout: Checkout) -> None:
         pinned.write("another==1.0\n")
     assert checkout.run("scripts/setup.sh").returncode == 0
     assert checkout.uv_calls() == ["pip install"]
+
+
+def test_setup_installs_every_extra() -> None:
+    """A checkout can do everything: simulate, train, meet LeRobot, and test itself."""
+    [listed] = re.findall(r"^readonly EXTRAS=(.*)$", (ROOT / "scripts/setup.sh").read_text(), re.M)
+    assert set(listed.split(",")) == set(project_table()["optional-dependencies"])
 
 
 def test_a_failed_install_is_repeated(checkout: Checkout) -> None:

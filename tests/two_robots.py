@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot_folder import Frame, camera, vector, write_episodes
 
 from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
@@ -83,6 +82,9 @@ def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
 
 def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> Path:
     """A LeRobotDataset of random episodes, with its contract; an episode has two instructions."""
+    # Here, so that the models above can be used where LeRobot is not installed.
+    from lerobot_folder import Frame, camera, vector, write_episodes
+
     features = {f"observation.images.{c.name}": camera(c.height, c.width) for c in spec.cameras} | {
         "observation.state": vector(spec.proprio.names),
         "action": vector(spec.action.names),

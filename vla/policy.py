@@ -287,6 +287,7 @@ def load_policy(
     folder: Path | str,
     device: torch.device | str = "cpu",
     embodiment: str | RobotSpec | None = None,
+    bf16: bool = False,
 ) -> VLAPolicy:
     """Read a checkpoint strictly: every weight present, none surplus.
 
@@ -295,6 +296,7 @@ def load_policy(
         device: where to compute.
         embodiment: where it controls several robots, the name of one, or the contract of what it
             meets, which has to fit exactly one.
+        bf16: perceive in bfloat16 where the device multiplies it natively, see `Backbone`.
 
     Raises:
         CheckpointError: missing, damaged, or of another format.
@@ -304,4 +306,5 @@ def load_policy(
     """
     checkpoint = load_checkpoint(folder)
     model = load_model(checkpoint)
+    model.backbone.bf16 = bf16
     return VLAPolicy(model.to(device), checkpoint.embodiments, embodiment, checkpoint.ledger)

@@ -50,8 +50,8 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     z = _quantile(confidence)
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    spread = rate * (1 - rate) / trials + z**2 / (4 * trials**2)
-    half = z * math.sqrt(spread) / (1 + z**2 / trials)
+    variance = rate * (1 - rate) / trials + z**2 / (4 * trials**2)
+    half = z * math.sqrt(variance) / (1 + z**2 / trials)
     # Rounding can miss the bounds 0 and 1, and the rate itself, by 1e-17.
     return Interval(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)))
 
@@ -71,12 +71,12 @@ def paired_difference(
         confidence: of the interval.
 
     Raises:
-        ValueError: lengths differ or are zero.
+        ValueError: lengths differ or are zero, or an outcome is neither true nor false.
 
     Source: method 10 of Newcombe (1998), Statistics in Medicine 17:2635-2650, recommended by
     Fagerland, Lydersen and Laake (2014), Statistics in Medicine 33:2850-2875.
     """
-    a, b = np.asarray(ours, dtype=bool), np.asarray(theirs, dtype=bool)
+    a, b = _outcomes(ours), _outcomes(theirs)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise ValueError(f"paired outcomes need one equal, positive length: {a.shape}, {b.shape}")
     n = a.size
@@ -117,14 +117,22 @@ def median_of_ratios(
     Pairing each round with its neighbour in time cancels what a shared machine did to both.
 
     Raises:
-        ValueError: lengths differ or are zero, or a measurement is not positive.
+        ValueError: lengths differ or are zero, or a measurement is not positive and finite.
     """
     if len(ours) != len(theirs) or len(ours) == 0:
         raise ValueError(f"rounds need one equal, positive number: {len(ours)}, {len(theirs)}")
-    if min(*ours, *theirs) <= 0:
-        raise ValueError(f"measurements must be positive: {ours}, {theirs}")
+    if not all(0 < value < math.inf for value in (*ours, *theirs)):  # NaN fails this too
+        raise ValueError(f"measurements must be positive and finite: {ours}, {theirs}")
     ratios = [float(a) / float(b) for a, b in zip(ours, theirs, strict=True)]
     return Interval(median(ratios), min(ratios), max(ratios))
+
+
+def _outcomes(values: Sequence[bool] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values)
+    # As a truth value NaN would count as a success.
+    if not np.isin(array, (0, 1)).all():
+        raise ValueError(f"outcomes must be true or false: {values}")
+    return array.astype(bool)
 
 
 def _quantile(confidence: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policies.grounding.grounding_set import GroundingSet, observe
 from vla.model.vla import VLA
-from vla.model.vqa import rightly_answered, with_answers
+from vla.model.vqa import answer_is_correct, with_answers
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor
 
@@ -74,7 +74,7 @@ class QuestionSampler:
                 for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
                     asked = [source.ask(int(row), kind, phrasing, rng) for row in part]
                     inputs, labels = self._encode(source.images[part], source.proprio[part], asked)
-                    right.append(rightly_answered(model, inputs.to(device), labels.to(device)))
+                    right.append(answer_is_correct(model, inputs.to(device), labels.to(device)))
                 share = torch.cat(right).float().mean()
                 found[f"{source.name}/{kind}{label}_accuracy"] = float(share)
         return found

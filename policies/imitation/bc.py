@@ -288,6 +288,7 @@ class Cloner:
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
             self._contexts[split] = _join(parts)
+            # Or the update that asks first would run without dropout, here or after a resume.
             self.model.train(was_training)
         return self._contexts[split]
 

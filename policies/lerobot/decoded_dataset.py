@@ -28,6 +28,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
 
     Args:
         dataset: whose samples; its episodes, windows of time, tolerance and image transforms hold.
+        cameras: names of those whose images the samples have; by default all.
 
     Raises:
         ValueError: it has features that are neither images nor numbers, images that are not RGB or
@@ -35,19 +36,19 @@ class DecodedDataset(Dataset[dict[str, Any]]):
             float32, in which LeRobot reads them, does not tell apart; or as `open_frames`.
     """
 
-    def __init__(self, dataset: LeRobotDataset):
+    def __init__(self, dataset: LeRobotDataset, cameras: Sequence[str] = ()):
         self._dataset = dataset
-        _require_readable(dataset)
-        frames = open_frames(Path(dataset.root), tolerance_s=dataset.tolerance_s)
+        _require_readable(dataset, are_chosen=bool(cameras))
+        frames = open_frames(Path(dataset.root), cameras, dataset.tolerance_s)
         _require_float32(dataset, frames)
         meta, table = dataset.meta, dataset.hf_dataset.with_format("numpy")
-        cameras = [frames.spec.features.camera(camera.name) for camera in frames.spec.cameras]
-        if set(meta.camera_keys) != set(cameras):
+        keys = [frames.spec.features.camera(camera.name) for camera in frames.spec.cameras]
+        if not cameras and set(meta.camera_keys) != set(keys):
             raise ValueError(
                 f"data set {dataset.root}: meta/info.json has the images "
-                f"{sorted(meta.camera_keys)}, meta/contract.json {sorted(cameras)}"
+                f"{sorted(meta.camera_keys)}, meta/contract.json {sorted(keys)}"
             )
-        self._images = dict(zip(cameras, frames.images.values(), strict=True))
+        self._images = dict(zip(keys, frames.images.values(), strict=True))
         numbers = [key for key, ft in meta.features.items() if ft["dtype"] not in _IMAGES]
         columns = table.select_columns(numbers)[:]
         found = _find_frames(frames, columns["episode_index"], columns["frame_index"])
@@ -115,11 +116,11 @@ def _find_frames(frames: Frames, episode: np.ndarray, frame: np.ndarray) -> np.n
     return np.searchsorted(frames.episode * width + frames.frame, episode * width + frame)
 
 
-def _require_readable(dataset: LeRobotDataset) -> None:
-    """Refuse features that are neither RGB images nor numbers."""
+def _require_readable(dataset: LeRobotDataset, are_chosen: bool) -> None:
+    """Refuse features that are neither RGB images nor numbers, unless cameras were chosen."""
     features = dataset.meta.features
     why = {key: f"holds {ft['dtype']}" for key, ft in features.items() if ft["dtype"] in _WORDS}
-    for key in dataset.meta.camera_keys:
+    for key in () if are_chosen else dataset.meta.camera_keys:
         why[key] = describe_unusual_camera(features[key])
     if any(why.values()):
         listed = "; ".join(f"{key} {text}" for key, text in why.items() if text)

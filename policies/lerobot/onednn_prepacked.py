@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.model.embedded import multiplies_bfloat16
+from vla.model.backbone import multiplies_bfloat16
 
 
 def can_pack(device: torch.device | str, bf16: bool) -> bool:

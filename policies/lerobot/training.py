@@ -56,7 +56,11 @@ def decoded_datasets(config: TrainPipelineConfig) -> tuple[DecodedDataset, Decod
     except Exception:
         _require_local_frames(config.dataset)
         raise
-    return DecodedDataset(training), None if heldout is None else DecodedDataset(heldout)
+    cameras = getattr(config.policy, "cameras", ())  # ours has a choice, LeRobot's see all
+    return (
+        DecodedDataset(training, cameras),
+        None if heldout is None else DecodedDataset(heldout, cameras),
+    )
 
 
 def _require_local_frames(config: DatasetConfig) -> None:

@@ -26,7 +26,7 @@ class CemConfig:
     """Settings of `Cem`.
 
     Attributes:
-        horizon: control steps planned ahead.
+        planning_horizon: control steps planned ahead.
         samples: sequences simulated per iteration.
         iterations: times the Gaussian is refitted.
         elites: cheapest sequences it is refitted to.
@@ -37,7 +37,7 @@ class CemConfig:
         noise_exponent: colour of the noise; 0 is white (iCEM: 2 to 3.5, task by task).
     """
 
-    horizon: int = 10
+    planning_horizon: int = 10
     samples: int = 24
     iterations: int = 3
     elites: int = 6
@@ -50,8 +50,8 @@ class CemConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.keep_elites <= self.elites <= self.samples or self.elites < 1:
             raise ValueError(f"need 0 <= keep_elites <= elites <= samples, 1 <= elites: {self}")
-        if self.horizon < 2 or self.iterations < 1:
-            raise ValueError(f"need horizon >= 2 and iterations >= 1: {self}")
+        if self.planning_horizon < 2 or self.iterations < 1:
+            raise ValueError(f"need planning_horizon >= 2 and iterations >= 1: {self}")
 
 
 class Cem:
@@ -61,9 +61,9 @@ class Cem:
         self.config = config
 
     @property
-    def horizon(self) -> int:
+    def planning_horizon(self) -> int:
         """Control steps in a plan."""
-        return self.config.horizon
+        return self.config.planning_horizon
 
     def plan(
         self,
@@ -75,7 +75,7 @@ class Cem:
         """See `Planner.plan`; the returned cost is never above the warm start's."""
         config = self.config
         low, high = limits(dynamics.spec.action)
-        shape = (config.horizon, low.size)
+        shape = (config.planning_horizon, low.size)
         half_range = (high - low) / 2
         mean = np.broadcast_to((low + high) / 2, shape) if warm_start is None else warm_start
         std = np.broadcast_to(config.initial_std * half_range, shape)
@@ -99,7 +99,7 @@ class Cem:
             std = config.momentum * std + (1 - config.momentum) * elites.std(axis=0)
             std = np.maximum(std, config.min_std * half_range)
 
-        simulator_steps = config.iterations * config.samples * config.horizon
+        simulator_steps = config.iterations * config.samples * config.planning_horizon
         if not elites.size:
             return fall_back(warm_start, simulator_steps)
         return Plan(elites[0], float(elite_costs[0]), simulator_steps)

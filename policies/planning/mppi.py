@@ -27,7 +27,7 @@ class MppiConfig:
     """Settings of `Mppi`.
 
     Attributes:
-        horizon: control steps planned ahead.
+        planning_horizon: control steps planned ahead.
         samples: sequences simulated per iteration, the nominal one among them.
         iterations: updates per decision.
         temperature: lambda, in standard deviations of the samples' costs; small follows the best.
@@ -36,7 +36,7 @@ class MppiConfig:
         noise_exponent: colour of the noise; 0 is white, as in the paper.
     """
 
-    horizon: int = 10
+    planning_horizon: int = 10
     samples: int = 24
     iterations: int = 3
     temperature: float = 0.2
@@ -47,8 +47,10 @@ class MppiConfig:
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.std <= 0 or not 0 < self.std_decay <= 1:
             raise ValueError(f"need temperature > 0, std > 0 and 0 < std_decay <= 1: {self}")
-        if self.horizon < 2 or self.iterations < 1 or self.samples < 2:
-            raise ValueError(f"need horizon >= 2, iterations >= 1 and samples >= 2: {self}")
+        if self.planning_horizon < 2 or self.iterations < 1 or self.samples < 2:
+            raise ValueError(
+                f"need planning_horizon >= 2, iterations >= 1 and samples >= 2: {self}"
+            )
 
 
 class Mppi:
@@ -58,9 +60,9 @@ class Mppi:
         self.config = config
 
     @property
-    def horizon(self) -> int:
+    def planning_horizon(self) -> int:
         """Control steps in a plan."""
-        return self.config.horizon
+        return self.config.planning_horizon
 
     def plan(
         self,
@@ -72,7 +74,7 @@ class Mppi:
         """See `Planner.plan`; the average is returned unsimulated, so its cost is NaN."""
         config = self.config
         low, high = limits(dynamics.spec.action)
-        shape = (config.horizon, low.size)
+        shape = (config.planning_horizon, low.size)
         nominal = np.broadcast_to((low + high) / 2, shape) if warm_start is None else warm_start
         std = config.std * (high - low) / 2
         updated = False
@@ -87,7 +89,7 @@ class Mppi:
                 updated = True
             std = std * config.std_decay
 
-        simulator_steps = config.iterations * config.samples * config.horizon
+        simulator_steps = config.iterations * config.samples * config.planning_horizon
         if not updated:
             return fall_back(warm_start, simulator_steps)
         # A rounding error of the average may leave the limits by one unit in the last place.
@@ -104,7 +106,7 @@ def path_weights(costs: np.ndarray, temperature: float) -> np.ndarray:
     Source: Williams et al. 2017, eq. 34.
     """
     finite = costs[np.isfinite(costs)]
-    spread = max(float(finite.std()), np.finfo(np.float64).tiny)
+    deviation = max(float(finite.std()), np.finfo(np.float64).tiny)
     with np.errstate(over="ignore"):  # equal costs: 0 / tiny = 0; far ones: exp(-inf) = 0
-        weights = np.exp(-(costs - finite.min()) / (temperature * spread))
+        weights = np.exp(-(costs - finite.min()) / (temperature * deviation))
     return weights / weights.sum()

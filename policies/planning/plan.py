@@ -19,7 +19,7 @@ class Plan:
     """An action sequence and what finding it took.
 
     Attributes:
-        actions: float64 [horizon, action.dim], in contract units, inside the action limits.
+        actions: float64 [planning_horizon, action.dim], in contract units, inside the limits.
         cost: predicted cost of the sequence, summed over the horizon; NaN where the planner returns
             an average that it never rolled out, +inf where every rollout broke.
         simulator_steps: control steps that the dynamics simulated to find it.
@@ -34,7 +34,7 @@ class Planner(Protocol):
     """Searches action sequences of a fixed length."""
 
     @property
-    def horizon(self) -> int:
+    def planning_horizon(self) -> int:
         """Control steps in a plan."""
         ...
 
@@ -50,7 +50,8 @@ class Planner(Protocol):
         Args:
             dynamics: the model that is searched.
             state: float64 [state], as `dynamics` takes it.
-            warm_start: float64 [horizon, action.dim] to search around; None at an episode's start.
+            warm_start: float64 [planning_horizon, action.dim] to search around; None at an
+                episode's start.
             rng: the only source of randomness.
 
         Raises:

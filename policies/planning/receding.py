@@ -18,7 +18,7 @@ class PlannerPolicy:
     """A planner as a `Policy`, with its compute ledger.
 
     It plans from the simulator's full state, which no robot exports: it is a reference for what the
-    task allows, not a competitor of the policies that see pictures.
+    task allows, not a competitor of the policies that see images.
 
     Attributes:
         spec: the contract of the environment.
@@ -35,7 +35,7 @@ class PlannerPolicy:
         spec: RobotSpec,
         execute_steps: int,
         seed: int = 0,
-        rest: Mapping[str, float] | None = None,
+        rest_action: Mapping[str, float] | None = None,
     ) -> None:
         """Join a planner to an environment.
 
@@ -48,23 +48,25 @@ class PlannerPolicy:
             execute_steps: control steps executed of each plan.
             seed: each episode draws its own stream from this and the count of resets before it, so
                 that results do not depend on how many environments run at once.
-            rest: action dimension → the command that keeps still there. A shifted plan ends with
-                these, and with its own last command in the other dimensions.
+            rest_action: action dimension → the command that keeps still there. A shifted plan ends
+                with these, and with its own last command in the other dimensions.
 
         Raises:
             ContractMismatchError: `dynamics` models another robot.
-            ValueError: `execute_steps` does not fit into the horizon, or `rest` names a dimension
-                that the contract does not have.
+            ValueError: `execute_steps` does not fit into the plan, or `rest_action` names a
+                dimension that the contract does not have.
         """
-        unseen = replace(dynamics.spec, cameras=spec.cameras)  # a planner looks at no picture
-        spec.require_match(unseen, "the environment", "the dynamics")
-        if not 1 <= execute_steps <= planner.horizon:
+        same_cameras = replace(dynamics.spec, cameras=spec.cameras)  # a planner uses none
+        spec.require_match(same_cameras, "the environment", "the dynamics")
+        if not 1 <= execute_steps <= planner.planning_horizon:
+            most = planner.planning_horizon
             raise ValueError(
-                f"execute_steps is {execute_steps}, valid is 1 to the horizon, {planner.horizon}"
+                f"execute_steps is {execute_steps}, valid is 1 to planning_horizon, {most}"
             )
-        rest = rest or {}
-        if unknown := sorted(set(rest) - set(spec.action.names)):
-            raise ValueError(f"rest names {unknown}, valid names are {list(spec.action.names)}")
+        rest_action = rest_action or {}
+        if unknown := sorted(set(rest_action) - set(spec.action.names)):
+            valid = list(spec.action.names)
+            raise ValueError(f"rest_action names {unknown}, valid names are {valid}")
         self.spec = spec
         self.decisions = 0
         self.seconds = 0.0
@@ -74,7 +76,7 @@ class PlannerPolicy:
         self._get_states = get_states
         self._execute_steps = execute_steps
         self._seed = seed
-        self._rest = np.array([rest.get(name, np.nan) for name in spec.action.names])
+        self._rest = np.array([rest_action.get(name, np.nan) for name in spec.action.names])
         self._resets = 0
         self._generators: dict[int, np.random.Generator] = {}
         self._warm_starts: dict[int, np.ndarray] = {}
@@ -129,7 +131,7 @@ class PlannerPolicy:
 
 
 def shift(actions: np.ndarray, steps: int, rest: np.ndarray) -> np.ndarray:
-    """Drop the first `steps` rows and append as many: [horizon, action.dim].
+    """Drop the first `steps` rows and append as many: [planning_horizon, action.dim].
 
     What is appended is `rest` [action.dim], or the last row's value where `rest` is NaN. Repeating
     a last motion instead of resting made the arm leave its goal again (docs/planning.md).

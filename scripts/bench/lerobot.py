@@ -26,7 +26,7 @@ from policies.evaluation.statistics import median_of_ratios
 from scripts.bench.env import Contender, interleave
 from scripts.bench.lerobot_decisions import deciders, measure, training_config
 from scripts.progress import stages
-from vla.model.embedded import multiplies_bfloat16
+from vla.model.backbone import multiplies_bfloat16
 
 OURS, THEIRS = "ours", "LeRobot"
 

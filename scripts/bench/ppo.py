@@ -21,12 +21,11 @@ from policies.reinforcement.state_policy import StatePolicy
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.bench.env import Contender, interleave, make_gymnasium, table
-from sim.seeds import training_seeds
 from sim.vector import CpuVecEnv
 from vla.model.heads.gaussian import GaussianHeadConfig
 
 _HIDDEN = 256
-_EPISODE_LENGTH = 50
+_EPISODE_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -57,28 +56,28 @@ class BenchPpoConfig:
 def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:
     """Our PPO, `chunk_length` control steps a decision."""
     env = CpuVecEnv(config.task, config.num_envs, render=False)
-    episodes, minibatch_size = config.rollout // _EPISODE_LENGTH, config.minibatch // chunk_length
+    episodes = config.rollout // _EPISODE_STEPS
+    minibatch_size = config.minibatch // chunk_length
     training = OnPolicyConfig(
         episodes=episodes,
         critic_epochs=config.epochs,
         critic_minibatch_size=minibatch_size,
         warmup_iterations=0,
     )
+    # The KL never ends an iteration early: both sides take all their gradient steps.
     method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=float("inf"))
+    policy = StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN))
+    folder = RunFolder(tempfile.mkdtemp(), training)
     trainer = OnPolicyTrainer(
-        StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN)),
-        env,
-        training,
-        method,
-        RunFolder(tempfile.mkdtemp(), training),
-        lambda iteration: training_seeds(training.seed, iteration, episodes),
+        policy, env, training, method, folder, lambda i: range(i * episodes, (i + 1) * episodes)
     )
 
     def run(steps: int) -> float:
+        iterations = max(1, steps // config.rollout)
         begun = time.perf_counter()
-        for _ in range(max(1, steps // config.rollout)):
+        for _ in range(iterations):
             trainer.iterate()
-        return max(1, steps // config.rollout) * config.rollout / (time.perf_counter() - begun)
+        return iterations * config.rollout / (time.perf_counter() - begun)
 
     return Contender(run, env.close)
 

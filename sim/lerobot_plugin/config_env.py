@@ -22,7 +22,7 @@ class VlaSimEnv(EnvConfig):
 
     Attributes:
         task: registry name.
-        image_size: pixels a side of a picture.
+        image_size: pixels a side of an image.
         phrasing: instruction templates, "train" or "heldout".
         fps: control rate, set by the task.
         features: what the environment gives and takes, set by the task.

@@ -17,7 +17,7 @@ class SimulatedRobotConfig(RobotConfig):
     Attributes:
         task: registry name.
         seed: of the initial state.
-        image_size: pixels a side of a picture.
+        image_size: pixels a side of an image.
     """
 
     task: str = "FetchPush"

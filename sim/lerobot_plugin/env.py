@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from sim.render import CameraRenderer
+from sim.seeds import DEVELOPMENT
 from sim.tasks.base import Episode, Phrasing
 from sim.tasks.registry import make_task
 
@@ -20,7 +21,7 @@ class TaskEnv(gym.Env):
 
     Args:
         task: registry name.
-        image_size: pixels a side of a picture.
+        image_size: pixels a side of an image.
         phrasing: instruction templates.
     """
 
@@ -36,12 +37,12 @@ class TaskEnv(gym.Env):
         self._renderer = CameraRenderer(self._task.model, self._names, image_size)
         self._data = self._task.make_data()
         self._episode: Episode | None = None
-        self._pictures: dict[str, np.ndarray] = {}
-        picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self._images: dict[str, np.ndarray] = {}
+        image = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
                 "agent_pos": gym.spaces.Box(-np.inf, np.inf, (spec.proprio.dim,), np.float32),
-                "pixels": gym.spaces.Dict(dict.fromkeys(self._names, picture)),
+                "pixels": gym.spaces.Dict(dict.fromkeys(self._names, image)),
             }
         )
         low, high = (np.array(end, np.float32) for end in (spec.action.low, spec.action.high))
@@ -50,10 +51,10 @@ class TaskEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the episode of this seed, or of a random one."""
+        """Begin the episode of this seed, or of a random one of `sim.seeds.DEVELOPMENT`."""
         super().reset(seed=seed)
         if seed is None:
-            seed = int(self.np_random.integers(2**31))
+            seed = int(self.np_random.integers(DEVELOPMENT.start, DEVELOPMENT.stop))
         self._episode = self._task.reset(self._data, seed, self._phrasing)
         self.task_description = self._episode.instruction
         return self._observe(self._episode), {"is_success": False}
@@ -77,7 +78,7 @@ class TaskEnv(gym.Env):
 
     def render(self) -> np.ndarray:
         """What the cameras saw last, side by side: uint8 [height, cameras * width, 3]."""
-        return np.concatenate([self._pictures[name] for name in self._names], axis=1)
+        return np.concatenate([self._images[name] for name in self._names], axis=1)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -85,5 +86,5 @@ class TaskEnv(gym.Env):
 
     def _observe(self, episode: Episode) -> dict[str, Any]:
         self._task.place_markers(self._data, episode)
-        self._pictures = self._renderer.picture(self._data)
-        return {"agent_pos": self._task.proprio(self._data), "pixels": dict(self._pictures)}
+        self._images = self._renderer.picture(self._data)
+        return {"agent_pos": self._task.proprio(self._data), "pixels": dict(self._images)}

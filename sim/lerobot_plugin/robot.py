@@ -41,9 +41,9 @@ class SimulatedRobot(Robot):
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """Proprioception as floats, pictures as shapes."""
-        pictures = {c.name: (c.height, c.width, 3) for c in self._task.spec.cameras}
-        return dict.fromkeys(self._state, float) | pictures
+        """Proprioception as floats, images as shapes."""
+        images = {c.name: (c.height, c.width, 3) for c in self._task.spec.cameras}
+        return dict.fromkeys(self._state, float) | images
 
     @property
     def action_features(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class SimulatedRobot(Robot):
         """Nothing to do."""
 
     def get_observation(self) -> dict[str, Any]:
-        """State and pictures, now."""
+        """State and images, now."""
         data, episode, renderer = self._connected()
         self._task.place_markers(data, episode)
         state = dict(zip(self._state, self._task.proprio(data).tolist(), strict=True))

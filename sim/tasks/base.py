@@ -146,6 +146,26 @@ class Task(ABC):
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Scripted expert, a function of the present state alone: float32 [action.dim]."""
 
+    def with_goal(
+        self,
+        data: mujoco.MjData,
+        episode: Episode,
+        labels: Mapping[str, str],
+        phrasing: Phrasing = "train",
+    ) -> Episode:
+        """The same scene with the goal, and the instruction, that these labels name.
+
+        Args:
+            data: in the episode's initial state; unchanged.
+            episode: with another goal.
+            labels: `Episode.labels` of the goal.
+            phrasing: of the instruction.
+
+        Raises:
+            ValueError: words do not decide the goal, which is the default.
+        """
+        raise ValueError(f"{self.name}: every scene has one goal, whatever the words")
+
     def move_target(
         self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
     ) -> Episode:

@@ -1,4 +1,4 @@
-"""Where the Fetch cameras stand, and what is left out of their pictures."""
+"""Poses of the Fetch cameras, and what is left out of their images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIDDEN_GROUP = 4
 """Geometry group that MuJoCo does not draw by default."""
 
 _DISTANCE_M = 1.6
-"""From every fixed camera to the point in the middle of its picture."""
+"""From every fixed camera to the point in the middle of its image."""
 
 Point = tuple[float, float, float]
 
@@ -41,8 +41,8 @@ def orbit(look_at: Point, half_extent_m: float, azimuth_deg: float, elevation_de
     pixels everywhere.
 
     Args:
-        look_at: world point in the middle of the picture, metres.
-        half_extent_m: what the picture shows to each side of that point.
+        look_at: world point in the middle of the image, metres.
+        half_extent_m: what the image shows to each side of that point.
         azimuth_deg: where the camera stands, from the world's +x towards +y.
         elevation_deg: how far above the horizon it stands.
     """

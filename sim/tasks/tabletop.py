@@ -7,8 +7,9 @@ or "lift the green block" (three). Nothing in the images tells which instruction
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import mujoco
 import numpy as np
@@ -92,7 +93,7 @@ class Tabletop(FetchArmTask):
         rest_tolerance_m: and rests on the table if its height differs less than this from rest.
         lifted_m: a block counts as lifted from this height above rest.
         lift_m: the height above rest to which "target" and the expert ask for it.
-        home_m: where the gripper begins: behind the blocks, seen from the far side of the table.
+        home_m: where the gripper begins: between the robot and the blocks.
     """
 
     name = "Tabletop"
@@ -183,6 +184,22 @@ class Tabletop(FetchArmTask):
             data.qpos[address : address + 7] = (x, y, REST_HEIGHT_M, 1.0, 0.0, 0.0, 0.0)
         data.mocap_pos[self._zone_mocaps, :2] = scene.zones
         mujoco.mj_forward(self.model, data)
+        return self._episode(data, seed, instruction, phrasing)
+
+    def with_goal(
+        self,
+        data: mujoco.MjData,
+        episode: Episode,
+        labels: Mapping[str, str],
+        phrasing: Phrasing = "train",
+    ) -> Episode:
+        """See `Task.with_goal`; every scene has all blocks and zones."""
+        verb, block, zone = cast(Verb, labels["verb"]), labels["object"], labels.get("zone")
+        return self._episode(data, episode.seed, Instruction(verb, block, zone), phrasing)
+
+    def _episode(
+        self, data: mujoco.MjData, seed: int, instruction: Instruction, phrasing: Phrasing
+    ) -> Episode:
         return Episode(
             seed=seed,
             instruction=self.say(instruction, seed, phrasing),

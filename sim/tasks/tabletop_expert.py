@@ -15,7 +15,7 @@ HOVER_M = 0.075
 """Height of the grip site above the block's centre at which the fingertips clear the block."""
 BEYOND_M = np.array([0.02, 0.0])
 REST_M = np.array([0.06, 0.0])
-"""How far short of a finished block, seen from the robot, the gripper waits."""
+"""How far the gripper waits from a finished block, towards the robot."""
 _GAIN = 15.0
 """Action per metre of error: full speed beyond 7 cm."""
 
@@ -25,10 +25,10 @@ def push(grip: np.ndarray, block: np.ndarray, zone: np.ndarray) -> np.ndarray:
 
     All positions are float64 [3] in the world frame, metres.
     """
-    line = zone[:2] - block[:2]
-    distance = float(np.hypot(*line))
+    to_zone = zone[:2] - block[:2]
+    distance = float(np.hypot(*to_zone))
     # Aiming a little beyond the zone keeps the direction steady as the distance shrinks.
-    aim = line + BEYOND_M
+    aim = to_zone + BEYOND_M
     way = aim / np.hypot(*aim)
     side = np.array([-way[1], way[0]])
     offset = grip[:2] - block[:2]

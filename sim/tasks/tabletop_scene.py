@@ -20,7 +20,7 @@ BLOCK_COLOURS = {
     "green": (0.0, 0.6, 0.05, 1.0),
     "yellow": (1.0, 0.85, 0.0, 1.0),
 }
-# No colour is both a block's and a zone's, so one colour word never points at two things.
+# No colour is both a block's and a zone's, so one colour word never means two objects.
 ZONE_COLOURS = {
     "blue": (0.03, 0.15, 1.0, 1.0),
     "cyan": (0.0, 0.85, 0.9, 1.0),

@@ -353,13 +353,18 @@ def test_lerobot_names_gaps_in_the_episodes(
     )
 
 
+@pytest.mark.parametrize("lacking", ["action", "all"])
 def test_the_command_that_measures_statistics_works_and_uploads_nothing(
-    image: Path, monkeypatch: pytest.MonkeyPatch
+    lacking: str, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the message gives it, word for word."""
     monkeypatch.setattr(LeRobotDataset, "push_to_hub", None)
-    edit_json(image / "meta" / "stats.json", lambda statistics: statistics.pop("action"))
-    with pytest.raises(ValueError, match="has no statistics") as caught:
+    file = image / "meta" / "stats.json"
+    if lacking == "all":
+        file.unlink()
+    else:
+        edit_json(file, lambda statistics: statistics.pop("action"))
+    with pytest.raises(ValueError, match="has no") as caught:
         read_contract(image)
     command = shlex.split(str(caught.value).rpartition("with: ")[2])
     assert command[0] == "lerobot-edit-dataset"

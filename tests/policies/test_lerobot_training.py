@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from policies.lerobot.decoded_dataset import DecodedDataset
 from policies.lerobot.training import decoded_datasets, make_optimised_policy
 from scripts import cli
-from scripts.policy_loading import read_entrant
+from scripts.policy_loading import read_policy
 
 WINDOWS = {
     "action": [step / 25 for step in range(-1, 5)],
@@ -131,7 +131,7 @@ def test_it_trains_as_lerobot_does(
     assert len(apart) == len(expected)
     assert torch.cat(apart).mean() < 1e-5
     assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
-    assert read_entrant(f"ours={tmp_path / 'ours'}", "cpu", "FetchReach").policy is not None
+    assert read_policy(f"ours={tmp_path / 'ours'}", "cpu", "FetchReach").make is not None
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

@@ -199,7 +199,8 @@ def test_coloured_noise_has_unit_variance_and_its_colour() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"elites": 0}, {"elites": 99}, {"keep_elites": 7}, {"horizon": 1}, {"iterations": 0}]
+    "wrong",
+    [{"elites": 0}, {"elites": 99}, {"keep_elites": 7}, {"planning_horizon": 1}, {"iterations": 0}],
 )
 def test_cem_refuses_impossible_settings(wrong: dict[str, int]) -> None:
     """At construction, not in the middle of an episode."""
@@ -217,7 +218,7 @@ def test_mppi_refuses_impossible_settings(wrong: dict[str, float]) -> None:
 class Recorder:
     """A planner that counts upwards and remembers what it was warm-started with."""
 
-    horizon = 4
+    planning_horizon = 4
 
     def __init__(self) -> None:
         self.warm_starts: list[np.ndarray | None] = []
@@ -328,7 +329,7 @@ def test_an_environment_without_an_episode_costs_nothing() -> None:
 
 def test_policy_refuses_misuse() -> None:
     """A chunk beyond the horizon, and a model of another robot."""
-    with pytest.raises(ValueError, match="valid is 1 to the horizon, 4"):
+    with pytest.raises(ValueError, match="valid is 1 to planning_horizon, 4"):
         make_policy(Recorder(), 1, execute_steps=5)
     with pytest.raises(ContractMismatchError, match="control_rate_hz"):
         PlannerPolicy(
@@ -343,13 +344,15 @@ def test_policy_refuses_misuse() -> None:
 def test_rest_is_named_by_dimension() -> None:
     """The policy's warm start rests where it was told to; an unknown name is refused."""
     planner, states = Recorder(), np.zeros((1, 1))
-    policy = PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest={"y": 0.5})
+    policy = PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest_action={"y": 0.5})
     policy.reset([0])
     for _ in range(2):
         policy.act(observations(1))
     np.testing.assert_array_equal(planner.warm_starts[1], [[6, 7], [6, 0.5], [6, 0.5], [6, 0.5]])
-    with pytest.raises(ValueError, match=r"rest names \['z'\], valid names are \['x', 'y'\]"):
-        PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest={"z": 0.0})
+    with pytest.raises(
+        ValueError, match=r"rest_action names \['z'\], valid names are \['x', 'y'\]"
+    ):
+        PlannerPolicy(Quadratic(), planner, lambda: states, SPEC, 3, rest_action={"z": 0.0})
 
 
 def test_policy_needs_no_agreement_on_cameras() -> None:

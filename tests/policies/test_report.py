@@ -14,13 +14,22 @@ import av
 import numpy as np
 import pytest
 
-from policies.evaluation.report.charts import Line, line_chart, spread_chart
+from policies.evaluation.report.charts import Line, distribution_chart, line_chart
 from policies.evaluation.report.curves import charts, read_log
-from policies.evaluation.report.data import Curve, Film, PolicyResult, Report, Spread, table
+from policies.evaluation.report.data import (
+    Curve,
+    Distribution,
+    Film,
+    PolicyResult,
+    Report,
+    Unfinished,
+    table,
+)
 from policies.evaluation.report.formatting import duration, number
 from policies.evaluation.report.goals import goals_section
 from policies.evaluation.report.page import render, write_report
 from policies.evaluation.report.selection import choose_episodes
+from policies.evaluation.speed import Speed
 from policies.rollout import Episode, Episodes
 
 
@@ -41,7 +50,7 @@ def _episodes(successes: str) -> Episodes:
                 truncated=True,
             )
         )
-    return Episodes(tuple(played), wall_s=2.0, act_s=1.0, decisions=40)
+    return Episodes(tuple(played))
 
 
 def _film(episodes: Episodes, index: int) -> Film:
@@ -51,8 +60,8 @@ def _film(episodes: Episodes, index: int) -> Film:
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         for step in range(5):
-            picture = np.full((32, 32, 3), 50 * step, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+            image = np.full((32, 32, 3), 50 * step, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
         container.mux(stream.encode())
     return Film(episodes.episodes[index], buffer.getvalue())
 
@@ -68,14 +77,14 @@ def _report() -> Report:
         task="FetchPush",
         created="2026-01-01 12:00 UTC",
         results=(
-            PolicyResult("clone", "runs/a", clone, 0.025, films=(_film(clone, 4),)),
+            PolicyResult("clone", "runs/a", clone, films=(_film(clone, 4),)),
             PolicyResult(
                 "refined",
                 "runs/b",
                 refined,
-                0.05,
+                Speed(0.05, 0.0712, 60.3, batch=16),
                 planning_steps_per_decision=320.0,
-                training_steps=1_240_000,
+                ledger={"demonstration_episodes": 50, "collection_steps": 1_240_000},
                 films=(_film(refined, 0), _film(refined, 9)),
                 curves=curves,
             ),
@@ -100,7 +109,6 @@ def test_the_table_holds_what_was_measured():
     assert clone.steps_to_success == 2
     assert clone.total_reward == pytest.approx(0.4 * 3 + 0.2 * 1)
     assert clone.length == 4
-    assert refined.decisions_per_second == 20
 
 
 def test_the_page_shows_the_numbers_and_stands_alone(tmp_path):
@@ -109,7 +117,18 @@ def test_the_page_shows_the_numbers_and_stands_alone(tmp_path):
     page = (tmp_path / "new" / "report" / "report.html").read_text()
     for text in ("40%", "80%", "[28, 54]", "+40 points", "p &lt; 0.0001", "20 won, 0 lost"):
         assert text in page, text
-    for text in ("50 ms", "1.24M", "320", "abc1234", "vla evaluate --task FetchPush", "ppo.clip"):
+    for text in (
+        "50 ms",
+        "71.2 ms",
+        "60.3",
+        "batch 16",
+        "1.24M",
+        "320",
+        "unknown",
+        "abc1234",
+        "vla evaluate --task FetchPush",
+        "ppo.clip",
+    ):
         assert text in page, text
     assert "Push &amp; pull" in page
     assert "<the>" not in page
@@ -159,6 +178,10 @@ def test_the_json_is_strict_and_complete(tmp_path):
     assert refined["curves"]["ppo/kl"]["values"] == [0.1, None, 0.3]
     assert [e["first_success_step"] for e in clone["episodes"][:7]] == [2] * 4 + [None] * 2 + [3]
     assert data["configuration"]["policies"] == ["a", "b"]
+    assert (clone["speed"], clone["ledger"], data["unfinished"]) == (None, None, None)
+    assert refined["speed"]["latency_median_s"] == 0.05
+    assert refined["speed"]["batch"] == 16
+    assert refined["ledger"]["collection_steps"] == 1_240_000
 
 
 def test_a_report_that_fails_leaves_the_older_one(tmp_path):
@@ -170,6 +193,24 @@ def test_a_report_that_fails_leaves_the_older_one(tmp_path):
     with pytest.raises(ValueError, match="words"):
         write_report(tmp_path, broken)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_comparison_is_reported_as_far_as_it_went(tmp_path):
+    """Who was stopped, why and after what; also where nobody got to the end."""
+    report, ended = _report(), _episodes("EN").episodes
+    stopped = Unfinished("third", "RuntimeError: out of <memory>", ended)
+    write_report(tmp_path, replace(report, unfinished=stopped))
+    page = (tmp_path / "report.html").read_text()
+    assert "<strong>third</strong> was played, after 2 of its episodes" in page
+    assert "out of &lt;memory&gt;" in page
+    assert "80%" in page
+    write_report(tmp_path, replace(report, results=(), unfinished=stopped, goals=("", "")))
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["policies"] == []
+    assert [e["success_at_end"] for e in data["unfinished"]["episodes"]] == [True, False]
+    assert "No policy was played to its last episode" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="needs policies"):
+        replace(report, results=())
 
 
 def test_policies_are_compared_on_equal_seeds_only():
@@ -208,14 +249,14 @@ def test_logged_distributions_are_read_back_as_quantiles(tmp_path: Path):
     with SummaryWriter(str(tmp_path)) as writer:
         for step in (0, 64):
             writer.add_histogram("advantage", samples + step, step)
-    spread = read_log(tmp_path).spreads["advantage"]
-    assert spread.steps == [0, 64]
+    distribution = read_log(tmp_path).distributions["advantage"]
+    assert distribution.steps == [0, 64]
     for level, expected in ((0.05, -0.29), (0.25, 1.65), (0.5, 3.0), (0.75, 4.35), (0.95, 6.29)):
-        assert spread.quantiles[level][0] == pytest.approx(expected, abs=0.15)
-    drawn = spread_chart(spread, 1)
+        assert distribution.quantiles[level][0] == pytest.approx(expected, abs=0.15)
+    drawn = distribution_chart(distribution, 1)
     assert drawn.count("<polygon") == 2
     assert "nan" not in drawn
-    assert "no finite value" in spread_chart(Spread([0], {0.5: [float("nan")]}), 0)
+    assert "no finite value" in distribution_chart(Distribution([0], {0.5: [float("nan")]}), 0)
 
 
 def test_charts_come_in_the_order_of_reading():
@@ -274,6 +315,7 @@ def test_numbers_are_short(value, text):
 def test_durations_have_the_unit_that_suits_them():
     """From microseconds to seconds."""
     assert [duration(s) for s in (2.5, 0.0123, 4e-5, 0)] == ["2.5 s", "12.3 ms", "40 µs", "0 s"]
+    assert duration(float("nan")) == "&ndash;"
 
 
 def test_the_states_that_divide_the_policies_are_filmed():

@@ -113,10 +113,31 @@ def test_only_executed_steps_are_recorded():
         assert episode.actions.dtype == np.float32
         assert episode.rewards.shape == episode.success.shape == (12,)
     assert played.simulator_steps == 36
-    # Three macro-steps for the first two seeds and three for the last: two rows each.
-    assert played.decisions == 12
-    assert 0 < played.act_s < played.wall_s
-    assert played.seconds_per_decision == pytest.approx(played.act_s / 12)
+
+
+def test_an_error_in_a_later_episode_loses_no_earlier_one():
+    """Every episode is handed over when it ends, exactly once, as the result holds it."""
+    kept = []
+    played = rollout(PointVecEnv(3), Right(0.5), SEEDS, on_episode=kept.append).episodes
+    assert sorted(e.seed for e in kept) == SEEDS
+    by_seed = {episode.seed: episode for episode in kept}
+    for episode in played:
+        np.testing.assert_array_equal(by_seed[episode.seed].actions, episode.actions)
+        np.testing.assert_array_equal(by_seed[episode.seed].success, episode.success)
+
+    class Failing(Right):
+        decisions = 0
+
+        def act(self, observation):
+            self.decisions += 1
+            if self.decisions == 30:
+                raise RuntimeError("out of memory")
+            return super().act(observation)
+
+    kept.clear()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rollout(PointVecEnv(3), Failing(0.5), SEEDS, on_episode=kept.append)
+    assert 0 < len(kept) < len(SEEDS)
 
 
 def test_the_recorder_sees_every_macro_step_with_the_observation_before_and_after():
@@ -161,6 +182,15 @@ def test_bad_values_are_named():
 
     with pytest.raises(ContractMismatchError, match=r"privileged is not finite in \['goal'\]"):
         rollout(Broken(2), Right(), SEEDS)
+
+    class Unpaid(PointVecEnv):
+        def step(self, chunks):
+            step = super().step(chunks)
+            step.rewards[1] = np.nan
+            return step
+
+    with pytest.raises(ContractMismatchError, match=r"reward is not finite in environments \[1\]"):
+        rollout(Unpaid(2), Right(), SEEDS)
     policy = Right()
     policy.act = lambda observation: torch.zeros(len(observation), 1, 2)
     with pytest.raises(ContractMismatchError, match="action has 2 dimensions"):

@@ -22,7 +22,7 @@ from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.run_folder import RunFolder
 from scripts import pretrain
-from scripts.policy_loading import read_entrant, require_comparable
+from scripts.policy_loading import read_policy, require_comparable
 from scripts.pretrain import PretrainConfig, main
 from sim.tasks.registry import make_task
 from vla.contract import CameraSpec, ContractMismatchError
@@ -371,12 +371,11 @@ def test_evaluation_finds_the_robot_of_the_task(tmp_path: Path) -> None:
     """By what the task offers, or by name; another robot is refused."""
     fetch = make_task("FetchReach", 32).spec
     folder = tiny_policy(ARM, fetch).save(tmp_path / "both")
-    entrant = read_entrant(f"ours={folder}@receding:2", "cpu", "FetchReach")
-    assert entrant.policy is not None
-    assert entrant.policy.spec == fetch
-    require_comparable([entrant], "FetchReach", "ours")
-    named = read_entrant(f"ours={folder}#arm", "cpu", "FetchReach")
+    candidate = read_policy(f"ours={folder}@receding:2", "cpu", "FetchReach")
+    assert candidate.spec == fetch
+    require_comparable([candidate], "FetchReach", "ours")
+    named = read_policy(f"ours={folder}#arm", "cpu", "FetchReach")
     with pytest.raises(ContractMismatchError, match="arm"):
         require_comparable([named], "FetchReach", "ours")
     with pytest.raises(ValueError, match="no embodiment 'leg'; valid: arm, fetch"):
-        read_entrant(f"{folder}#leg", "cpu", "FetchReach")
+        read_policy(f"{folder}#leg", "cpu", "FetchReach")

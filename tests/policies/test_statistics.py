@@ -117,3 +117,25 @@ def test_bad_input_is_refused():
         median_of_ratios([1.0], [0.0])
     with pytest.raises(ValueError, match="number"):
         median_of_ratios([1.0], [])
+
+
+def test_nan_is_neither_an_outcome_nor_a_measurement():
+    """As a truth value it would be a success, and no comparison with it is true."""
+    with pytest.raises(ValueError, match="true or false"):
+        paired_difference(np.array([1.0, float("nan")]), np.array([1.0, 0.0]))
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="positive and finite"):
+            median_of_ratios([1.0, broken], [1.0, 2.0])
+    with pytest.raises(ValueError, match="confidence"):
+        wilson_interval(1, 2, confidence=float("nan"))
+
+
+def test_a_single_episode_has_a_wide_interval():
+    """Statistics of one are defined, and say how little one episode tells."""
+    once = wilson_interval(1, 1)
+    assert once.value == 1
+    assert once.low < 0.25
+    one = paired_difference([True], [False])
+    assert one.p_value == 1
+    assert one.difference.low < 0 < one.difference.value
+    assert median_of_ratios([3.0], [2.0]).value == 1.5

@@ -294,6 +294,9 @@ def test_chosen_cameras_have_caches_of_their_own(video: Path) -> None:
     assert first < {path for path in (video / ".cache").iterdir() if path.is_dir()}
     with pytest.raises(ValueError, match=r"observation\.image is marked.*LeRobot's own"):
         DecodedDataset(LeRobotDataset("local/x", root=video))
+    sample = DecodedDataset(LeRobotDataset("local/x", root=video), ["top"])[0]
+    assert [key for key in sample if "image" in key] == [TOP]
+    assert sample[TOP].shape == (3, 32, 32)
 
 
 def _mark_as_depth(info: dict[str, Any], key: str) -> None:

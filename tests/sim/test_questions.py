@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from sim.questions import KINDS, PHRASINGS, Questioner, all_sentences
 from sim.scenes import Scenes
-from vla.processing.tokenizer import location_fraction
 
 PHRASES = ("gripper", "target", "object", "blue zone", "red block", "green block", "yellow block")
 POINTS = [
@@ -54,8 +55,8 @@ def test_where_gives_row_and_column_of_the_first_picture() -> None:
     asked = dict(ask(make(), "where", seed) for seed in range(20))
     assert not any("green" in text for text in asked)
     answer = next(answer for text, answer in asked.items() if "blue zone" in text)
-    tokens = answer.replace("><", "> <").split()
-    assert [location_fraction(t) for t in tokens] == pytest.approx([0.25, 0.95], abs=1 / 128)
+    bins = [int(token) for token in re.findall(r"<loc(\d+)>", answer)]
+    assert [(b + 0.5) / 64 for b in bins] == pytest.approx([0.25, 0.95], abs=1 / 128)
 
 
 def test_which_colour_is_nearest() -> None:

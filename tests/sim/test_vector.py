@@ -100,19 +100,6 @@ def test_returned_batches_are_the_callers_own(env):
     torch.testing.assert_close(first.privileged, kept[1], rtol=0, atol=0)
 
 
-def test_other_words_leave_goal_and_success_alone(env):
-    """Language is swapped for the actor only, until the next episode."""
-    env.reset(range(3), [0, 1, 2])
-    before = env.observe()[0].instructions
-    targets = [point["target"] for point in env.points()]
-    env.set_instructions([1], ["do nothing"])
-    assert env.observe()[0].instructions == [before[0], "do nothing", before[2]]
-    np.testing.assert_array_equal([point["target"] for point in env.points()], targets)
-    env.reset([1], [1])
-    assert env.observe()[0].instructions == before
-    assert env.labels() == [{}, {}, {}]
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_actions_that_are_not_finite_are_named(env, bad):
     """MuJoCo would reset the world without a word."""

@@ -339,7 +339,7 @@ def test_long_and_forged_instructions_are_refused(name: str, models: dict[str, P
 
 def test_a_prompt_longer_than_the_context_is_refused(models: dict[str, Path]) -> None:
     """Before anything is loaded or trained."""
-    with pytest.raises(ValueError, match=r"reads 256 tokens, but 2 pictures, .* need"):
+    with pytest.raises(ValueError, match=r"reads 256 tokens, but 2 images, .* need"):
         policy_of(models["smolvlm"], {"max_text_tokens": 250})
 
 

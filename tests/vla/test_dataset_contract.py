@@ -118,6 +118,8 @@ def test_data_sets_of_one_robot_share_the_widest_limits() -> None:
         (INFO, STATISTICS | {"action": {"min": [0], "max": [1]}}, "1 of 2 entries"),
         (INFO | {"codebase_version": "v2.1"}, STATISTICS, "--push-to-hub=false"),
         (INFO, None, r"stats\.json.* --operation.type=recompute_stats .*--push_to_hub=false"),
+        (INFO | {"fps": 0}, STATISTICS, "has fps 0, a rate above 0"),
+        (INFO | {"fps": None}, STATISTICS, "has fps None, a rate above 0"),
         (INFO, {}, r"no statistics.* --operation.type=recompute_stats .*--push_to_hub=false"),
         ({"codebase_version": "v3.0", "fps": 1}, None, r"info\.json has no features, total_frames"),
     ],

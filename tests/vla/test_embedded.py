@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vla.checkpoint.initialisation import GROUNDED
-from vla.contract import ObservationBatch
+from vla.contract import ObservationBatch, RobotSpec
 from vla.model.backbone import READOUTS
 from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
 from vla.policy import load_policy
@@ -22,6 +22,16 @@ def make(size: int, patch: int, shuffle: int) -> EmbeddedBackbone:
     tokenizer = train_tokenizer(["push the block"], vocab_size=400)
     sizes = EmbeddedConfig(32, 1, 1, 2, patch, shuffle)
     return embedded_backbone(sizes, tokenizer, size).eval()
+
+
+def _observation(spec: RobotSpec, rows: int) -> ObservationBatch:
+    """Grey images of a robot at rest."""
+    images = {
+        c.name: torch.full((rows, c.height, c.width, 3), 90, dtype=torch.uint8)
+        for c in spec.cameras
+    }
+    proprio, words = torch.zeros(rows, spec.proprio.dim), "push the block to the red target"
+    return ObservationBatch(images, proprio, [words] * rows, torch.zeros(rows))
 
 
 # In the last one transformers' rounding puts some patches into the place of their neighbours.
@@ -43,8 +53,7 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
     ids[0, 2:10] = ids[1, :4] = ids[1, 8:] = image  # two pictures of four tokens
     pixels = torch.randint(256, (2, 2, 3, 96, 96), dtype=torch.uint8)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vla.model.embedded.multiplies_bfloat16", lambda device: False)
+    with torch.no_grad():
         hidden = backbone(ModelInputs(pixels, ids, mask, torch.zeros(2, 1), mask[:, :4]))
         expected = backbone.language_model.model(
             input_ids=ids, attention_mask=mask.long(), pixel_values=normalise_pixels(pixels)
@@ -55,19 +64,30 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
     assert hidden.readout.shape == (2, READOUTS, 32)
 
 
+def test_decisions_are_in_float32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a processor that multiplies bfloat16, on which training and `bf16` make use of it."""
+    dtypes = []
+
+    def record(module: Any, args: Any, output: torch.Tensor) -> None:
+        dtypes.append(output.dtype)
+
+    monkeypatch.setattr("vla.model.backbone.multiplies_bfloat16", lambda device: True)
+    for bf16 in (False, True):
+        policy = load_policy(GROUNDED, bf16=bf16)
+        text = policy.model.backbone.language_model.model.text_model
+        text.layers[0].mlp.up_proj.register_forward_hook(record)
+        policy.act(_observation(policy.spec, 1))
+    policy.model.backbone.bf16 = False
+    policy.model.train()
+    inputs = policy.processor.encode_observation(_observation(policy.spec, 1))
+    policy.model.backbone(inputs)
+    assert dtypes == [torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 def test_a_compiled_policy_acts_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the compiler's front end; what it generates then is torch's own affair."""
     plain, compiled = load_policy(GROUNDED), load_policy(GROUNDED)
-    spec = plain.spec
-    seen = ObservationBatch(
-        {
-            c.name: torch.full((2, c.height, c.width, 3), 90, dtype=torch.uint8)
-            for c in spec.cameras
-        },
-        torch.zeros(2, spec.proprio.dim),
-        ["push the block to the red target"] * 2,
-        torch.zeros(2),
-    )
+    seen = _observation(plain.spec, 2)
     real = torch.compile
 
     def front(function: Any, options: dict[str, bool]) -> Any:

@@ -71,6 +71,8 @@ def read_info(root: Path) -> dict[str, Any]:
         )
     if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
         raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
+    if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
+        raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
     return info
 
 
@@ -261,7 +263,12 @@ def _require_rgb(
         return
     listed = "; ".join(f"{key} {text}" for key, text in why.items() if text)
     usable = [name for name, key in cameras.items() if not why.get(key)]
-    mend = f"leave it out: --cameras {' '.join(usable)}" if usable else "there is no RGB camera"
+    mend = "there is no RGB camera"
+    if usable:
+        mend = (
+            f"leave it out: --cameras {' '.join(usable)} "
+            f"(in LeRobot's commands --policy.cameras='[{','.join(usable)}]')"
+        )
     raise ValueError(
         f"data set {where}: {listed}, and a policy sees RGB images of 3 channels; {mend}"
     )

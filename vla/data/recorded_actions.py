@@ -12,7 +12,9 @@ from vla.data.recorded_frames import read_frames
 
 
 def read_chunks(root: Path, action: str, chunk_length: int) -> Tensor:
-    """The next `chunk_length` actions at every frame; an episode's last one is repeated at its end.
+    """The next `chunk_length` actions at every frame that is there.
+
+    Beyond an episode's end its last action is repeated.
 
     Args:
         root: folder of the data set.
@@ -26,7 +28,7 @@ def read_chunks(root: Path, action: str, chunk_length: int) -> Tensor:
         FileNotFoundError: no data there.
         ValueError: as `read_frames` and `RecordedFrames.vectors`.
     """
-    frames = read_frames(root)
+    frames = read_frames(root, complete=False)
     actions = frames.vectors(action)
     last = np.searchsorted(frames.episode, frames.episode, side="right") - 1  # of its episode
     future = np.arange(len(frames))[:, None] + np.arange(chunk_length)

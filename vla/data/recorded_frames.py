@@ -144,8 +144,13 @@ class RecordedFrames:
         return flat.to_numpy(zero_copy_only=False)  # a null becomes NaN
 
 
-def read_frames(root: Path) -> RecordedFrames:
+def read_frames(root: Path, complete: bool = True) -> RecordedFrames:
     """The frames of a data set, in one order whatever that of its tables.
+
+    Args:
+        root: folder of the data set.
+        complete: refuse fewer or more frames than `meta/info.json` says; LeRobot downloads the
+            chosen episodes alone.
 
     Raises:
         FileNotFoundError: no data set there.
@@ -161,7 +166,8 @@ def read_frames(root: Path) -> RecordedFrames:
     counts = tuple(len(column) for column in columns["frame_index"])
     frames = RecordedFrames(root, info, files, counts, order, episode[order], frame[order])
     _require_unique(frames)
-    _require_complete(frames)
+    if complete:
+        _require_complete(frames)
     return frames
 
 

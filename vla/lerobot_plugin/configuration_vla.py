@@ -44,6 +44,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
             it when the policy plays; only with frozen perception. None chooses: the target.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
             of the phrasings while training.
+        cameras: names of the data set's cameras that are used; by default all, which have to be
+            RGB: an infrared or depth camera is left out by naming the others.
         embodiment: which robot of a checkpoint for several; by default the one that fits the data
             set. Of a new policy the robot's name, by default that of the contract.
         vla: what is built on the vision-language model; written by the checkpoint, not by people.
@@ -63,6 +65,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     feature_noise: float = 0.02
     static_points: tuple[str, ...] | None = None
     paraphrases: Path | None = None
+    cameras: tuple[str, ...] = ()
     embodiment: str | None = None
     vla: dict[str, Any] | None = None
     dims: dict[str, Any] | None = None

@@ -53,14 +53,14 @@ class Description:
     Attributes:
         folder: of the checkpoint.
         kind: LeRobot's name of the policy.
-        pictures: feature → (height, width).
-        vectors: feature → numbers; state, and whatever else is no picture.
+        images: feature → (height, width).
+        vectors: feature → numbers; state, and whatever else is no image.
         action: numbers a control step.
     """
 
     folder: Path
     kind: str
-    pictures: dict[str, tuple[int, int]]
+    images: dict[str, tuple[int, int]]
     vectors: dict[str, int]
     action: int
 
@@ -80,12 +80,12 @@ class Description:
         inputs, outputs = config.get("input_features") or {}, config.get("output_features") or {}
         if "action" not in outputs or not inputs:
             raise ForeignCheckpointError(f"{folder}: config.json names no inputs or no action")
-        # smolvla and pi0 put pictures without a camera into their list, which stay empty.
+        # smolvla and pi0 put images without a camera into their list, which stay empty.
         seen = {key: ft for key, ft in inputs.items() if "empty_camera" not in key}
         return cls(
             folder=folder,
             kind=kind,
-            pictures={k: tuple(f["shape"][1:]) for k, f in seen.items() if f["type"] == "VISUAL"},
+            images={k: tuple(f["shape"][1:]) for k, f in seen.items() if f["type"] == "VISUAL"},
             vectors={k: f["shape"][0] for k, f in seen.items() if f["type"] != "VISUAL"},
             action=outputs["action"]["shape"][0],
         )
@@ -101,10 +101,10 @@ class Description:
         cameras = {features.camera(camera.name): camera for camera in offered.cameras}
         vectors = {features.proprio: offered.proprio.dim}
         lines = [
-            f"picture {key}: {self.pictures[key]} px, the robot has "
+            f"image {key}: {self.images[key]} px, the robot has "
             + (f"{(cameras[key].height, cameras[key].width)} px" if key in cameras else "none")
-            for key in self.pictures
-            if key not in cameras or self.pictures[key] != (cameras[key].height, cameras[key].width)
+            for key in self.images
+            if key not in cameras or self.images[key] != (cameras[key].height, cameras[key].width)
         ]
         lines += [
             f"input {key}: {dim} numbers, the robot has {vectors.get(key, 'none')}"
@@ -119,7 +119,7 @@ class Description:
                 f"checkpoint {self.folder} ({self.kind}) does not fit robot {offered.robot!r} "
                 f"(cameras {sorted(cameras)}):\n  {listed}"
             )
-        used = tuple(camera for key, camera in cameras.items() if key in self.pictures)
+        used = tuple(camera for key, camera in cameras.items() if key in self.images)
         return replace(offered, cameras=used)
 
 
@@ -143,6 +143,10 @@ class ForeignPolicy:
         self._policy, self._before, self._after = policy, before, after
         self._groups: list[tuple[list[int], Any]] = []
         self._group_of: dict[int, int] = {}
+
+    def fresh(self) -> ForeignPolicy:
+        """The same policy at the beginning of its first episode."""
+        return ForeignPolicy(self._policy, self._before, self._after, self.spec, self._bf16)
 
     def reset(self, indices: Sequence[int]) -> None:
         """New episodes begin in these environments, with empty queues."""
@@ -173,12 +177,12 @@ class ForeignPolicy:
 
     def _batch(self, observation: ObservationBatch) -> dict[str, Any]:
         names = self.spec.features
-        pictures = {
+        images = {
             names.camera(name): image.to(self._device).permute(0, 3, 1, 2).float() / 255
             for name, image in observation.images.items()
             if name in {camera.name for camera in self.spec.cameras}
         }
-        return {**pictures, names.proprio: observation.proprio, "task": observation.instructions}
+        return {**images, names.proprio: observation.proprio, "task": observation.instructions}
 
 
 def _with_own_queues(policy: Any) -> Any:

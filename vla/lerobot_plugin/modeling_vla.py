@@ -112,7 +112,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         offered = None
         if dataset_meta is not None:
             require_whole_videos(Path(dataset_meta.root))
-            offered = read_contract(Path(dataset_meta.root))
+            offered = read_contract(Path(dataset_meta.root), config.cameras)
         policy = load_policy(folder, config.device or "cpu", config.embodiment or offered)
         where = f"checkpoint {folder}"
         built = policy.model.config
@@ -211,7 +211,7 @@ def _as_bytes(image: Tensor) -> Tensor:
 
 def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
     root = Path(meta.root)
-    spec = read_contract(root)
+    spec = read_contract(root, config.cameras)
     require_whole_videos(root)
     measured = [
         require_statistics(meta.stats or {}, feature, _STATISTICS, root)

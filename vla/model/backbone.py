@@ -7,9 +7,12 @@ transformers, `dual.py` a vision tower and a text encoder; `registry.py` builds 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
@@ -74,27 +77,30 @@ class Hidden:
     """Hidden states of the chosen layer.
 
     Attributes:
-        images: float32 [n, cameras, tokens an image, width], at the image tokens.
-        readout: float32 [n, READOUTS, width], at the learned positions.
-        prompt: [n, tokens, width], of the whole prompt without the learned positions, in the
-            model's own precision: a large model's prompt is megabytes a frame.
-        mask: bool [n, tokens], False at the prompt's padding.
+        images: at the image tokens.
+        readout: at the learned positions.
+        prompt: of the whole prompt without the learned positions, in the model's own precision: a
+            large model's prompt is megabytes a frame.
+        mask: False at the prompt's padding.
     """
 
-    images: Tensor
-    readout: Tensor
-    prompt: Tensor
-    mask: Tensor
+    images: Float32[Tensor, "n cameras image_tokens width"]
+    readout: Float32[Tensor, f"n {READOUTS} width"]
+    prompt: Float[Tensor, "n tokens width"]
+    mask: Bool[Tensor, "n tokens"]
 
 
 class Backbone(nn.Module, ABC):
-    """Pictures and words to hidden states.
+    """Images and words to hidden states.
 
     Attributes:
         width: of the hidden states.
+        bf16: compute in bfloat16 where the device multiplies such matrices. Faster, but actions are
+            rounded, and in another way for every size of batch.
     """
 
     width: int
+    bf16: bool = False
 
     @abstractmethod
     def forward(self, inputs: ModelInputs) -> Hidden:
@@ -103,3 +109,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """What rebuilds the same architecture: plain data for JSON, with its `kind`."""
+
+
+def reduced_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast to bfloat16 where that is faster: emulated, it is several times slower."""
+    if multiplies_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 matrices."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

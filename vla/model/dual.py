@@ -1,7 +1,7 @@
 """A vision tower and a text encoder as a backbone, such as SigLIP or CLIP.
 
 The towers do not see each other, so a small transformer that is trained here joins them: it attends
-over the picture tokens of all cameras, the words and the readouts, each projected to one width.
+over the image tokens of all cameras, the words and the readouts, each projected to one width.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class DualBackbone(Backbone):
         vision: gives hidden states of patches, special tokens before them.
         text: gives hidden states of words.
         config: how they are used.
-        cameras: pictures an observation.
-        image_tokens: patches a picture.
+        cameras: images an observation.
+        image_tokens: patches an image.
 
     Raises:
         ValueError: a tower has not the layers that the configuration asks for.
@@ -114,8 +114,8 @@ class DualBackbone(Backbone):
             joined, src_key_padding_mask=~F.pad(mask, (0, READOUTS), value=True)
         ).float()
         prompt = hidden[:, :-READOUTS]
-        pictures = prompt[:, : seen[0, ..., 0].numel()].unflatten(1, (self.cameras, -1))
-        return Hidden(pictures, hidden[:, -READOUTS:], prompt, mask)
+        images = prompt[:, : seen[0, ..., 0].numel()].unflatten(1, (self.cameras, -1))
+        return Hidden(images, hidden[:, -READOUTS:], prompt, mask)
 
     def to_dict(self) -> dict[str, Any]:
         """The towers' configurations and how they are used."""

@@ -1,8 +1,9 @@
 """The embedded backbone: a small SmolVLM that is made here, for the robot's pictures and words.
 
 It is called part by part instead of through its own `forward`, which saves the head over the
-vocabulary and every check for pictures that are missing. Its weights are float32; it computes in
-bfloat16 where the device multiplies such matrices natively.
+vocabulary and every check for pictures that are missing. Its weights are float32. It trains in
+bfloat16 where the device multiplies such matrices natively, and decides in float32 unless asked
+(`Backbone.bf16`), so that a robot and every evaluation compute the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from vla.model.backbone import READOUTS, Backbone, Hidden
+from vla.model.backbone import READOUTS, Backbone, Hidden, reduced_precision
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
 from vla.processing.tokenizer import IMAGE
 
@@ -109,7 +110,7 @@ class EmbeddedBackbone(Backbone):
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Last hidden states, float32."""
         device = inputs.pixel_values.device
-        reduced = torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
+        reduced = reduced_precision(device) if self.training else nullcontext()
         # On a CPU the fused attention's backward pass takes five times as long for so few tokens.
         fused = device.type != "cpu" or not torch.is_grad_enabled()
         with reduced, nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
@@ -165,12 +166,3 @@ class EmbeddedBackbone(Backbone):
     def from_dict(cls, data: dict[str, Any]) -> EmbeddedBackbone:
         """An untrained model of the architecture that `to_dict` described."""
         return cls(SmolVLMConfig.from_dict(data))
-
-
-@torch.compiler.assume_constant_result
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bfloat16 matrices."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

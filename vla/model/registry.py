@@ -52,7 +52,7 @@ class Pretrained:
     Attributes:
         backbone: the model.
         processor: makes its inputs.
-        image_tokens: tokens that one picture becomes.
+        image_tokens: tokens that one image becomes.
         max_text_tokens: longest instruction.
     """
 
@@ -87,8 +87,8 @@ def load_pretrained(
     Args:
         name: hub id, or folder written by `save_pretrained`.
         config: how it is used.
-        cameras: pictures an observation.
-        size_px: height and width of the pictures.
+        cameras: images an observation.
+        size_px: height and width of the images.
         max_text_tokens: longest instruction; a text encoder has a limit of its own.
 
     Raises:
@@ -102,9 +102,9 @@ def load_pretrained(
         context = getattr(found.get_text_config(), "max_position_embeddings", None)
         if context is not None and (needed := prompts.length + READOUTS) > context:
             raise ValueError(
-                f"{name} reads {context} tokens, but {cameras} pictures, an instruction of "
+                f"{name} reads {context} tokens, but {cameras} images, an instruction of "
                 f"{max_text_tokens} tokens and {READOUTS} readouts need {needed}: allow a shorter "
-                "instruction, or give smaller pictures where the model keeps their size"
+                "instruction, or give smaller images where the model keeps their size"
             )
         model = _weights(name, AutoModelForImageTextToText, config)
         tokens = prompts.image_tokens_per_camera
@@ -136,7 +136,7 @@ def _load_towers(
     processor = _tower_processor(name, config.text_tower)
     longest = min(_LONGEST_TEXT, getattr(text, "max_position_embeddings", _LONGEST_TEXT))
     prompts = ForeignPrompts(processor, cameras, size_px, longest)
-    pixels = prompts.pictures(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
+    pixels = prompts.images(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
     height, width = pixels["pixel_values"].shape[-2:]
     tokens = (height // vision.patch_size) * (width // vision.patch_size)
     backbone = DualBackbone(
@@ -151,11 +151,11 @@ def _load_towers(
 
 def _image_text_processor(name: str) -> ProcessorMixin:
     processor = _read(name, AutoProcessor.from_pretrained)
-    pictures: Any = getattr(processor, "image_processor")  # noqa: B009  no typed attribute
-    if getattr(pictures, "do_image_splitting", False):
-        # One camera gives one picture, and is not enlarged for pieces that are not cut.
-        pictures.do_image_splitting = False
-        pictures.size = dict(pictures.max_image_size)
+    images: Any = getattr(processor, "image_processor")  # noqa: B009  no typed attribute
+    if getattr(images, "do_image_splitting", False):
+        # Every camera is one image; without tiles there is no reason to enlarge it first.
+        images.do_image_splitting = False
+        images.size = dict(images.max_image_size)
     return processor
 
 

@@ -7,6 +7,7 @@ hidden states.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.model.actor import Actor
-from vla.model.backbone import Backbone, Hidden
+from vla.model.backbone import Backbone, Hidden, reduced_precision
 from vla.model.features import Features
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
@@ -172,7 +173,9 @@ class VLA(nn.Module):
             inputs: of n observations.
             proprio: float32 [n, proprio], normalised and padded; `RobotNetwork` does that.
         """
-        hidden: Hidden = self.backbone(inputs)
+        device = inputs.pixel_values.device
+        with reduced_precision(device) if self.backbone.bf16 else nullcontext():
+            hidden: Hidden = self.backbone(inputs)
         camera_mask = inputs.present[:, : self.dims.cameras] if self.dims.shared else None
         queries = hidden.readout[:, :-1]  # [n, points, width]
         return self.pointer(queries, hidden.images, proprio, camera_mask), hidden

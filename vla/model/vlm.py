@@ -1,6 +1,6 @@
 """Any image-text model of transformers as a backbone.
 
-Its own `forward` runs unchanged, with its own merging of pictures, positions and masks. A few token
+Its own `forward` runs unchanged, with its own merging of images, positions and masks. A few token
 ids are appended to the prompt, and where the model looks up their embeddings it finds the learned
 readouts instead.
 """
@@ -32,7 +32,7 @@ class VLMBackbone(Backbone):
     Args:
         model: as from `from_pretrained`; its head over the vocabulary is dropped.
         config: how it is used.
-        image_tokens: tokens that one picture becomes.
+        image_tokens: tokens that one image becomes.
 
     Raises:
         ValueError: the model has no image token or not the layers that the configuration asks for.

@@ -1,7 +1,7 @@
 """The robots that one model controls: for each a name, its contract and its own statistics.
 
 They share the model, its language and its sizes. A model's sizes are those of the largest robot;
-the others' pictures, proprioception and actions are padded, and the model is told which of its
+the others' images, proprioception and actions are padded, and the model is told which of its
 numbers a robot has (`ModelInputs.present`).
 """
 
@@ -176,7 +176,7 @@ class Embodiments:
 def unfit(ours: RobotSpec, offered: RobotSpec) -> list[str]:
     """Why an embodiment cannot control what is offered, or learn from it; empty where it can.
 
-    Limits, units and sizes of pictures may differ, and more cameras than ours may be offered.
+    Limits, units and sizes of images may differ, and more cameras than ours may be offered.
     """
     lines = [
         f"{what}: {a} != {b}"

@@ -19,7 +19,7 @@ class ModelInputs:
         pixel_values: for the embedded model uint8 [n, cameras, 3, height, width], cameras in
             contract order, which the model normalises with `normalise_pixels`. Bytes, because
             replayed batches are then 4 times smaller; laid out with the colour last, because that
-            needs no transposing copy (0.15 against 2.1 ms for 16 x 3 pictures of 96 px on one core)
+            needs no transposing copy (0.15 against 2.1 ms for 16 x 3 images of 96 px on one core)
             and convolutions are as fast on it. For other models what their image processor makes.
         input_ids: int64 [n, tokens].
         attention_mask: bool [n, tokens], False at padding.
@@ -28,7 +28,7 @@ class ModelInputs:
             and numbers of an action the robot has; the rest is padding.
         extra: whatever else the model's own processor makes, under the names that its `forward`
             knows (image_grid_thw, pixel_attention_mask, token_type_ids, ...).
-        flat: names of those tensors whose pictures the model wants in one list instead of a list
+        flat: names of those tensors whose images the model wants in one list instead of a list
             for every observation.
     """
 

@@ -221,7 +221,7 @@ class Processor:
         device = observation.proprio.device
         self.proprio.require(observation.proprio)
         texts = self.prompts.texts(observation.instructions)
-        tensors, flat = self.prompts.pictures(self._stack_images(observation))
+        tensors, flat = self.prompts.images(self._stack_images(observation))
         tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
         columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
         present = self._present.to(device).expand(len(observation), -1)

@@ -1,7 +1,7 @@
-"""Instructions and pictures to the tensors that a vision-language model reads.
+"""Instructions and images to the tensors that a vision-language model reads.
 
 The embedded model has a tokenizer of its own and takes bytes. Every other model comes with its own
-transformers processor, which alone knows the format of its prompts and pictures.
+transformers processor, which alone knows the format of its prompts and images.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _NOT_INPUTS = {"labels"}
 
 
 class EmbeddedPrompts:
-    """Prompts of the embedded model: places for every picture, the instruction, the end token.
+    """Prompts of the embedded model: places for every image, the instruction, the end token.
 
     Args:
         tokenizer: any fast tokenizer that has the image token, an end and a padding token.
-        image_token: keeps the place of a picture token.
-        image_tokens: how many of them all pictures take.
+        image_token: keeps the place of an image token.
+        image_tokens: how many of them all images take.
         max_text_tokens: longest instruction, its end token included.
         padding: "fixed" or "longest".
 
@@ -76,13 +76,13 @@ class EmbeddedPrompts:
 
     def tokens(self, instruction: str) -> list[int]:
         """The instruction's tokens and the end token."""
-        # split_special_tokens: an instruction that says "<image>" must not become a picture.
+        # split_special_tokens: an instruction that says "<image>" must not become an image.
         words = self.tokenizer.encode(
             instruction, add_special_tokens=False, split_special_tokens=True
         )
         return [*words, self.eos_token_id]
 
-    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def images(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The bytes as they are; none is flat."""
         return {"pixel_values": images}, ()
 
@@ -120,14 +120,14 @@ class EmbeddedPrompts:
 class ForeignPrompts:
     """Inputs made by a pretrained model's own processor.
 
-    All pictures have one size, so a prompt depends on its instruction alone: it is made once with
-    blank pictures and kept. Prompts are padded on the left, so that the readouts which the backbone
+    All images have one size, so a prompt depends on its instruction alone: it is made once with
+    blank images and kept. Prompts are padded on the left, so that the readouts which the backbone
     appends follow the last word at once, as an answer would.
 
     Args:
         processor: of an image-text model, or of a vision tower with a text encoder.
-        cameras: pictures an observation.
-        size_px: height and width of the pictures.
+        cameras: images an observation.
+        size_px: height and width of the images.
         max_text_tokens: for an image-text model the longest instruction; for a text encoder its
             whole input, special tokens included.
     """
@@ -144,7 +144,7 @@ class ForeignPrompts:
         self._tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  no typed attribute
         self._image_processor: Callable[..., Any] = getattr(processor, "image_processor")  # noqa: B009
         self._blank = torch.zeros(cameras, 3, *size_px, dtype=torch.uint8)
-        # Two rows tell lists of observations from lists of pictures.
+        # Two rows tell lists of observations from lists of images.
         probe = self._process(torch.stack([self._blank, self._blank]))
         self._image_names = frozenset(probe)
         self._flat = tuple(name for name, tensor in probe.items() if len(tensor) != 2)
@@ -166,10 +166,10 @@ class ForeignPrompts:
         rows = [self._row(instruction) for instruction in instructions]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def pictures(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def images(self, images: Tensor) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """What the image processor makes of bytes [n, cameras, 3, h, w], and which of it is flat.
 
-        All tensors have n rows; the flat ones are lists of pictures or patches over all rows.
+        All tensors have n rows; the flat ones are lists of images or patches over all rows.
         """
         made, count = self._process(images), len(images)
         return {

@@ -80,7 +80,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
 
 
 def location_token(fraction: float) -> str:
-    """The token of a picture coordinate, 0 = left or top edge, 1 = right or bottom edge.
+    """The token of an image coordinate, 0 = left or top edge, 1 = right or bottom edge.
 
     Raises:
         ValueError: the fraction is outside [0, 1].
@@ -88,14 +88,3 @@ def location_token(fraction: float) -> str:
     if not 0 <= fraction <= 1:
         raise ValueError(f"a location must lie in [0, 1], got {fraction}")
     return LOCATIONS[min(int(fraction * LOCATION_BINS), LOCATION_BINS - 1)]
-
-
-def location_fraction(token: str) -> float:
-    """The centre of a location token's bin; off by at most half a bin after `location_token`.
-
-    Raises:
-        ValueError: not a location token.
-    """
-    if token not in LOCATIONS:
-        raise ValueError(f"{token!r} is no location token: {LOCATIONS[0]} to {LOCATIONS[-1]}")
-    return (LOCATIONS.index(token) + 0.5) / LOCATION_BINS

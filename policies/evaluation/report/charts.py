@@ -9,13 +9,13 @@ from html import escape
 
 import numpy as np
 
-from policies.evaluation.report.data import Curve, Spread
+from policies.evaluation.report.data import Curve, Distribution
 from policies.evaluation.report.formatting import number
 from policies.evaluation.statistics import Interval
 
 COLOURS = 8  # in page.css
 WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # margins
 SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the raw one
 MOST_POINTS = 400
 
@@ -52,11 +52,11 @@ def line_chart(lines: Sequence[Line]) -> str:
     return _svg(WIDTH, HEIGHT, parts)
 
 
-def spread_chart(spread: Spread, colour: int) -> str:
+def distribution_chart(distribution: Distribution, colour: int) -> str:
     """A distribution over the steps: the outer and the inner quantiles as bands, and the median."""
-    x = np.asarray(spread.steps, dtype=float)
-    levels = sorted(spread.quantiles)
-    values = np.array([spread.quantiles[level] for level in levels], dtype=float)
+    x = np.asarray(distribution.steps, dtype=float)
+    levels = sorted(distribution.quantiles)
+    values = np.array([distribution.quantiles[level] for level in levels], dtype=float)
     good = np.isfinite(values).all(axis=0)
     if not good.any():
         return '<p class="none">no finite value</p>'

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.evaluation.report.data import Curve, Spread
+from policies.evaluation.report.data import Curve, Distribution
 
 # A reader asks in this order; a tag that holds none of these words comes last.
 ORDER = (
@@ -39,21 +39,24 @@ class Log:
     """What a run logged, by tag."""
 
     curves: dict[str, Curve]
-    spreads: dict[str, Spread]
+    distributions: dict[str, Distribution]
 
 
 def read_log(folder: Path) -> Log:
     """Every scalar and histogram below a run folder; empty where nothing was logged.
 
-    A run that was resumed has several event files: they are merged, and where two wrote the same
-    step the later one counts.
+    It is empty without tensorboard too: a report can do without its charts. A run that was resumed
+    has several event files: they are merged, and where two wrote the same step the later one
+    counts.
     """
-    # Imported here: tensorboard takes a second, and a report without curves needs none of it.
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     scalars: dict[str, dict[int, float]] = {}
     histograms: dict[str, dict[int, np.ndarray]] = {}
     files = sorted(folder.rglob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
+    try:
+        # Imported here: it takes a second, and a report without curves needs none of it.
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        return Log({}, {})
     for path in files:
         events = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0})
         events.Reload()
@@ -69,7 +72,7 @@ def read_log(folder: Path) -> Log:
             tag: Curve(*map(list, zip(*sorted(points.items()), strict=True)))
             for tag, points in scalars.items()
         },
-        spreads={tag: _spread(points) for tag, points in histograms.items()},
+        distributions={tag: _distribution(points) for tag, points in histograms.items()},
     )
 
 
@@ -83,10 +86,10 @@ def quantiles(histogram: Any) -> np.ndarray:
     return np.interp(QUANTILES, shares, edges)
 
 
-def _spread(points: dict[int, np.ndarray]) -> Spread:
+def _distribution(points: dict[int, np.ndarray]) -> Distribution:
     steps = sorted(points)
     values = np.stack([points[step] for step in steps], axis=1)
-    return Spread(steps, {level: values[row].tolist() for row, level in enumerate(QUANTILES)})
+    return Distribution(steps, {level: values[row].tolist() for row, level in enumerate(QUANTILES)})
 
 
 def charts(tags: Iterable[str]) -> list[list[str]]:

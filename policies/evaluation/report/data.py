@@ -1,4 +1,4 @@
-"""What a report holds: results first, pictures of them second."""
+"""What a report holds: results first, charts and films of them second."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.evaluation.speed import Speed
 from policies.evaluation.statistics import (
     Interval,
     PairedDifference,
@@ -24,7 +25,7 @@ class Film:
     """One filmed episode.
 
     Attributes:
-        episode: what is seen.
+        episode: what it shows.
         mp4: H.264 in an MP4 container, as browsers play it.
     """
 
@@ -41,7 +42,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Distribution:
     """One logged distribution over training.
 
     Attributes:
@@ -61,23 +62,39 @@ class PolicyResult:
         name: as in the table.
         source: where it came from: a run folder, or what is built in.
         episodes: in the order of the shared seeds.
-        seconds_per_decision: wall seconds until one action chunk was ready, batches divided.
-        planning_steps_per_decision: simulator control steps searched for one chunk.
-        training_steps: simulator control steps used to train it; None where unknown.
+        speed: of its decisions; None where it was not measured.
+        planning_steps_per_decision: simulator control steps searched for one chunk; None for a
+            policy that does not search.
+        ledger: what was spent on its weights, by name: see `LEDGER`. None where it is not known.
         films: episodes to look at.
         curves: tag → scalar that its run logged.
-        spreads: tag → distribution that its run logged.
+        distributions: tag → distribution that its run logged.
     """
 
     name: str
     source: str
     episodes: Episodes
-    seconds_per_decision: float
-    planning_steps_per_decision: float = 0.0
-    training_steps: int | None = None
+    speed: Speed | None = None
+    planning_steps_per_decision: float | None = None
+    ledger: Mapping[str, int] | None = None
     films: tuple[Film, ...] = ()
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A policy that was stopped before its last episode.
+
+    Attributes:
+        name: as in the table.
+        reason: the error, or that it was interrupted.
+        episodes: those that ended, in the order of ending.
+    """
+
+    name: str
+    reason: str
+    episodes: tuple[Episode, ...]
 
 
 @dataclass(frozen=True)
@@ -94,10 +111,11 @@ class Report:
         commands: shell lines that repeat it, in order.
         machine: label → value: commit, versions, hardware.
         goals: what each episode asks for, in words that are equal for an equal goal; or nothing.
+        unfinished: what stopped the evaluation; the policies after it were not played.
 
     Raises:
-        ValueError: no results, a name repeats, the reference is not among them, seeds differ, or
-            there is not one goal an episode.
+        ValueError: no results and nothing unfinished, a name repeats, the reference is not among
+            the results, seeds differ, or there is not one goal an episode.
     """
 
     title: str
@@ -109,17 +127,18 @@ class Report:
     commands: Sequence[str]
     machine: Mapping[str, str]
     goals: tuple[str, ...] = ()
+    unfinished: Unfinished | None = None
 
     def __post_init__(self) -> None:
         names = [result.name for result in self.results]
-        if not names or len(set(names)) != len(names):
+        if len(set(names)) != len(names) or not (names or self.unfinished):
             raise ValueError(f"a report needs policies with different names: {names}")
-        if self.reference not in names:
+        if names and self.reference not in names:
             raise ValueError(f"reference {self.reference!r} is not one of {names}")
         for result in self.results:
             if seeds_of(result) != seeds_of(self.results[0]):
                 raise ValueError(f"{result.name!r} was played on other seeds than {names[0]!r}")
-        if self.goals and len(self.goals) != len(seeds_of(self.results[0])):
+        if self.goals and names and len(self.goals) != len(seeds_of(self.results[0])):
             raise ValueError(f"{len(self.goals)} goals for {len(seeds_of(self.results[0]))} seeds")
 
 
@@ -134,7 +153,7 @@ class Row:
         steps_to_success: median control steps until the first success, successes only.
         length: mean control steps.
         total_reward: mean undiscounted return.
-        decisions_per_second: how often it could decide.
+        speed, planning_steps_per_decision, ledger: see `PolicyResult`.
     """
 
     name: str
@@ -145,10 +164,20 @@ class Row:
     steps_to_success: float | None
     length: float
     total_reward: float
-    seconds_per_decision: float
-    decisions_per_second: float
-    planning_steps_per_decision: float
-    training_steps: int | None
+    speed: Speed | None
+    planning_steps_per_decision: float | None
+    ledger: Mapping[str, int] | None
+
+
+LEDGER = {
+    "demonstration_episodes": "demonstrations",
+    "demonstration_frames": "demonstration frames",
+    "grounding_frames": "grounding frames",
+    "collection_steps": "collection steps",
+    "selection_steps": "selection steps",
+}
+"""What trainings spend, and its heading: recorded episodes and their frames, frames labelled with
+true positions, simulator control steps to learn from and to choose checkpoints by."""
 
 
 def seeds_of(result: PolicyResult) -> list[int]:
@@ -157,7 +186,9 @@ def seeds_of(result: PolicyResult) -> list[int]:
 
 
 def table(report: Report) -> list[Row]:
-    """One row per policy, in the report's order."""
+    """One row per policy that was played to the end, in the report's order."""
+    if not report.results:
+        return []
     reference = next(result for result in report.results if result.name == report.reference)
     return [_row(result, reference) for result in report.results]
 
@@ -166,7 +197,6 @@ def _row(result: PolicyResult, reference: PolicyResult) -> Row:
     episodes = result.episodes.episodes
     at_end, ever = result.episodes.success_at_end, result.episodes.success_ever
     first = [e.first_success_step for e in episodes if e.first_success_step is not None]
-    seconds = result.seconds_per_decision
     return Row(
         name=result.name,
         source=result.source,
@@ -178,10 +208,9 @@ def _row(result: PolicyResult, reference: PolicyResult) -> Row:
         steps_to_success=float(np.median(first)) if first else None,
         length=float(np.mean([e.length for e in episodes])),
         total_reward=float(np.mean([e.total_reward for e in episodes])),
-        seconds_per_decision=seconds,
-        decisions_per_second=1 / seconds if seconds > 0 else math.inf,
+        speed=result.speed,
         planning_steps_per_decision=result.planning_steps_per_decision,
-        training_steps=result.training_steps,
+        ledger=result.ledger,
     )
 
 
@@ -195,9 +224,9 @@ def to_json(report: Report) -> str:
                 tag: {"steps": list(curve.steps), "values": list(curve.values)}
                 for tag, curve in result.curves.items()
             },
-            "spreads": {
-                tag: {"steps": list(spread.steps), "quantiles": spread.quantiles}
-                for tag, spread in result.spreads.items()
+            "distributions": {
+                tag: {"steps": list(one.steps), "quantiles": one.quantiles}
+                for tag, one in result.distributions.items()
             },
         }
         for row, result in zip(table(report), report.results, strict=True)
@@ -208,6 +237,13 @@ def to_json(report: Report) -> str:
         "created": report.created,
         "reference": report.reference,
         "policies": policies,
+        "unfinished": None
+        if report.unfinished is None
+        else {
+            "name": report.unfinished.name,
+            "reason": report.unfinished.reason,
+            "episodes": [_episode(episode) for episode in report.unfinished.episodes],
+        },
         "configuration": report.configuration,
         "commands": list(report.commands),
         "goals": list(report.goals),

@@ -26,6 +26,8 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that suits them."""
+    if not math.isfinite(seconds):
+        return "&ndash;"
     for limit, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= limit:
             return f"{seconds / limit:.3g} {unit}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.evaluation.report.charts import COLOURS, rate_bar
+from policies.evaluation.report.cost import cost_section
 from policies.evaluation.report.data import (
     Film,
     PolicyResult,
@@ -21,8 +22,6 @@ from policies.evaluation.report.data import (
 )
 from policies.evaluation.report.formatting import (
     bounds,
-    duration,
-    number,
     outcome,
     p_value,
     points,
@@ -49,15 +48,17 @@ def render(report: Report) -> str:
     """The page."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     rows = table(report)
-    sections = (
-        _header(report, rows),
-        _results(report, rows),
-        goals_section(report),
-        _states(report),
-        _films(report, rows),
-        training_section(report.results),
-        _repeat(report),
-    )
+    sections = [_header(report, rows)]
+    if report.results:
+        sections += [
+            _results(report, rows),
+            cost_section(rows),
+            goals_section(report),
+            _states(report),
+            _films(report, rows),
+            training_section(report.results),
+        ]
+    sections.append(_repeat(report))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -67,26 +68,33 @@ def render(report: Report) -> str:
 
 
 def _header(report: Report, rows: Sequence[Row]) -> str:
-    seeds = seeds_of(report.results[0])
-    span = f"seeds {min(seeds):,} to {max(seeds):,}"
-    facts = {
-        "Task": report.task,
-        "Initial states": f"{len(seeds)}, {span}, the same for every policy",
-        "Written": report.created,
-        **report.machine,
-    }
+    facts = {"Task": report.task, "Written": report.created, **report.machine}
+    if report.results:
+        seeds = seeds_of(report.results[0])
+        span = f"seeds {min(seeds):,} to {max(seeds):,}"
+        facts["Initial states"] = f"{len(seeds)}, {span}, the same for every policy"
+    stopped = ""
+    if (unfinished := report.unfinished) is not None:
+        stopped = (
+            f'<p class="lede bad">Stopped while <strong>{escape(unfinished.name)}</strong> was '
+            f"played, after {len(unfinished.episodes)} of its episodes, which report.json holds: "
+            f"{escape(unfinished.reason)}</p>"
+        )
     listed = "".join(
         f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
         for label, value in facts.items()
     )
     return (
         f'<header><p class="eyebrow">Policy comparison</p><h1>{escape(report.title)}</h1>'
-        f'<p class="lede">{_headline(report, rows)}</p><dl class="facts">{listed}</dl></header>'
+        f'{stopped}<p class="lede">{_headline(report, rows)}</p>'
+        f'<dl class="facts">{listed}</dl></header>'
     )
 
 
 def _headline(report: Report, rows: Sequence[Row]) -> str:
     """What the table says, in words."""
+    if not rows:
+        return "No policy was played to its last episode."
     trials = len(seeds_of(report.results[0]))
     reference = next(row for row in rows if row.name == report.reference)
     sentences = [
@@ -111,15 +119,7 @@ def _headline(report: Report, rows: Sequence[Row]) -> str:
 
 def _results(report: Report, rows: Sequence[Row]) -> str:
     trials = len(seeds_of(report.results[0]))
-    numbers = (
-        "Steps to<br>success",
-        "Episode<br>length",
-        "Return",
-        "Time per<br>decision",
-        "Decisions<br>per second",
-        "Planning<br>steps per<br>decision",
-        "Training<br>steps",
-    )
+    numbers = ("Steps to<br>success", "Episode<br>length", "Return")
     head = (
         "<th>Policy</th><th>Success at the end</th><th>Success ever</th>"
         f"<th>At the end, against {escape(report.reference)}</th>"
@@ -132,9 +132,7 @@ def _results(report: Report, rows: Sequence[Row]) -> str:
         "step, “ever” after any. Brackets hold 95% intervals: Wilson scores for a rate, "
         "Newcombe&rsquo;s paired score interval (method 10) for a difference on equal initial "
         "states; p is the exact McNemar test. Steps to success is the median over episodes that "
-        "reached it. Time per decision is wall time inside the policy for one action chunk, "
-        "batches divided by their rows. Planning and training steps are simulated control "
-        "steps.</p>"
+        "reached it.</p>"
         f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
         "</div></section>"
     )
@@ -154,17 +152,7 @@ def _result_line(row: Row, colour: int, trials: int) -> str:
             f"<small>{d.only_ours} won, {d.only_theirs} lost</small>"
         )
     steps = unknown if row.steps_to_success is None else f"{row.steps_to_success:g}"
-    planning = number(row.planning_steps_per_decision)
-    training = unknown if row.training_steps is None else number(row.training_steps)
-    numbers = (
-        steps,
-        f"{row.length:.3g}",
-        f"{row.total_reward:.3g}",
-        duration(row.seconds_per_decision),
-        number(row.decisions_per_second),
-        planning,
-        training,
-    )
+    numbers = (steps, f"{row.length:.3g}", f"{row.total_reward:.3g}")
     return (
         f'<tr><td><span class="dot c{colour % COLOURS}"></span>{escape(row.name)}'
         f'<small class="source">{escape(row.source).replace("/", "/<wbr>")}</small></td>'
@@ -182,7 +170,7 @@ def _states(report: Report) -> str:
         sum(episode.success_at_end for episode in column) for column in zip(*played, strict=True)
     ]
     order = sorted(range(len(solved)), key=lambda i: (-solved[i], played[0][i].seed))
-    width = 1 - min(0.14, len(order) / 700)  # leaves a gap that the eye sees, and no more
+    width = 1 - min(0.14, len(order) / 700)  # a visible gap between few cells, none between many
     lines = []
     for colour, result in enumerate(report.results):
         cells = "".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from policies.evaluation.report.charts import COLOURS, Line, line_chart, spread_chart
+from policies.evaluation.report.charts import COLOURS, Line, distribution_chart, line_chart
 from policies.evaluation.report.curves import charts
 from policies.evaluation.report.data import PolicyResult
 
@@ -15,21 +15,21 @@ FIRST_CHARTS = 18  # the rest wait folded
 def training_section(results: Sequence[PolicyResult]) -> str:
     """Charts of everything that was logged; empty where nothing was."""
     groups = charts({tag for result in results for tag in result.curves})
-    spreads = [
+    distributions = [
         f"<figure><figcaption>{escape(f'{result.name}: {tag}')}</figcaption>"
-        f"{spread_chart(spread, colour % COLOURS)}</figure>"
+        f"{distribution_chart(one, colour % COLOURS)}</figure>"
         for colour, result in enumerate(results)
-        for tag, spread in sorted(result.spreads.items())
+        for tag, one in sorted(result.distributions.items())
     ]
-    if not groups and not spreads:
+    if not groups and not distributions:
         return ""
     key = "".join(
         f'<span><span class="dot c{i % COLOURS}"></span>{escape(result.name)}</span>'
         for i, result in enumerate(results)
-        if result.curves or result.spreads
+        if result.curves or result.distributions
     )
     figures = [figure for tags in groups for figure in _figures(results, tags)]
-    first, rest = [*figures[:FIRST_CHARTS], *spreads], figures[FIRST_CHARTS:]
+    first, rest = [*figures[:FIRST_CHARTS], *distributions], figures[FIRST_CHARTS:]
     folded = (
         f"<details><summary>{len(rest)} more curves</summary>"
         f'<div class="charts">{"".join(rest)}</div></details>'
@@ -51,10 +51,10 @@ def _figures(results: Sequence[PolicyResult], tags: Sequence[str]) -> list[str]:
     Runs may count different things (updates, iterations), and on a shared axis the short ones
     would vanish.
     """
-    shown = [i for i, result in enumerate(results) if any(tag in result.curves for tag in tags)]
-    shown.sort(key=lambda i: _last_step(results[i], tags))
+    logged = [i for i, result in enumerate(results) if any(tag in result.curves for tag in tags)]
+    logged.sort(key=lambda i: _last_step(results[i], tags))
     groups: list[list[int]] = []
-    for i in shown:
+    for i in logged:
         if groups and _last_step(results[i], tags) <= 4 * _last_step(results[groups[-1][0]], tags):
             groups[-1].append(i)
         else:
