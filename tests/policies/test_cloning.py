@@ -137,7 +137,7 @@ def config_of(recorded: Path, begun: Path, out: Path, **changes: Any) -> Pretrai
     """`vla pretrain` at toy size, where held-out episodes choose."""
     training = CloningConfig(updates=2, batch=4, evaluate_every=1)
     return PretrainConfig(
-        **{"task": None, "data": (recorded,), "start": begun, "out": out, "horizon": 3}
+        **{"task": None, "data": (recorded,), "start": begun, "out": out, "chunk_length": 3}
         | {"training": replace(training, **changes.pop("training", {}))}
         | changes
     )
@@ -148,7 +148,7 @@ def test_a_rate_that_throws_the_weights_out_stops_the_command(
 ) -> None:
     """With an exit code, the step and the last good checkpoint; what was saved is finite."""
     out = tmp_path / "run"
-    flags = ["--data", str(folder), "--start", str(start), "--out", str(out), "--horizon", "3"]
+    flags = ["--data", str(folder), "--start", str(start), "--out", str(out), "--chunk-length", "3"]
     flags += ["--task", "None", "--updates", "40", "--batch", "4", "--evaluate-every", "1"]
     assert cli.main(["pretrain", *flags, "--learning-rate", "1e30"]) == 2
     assert "error: training diverged at step " in (error := capsys.readouterr().err)
@@ -164,7 +164,7 @@ def test_a_diverged_run_names_its_last_checkpoint(folder: Path, tmp_path: Path) 
     before = files(tmp_path / "best")
     cloner = make_cloner(folder, tmp_path, updates=4)
     features, actions, is_pad = cloner._frozen("train")
-    cloner._contexts["train"] = features, actions * float("nan"), is_pad
+    cloner._frozen_features["train"] = features, actions * float("nan"), is_pad
     with pytest.raises(DivergedError, match=r"at step 3: the loss is nan.*step_000002"):
         cloner.run(None, [])
     assert files(tmp_path / "best") == before
@@ -175,7 +175,7 @@ def test_a_diverged_run_names_its_last_checkpoint(folder: Path, tmp_path: Path) 
     [
         ({"head": "gaussian:hidden=8"}, "policy.vla.head.hidden: 256 in the run, 8 now"),
         ({"head": "l1"}, "policy.vla.head.type: gaussian in the run, l1 now"),
-        ({"horizon": 2}, "policy.vla.chunk_length: 3 in the run, 2 now"),
+        ({"chunk_length": 2}, "policy.vla.chunk_length: 3 in the run, 2 now"),
         ({"training": {"learning_rate": 1e-4}}, "training.learning_rate: 0.001 in the run, 0.0001"),
         ({"episodes": 3}, "origin.episodes: None in the run, 3 now"),
         ({"start": "other"}, "origin.start: [0-9a-f]+ in the run, [0-9a-f]+ now"),

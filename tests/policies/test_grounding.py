@@ -14,7 +14,7 @@ from learners import files
 from policies.checkpoints import DivergedError, ResumeError
 from policies.grounding.grounder import Grounder, GroundingConfig, GroundingSampler
 from policies.grounding.grounding_set import GroundingSet, Prompt
-from policies.grounding.vqa_sampler import QuestionSampler
+from policies.grounding.vqa_sampler import VqaSampler
 from policies.run_folder import RunFolder
 from scripts.ground import grounding_set, prompts_of
 from scripts.pretrain import GROUNDED
@@ -47,7 +47,7 @@ def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
         images=rng.integers(0, 256, shape, np.uint8),
         proprio=rng.normal(size=(count, spec.proprio.dim)).astype(np.float32),
         points=points.astype(np.float32),
-        pictures=pictures.astype(np.float32),
+        image_points=pictures.astype(np.float32),
         phrases=PHRASES,
         prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
         unseen={},
@@ -65,7 +65,7 @@ def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
     away = torch.tensor([[1.0, 0.7, 0.5], [1.2, 0.7, 0.5], [1.3, 0.7, 0.5]])
     expected = (away - torch.tensor(config.point_center_m)) / config.point_scale_m
     assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
-    assert asked.pictures.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
+    assert asked.image_points.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
 
 
 def test_what_was_never_trained_on_is_measured_apart(policy: VLAPolicy, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_questions_are_learned_beside_pointing(policy: VLAPolicy, tmp_path: Path
         evaluate_every=99,
     )
     Grounder(policy, [made], config, RunFolder(tmp_path, config)).run()
-    sampler = QuestionSampler([made], policy.processor, 0.5)
+    sampler = VqaSampler([made], policy.processor, 0.5)
     found = sampler.accuracy(policy.model.eval(), policy.device)
     assert found["Made/gripped_accuracy"] == 1.0
     assert found["Made/gripped_heldout_phrasing_accuracy"] == 1.0

@@ -88,10 +88,10 @@ def test_two_robots_train_one_model(
         weights=(1, 2),
         start=alone,
         head=head,
-        horizon=3,
+        chunk_length=3,
         out=tmp_path / head,
         training=CloningConfig(
-            updates=2, batch=6, evaluate_every=2, perception="trained", picture_light=0.1
+            updates=2, batch=6, evaluate_every=2, perception="trained", image_light=0.1
         ),
     )
     assert main(config) == 0
@@ -121,14 +121,14 @@ def test_cameras_of_different_sizes_train(
         task=None,
         data=(root,),
         start=tiny_policy(ARM).save(tmp_path / "start"),
-        horizon=3,
+        chunk_length=3,
         out=tmp_path / "run",
         training=CloningConfig(
             updates=2,
             batch=6,
             evaluate_every=2,
             perception=perception,
-            picture_shift=0.1 * (perception == "trained"),
+            image_shift=0.1 * (perception == "trained"),
         ),
     )
     assert main(config) == 0
@@ -168,7 +168,7 @@ def test_a_cut_training_ends_in_the_same_weights(
         data=folders,
         weights=(3, 1),
         start=together,
-        horizon=3,
+        chunk_length=3,
         paraphrases=phrasings,
         out=tmp_path / "whole",
         training=training,
