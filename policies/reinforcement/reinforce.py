@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
@@ -112,7 +113,7 @@ class Reinforce:
         self._baseline = state["baseline"]
 
 
-def places_in_episode(ended: Tensor) -> Tensor:
+def places_in_episode(ended: Bool[Tensor, "t n"]) -> Int64[Tensor, "t n"]:
     """How many macro-steps of its episode lie before each one, int64 [t, n]."""
     place = torch.zeros_like(ended, dtype=torch.int64)
     for step in range(1, len(ended)):

@@ -25,7 +25,7 @@ from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite, require_finite_weights
 from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, spread
+from policies.reinforcement.experience import Batch, Experience, sample_std
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
@@ -231,7 +231,7 @@ class OnPolicyTrainer[State: PolicyState]:
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
             "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(spread(batch.advantage)),
+            "advantage/std": float(sample_std(batch.advantage)),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
