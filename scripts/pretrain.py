@@ -91,11 +91,15 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.task is None and not self.data:
             raise ValueError("no task and no data: name the folders with --data")
+        for name in ("chunk_length", "num_envs", "selection_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
     out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
+    # First of all: an `--out` that cannot be written is refused before data are decoded.
     folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
     data = Demonstrations(
         config.data or (Path("data") / str(config.task),),
@@ -133,6 +137,7 @@ def _judgement(config: PretrainConfig, cloner: Cloner) -> str:
 def _origin(config: PretrainConfig) -> dict[str, Any]:
     """What decides the result beside the policy, the demonstrations and the training."""
     kept = ("task", "weights", "embodiments", "episodes", "without", "backbone", "conversions")
+    # By content: a start that was trained anew is another one, one that was moved is not.
     start = fingerprint(config.start) if config.vlm is None else config.vlm
     return {
         "command": "pretrain",

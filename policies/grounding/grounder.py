@@ -105,6 +105,7 @@ class GroundingSampler:
 
     def train(self, rng: np.random.Generator, size: int) -> PointingBatch:
         """`size` frames, the tasks in proportion to their frames."""
+        # By frames: a task with more scenes is drawn more often.
         share = np.array(self._kept) / sum(self._kept)
         parts = [
             self._draw(s, s.prompts, rng.integers(kept, size=count), rng)
@@ -139,6 +140,7 @@ class GroundingSampler:
         texts = [prompt.text for prompt in prompts]
         spec = self._processor.spec
         observation = observe(spec, source.images[rows], source.proprio[rows], texts)
+        # [n, POINTS] columns of `points`: hand, object, goal
         column = source.phrases.index
         asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
         points = torch.from_numpy(source.points[rows[:, None], asked])
@@ -214,6 +216,7 @@ class Grounder:
             }
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
+                # Before the checkpoint: the step that throws weights out has a finite loss itself.
                 with self.checkpoints.stop_on_nan(self.update):
                     require_finite_weights(self._trained)
                 if self.config.heldout:
@@ -230,12 +233,14 @@ class Grounder:
         asked = self._sampler.train(self._rng, self.config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             pointing, _ = self.policy.network.point(asked.inputs.to(device))
+        # Points that lie outside of an image count in the world alone.
         loss = pointing.loss(asked.world.to(device), asked.image_points.to(device))
         if self.config.questions:
             inputs, labels = self._questions.train(self._rng, self.config.questions)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
                 answered = answer_loss(model, inputs.to(device), labels.to(device))
             loss = loss + self.config.question_weight * answered
+        # Of the step alone, so a resumed run needs no schedule.
         rate = cosine(self.update, self.config.updates, self.config.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate
@@ -268,6 +273,7 @@ class Grounder:
                 for rows in torch.arange(len(asked.world)).split(64)
             ]
         )
+        # [n, POINTS], from the model's units to centimetres
         return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
 
     def _settings(self) -> dict[str, Any]:

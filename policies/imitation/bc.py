@@ -139,6 +139,7 @@ class Cloner:
             groups.append({"params": others, "lr": config.perception_learning_rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        # The optimizer's own are overwritten at every step.
         self._rates = [group["lr"] for group in groups]
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._frozen_features: dict[Split, Encoded] = {}
@@ -165,6 +166,7 @@ class Cloner:
         if env is not None:
             self.policy = self.policy.embodied(env.spec)
             self.policy.spec.require_match(env.spec, "the demonstrations", "the environment")
+        # What chooses decides the result: loss and success rank checkpoints differently.
         chosen_by = None if env is None else selection_seeds
         if (state := self.checkpoints.resume(self._settings(chosen_by), _TOTAL)) is not None:
             self._load_state(state)
@@ -188,6 +190,7 @@ class Cloner:
 
     def _update(self) -> float:
         self.model.train()
+        # Set at every step and not by a scheduler: a longer run then has the longer cosine.
         factor = cosine(self.step, self.config.updates)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
@@ -199,6 +202,7 @@ class Cloner:
         self, env: VecEnv | None, selection_seeds: Sequence[int]
     ) -> tuple[dict[str, float], float]:
         """What can be measured now, and the score that chooses the best checkpoint."""
+        # Before rollouts: NaN commands would be refused with a message about the contract.
         require_finite_weights(self._trained)
         values = self.heldout_losses()
         values["learning_rate"] = self._rates[0] * cosine(self.step, self.config.updates)
@@ -216,6 +220,7 @@ class Cloner:
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             if (copies := self._copies) > 1:
                 copy = torch.randint(copies, (size,), generator=self._rng)
+                # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
             return features.select(rows), actions[rows], is_pad[rows]
         batches = self.data.sample(self._rng, size)
@@ -313,11 +318,13 @@ class Cloner:
             self._frozen_features.clear()
         parts = {"loss/heldout": slice(None)}
         if len(counts) > 1:
+            # Rows lie robot by robot, as `_frozen` has joined them.
             ends = np.cumsum([*counts.values()]).tolist()
             for (name, count), end in zip(counts.items(), ends, strict=True):
                 if count:
                     parts[f"loss/heldout/{name}"] = slice(end - count, end)
         device = self.policy.device
+        # Heads that draw noise in their loss: the same noise each time, and none of training's.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
             return {

@@ -22,6 +22,7 @@ def discount_within(
     Returns:
         Discounted sum of the executed rewards, and gamma ** (executed steps); both [...].
     """
+    # [k], 1 for the step that is executed first
     powers = gamma ** torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype)
     return (rewards * valid * powers).sum(-1), gamma ** valid.sum(-1).to(rewards.dtype)
 
@@ -58,6 +59,7 @@ def generalised_advantages(
     advantages = torch.zeros_like(deltas)
     later = torch.zeros_like(deltas[0])  # [n]
     for step in reversed(range(len(deltas))):
+        # `ended` cuts the sum: the next row of this environment is another episode.
         later = deltas[step] + discounts[step] * gae_lambda * ~ended[step] * later
         advantages[step] = later
     return advantages
@@ -82,6 +84,7 @@ def gae(
         gae_lambda: weight of longer returns a macro-step; at 1 this is `monte_carlo` where episodes
             end by themselves.
     """
+    # [t, n] each: a macro-step as one step of a semi-Markov process
     rewards, discounts = discount_within(experience.rewards, experience.valid, gamma)
     return generalised_advantages(
         rewards * (1 - gamma),

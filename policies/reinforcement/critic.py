@@ -52,6 +52,7 @@ class Critic(nn.Module):
         new = len(critic_obs)
         mean, var = critic_obs.mean(0), critic_obs.var(0, correction=0)
         total, shift = self.count + new, mean - self.mean
+        # The weight of the new ones; 1 for the first, so that the initial zeros do not count.
         share = new / total
         within = (1 - share) * self.var + share * var
         self.var.copy_(within + share * (1 - share) * shift.square())
@@ -60,6 +61,7 @@ class Critic(nn.Module):
 
     def forward(self, critic_obs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows"]:
         """Values [...] of vectors [..., inputs]."""
+        # A number that hardly varies must not be blown up, nor a far one saturate all units.
         scale = self.var.sqrt().clamp_min(1e-4)
         return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
 
@@ -94,6 +96,7 @@ class CriticLearner:
             NotFiniteError: the loss or a gradient is not finite.
         """
         losses, norms = [], []
+        # Returns stay as they were estimated: they are not refreshed within a collection.
         for _ in range(epochs):
             for rows in shuffled(len(returns), self._minibatch_size, generator):
                 loss = (self.critic(critic_obs[rows]) - returns[rows]).square().mean()
@@ -119,6 +122,7 @@ class CriticLearner:
 
 def describe_fit(values: Float[Tensor, " m"], returns: Float[Tensor, " m"]) -> dict[str, float]:
     """How well values [m] foretold returns [m]."""
+    # 1 foretells all, 0 is as good as a constant, below 0 is worse than one.
     variance = sample_std(returns).square().clamp_min(1e-8)
     return {
         "critic/predicted_value": float(values.mean()),

@@ -45,6 +45,7 @@ class Experience:
 
     def batch(self, advantage: Float[Tensor, "t n"]) -> Batch:
         """The macro-steps of episodes, with their advantages [t, n]."""
+        # Idle environments were stepped along with the others; nothing is learned from them.
         active = self.active
         return Batch(
             features=self.features.select(active.flatten().nonzero()[:, 0]),
@@ -93,6 +94,7 @@ class Batch:
 
     def standardised(self) -> Batch:
         """With advantages of mean 0 and standard deviation 1; a single one becomes 0."""
+        # Over the collection, not a minibatch: the sign of an advantage then means the same in all.
         advantage = self.advantage - self.advantage.mean()
         return replace(self, advantage=advantage / (sample_std(self.advantage) + 1e-8))
 
@@ -107,6 +109,7 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> tuple[Tensor,
     A last part of the few that are left over would be a gradient step as large as the others on
     nearly nothing, so there are as many parts as bring their size nearest to `size`.
     """
+    # A CUDA generator can only draw on its own device.
     order = torch.randperm(count, generator=generator, device=generator.device)
     return order.tensor_split(max(1, round(count / size)))
 

@@ -129,5 +129,6 @@ def log_probs(
 
 def in_parts(features: Features, sample: Tensor) -> list[tuple[Features, Tensor]]:
     """Rows in parts whose likelihoods fit into memory."""
+    # A head that attends to the prompt needs gigabytes for a whole collection at once.
     every = torch.arange(len(sample), device=sample.device)
     return [(features.select(rows), sample[rows]) for rows in every.split(_ROWS)]

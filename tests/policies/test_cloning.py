@@ -245,3 +245,5 @@ def test_settings_that_cannot_work_are_refused(name: str) -> None:
     """Before anything is read."""
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         CloningConfig(**{name: 0})
+    with pytest.raises(ValueError, match="selection_episodes must be at least 1, got 0"):
+        PretrainConfig(selection_episodes=0)
