@@ -127,13 +127,13 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
         task=None,
         data=(recorded,),
         out=tmp_path / "clone",
-        horizon=4,
+        chunk_length=4,
         training=CloningConfig(
             updates=2,
             batch=4,
             evaluate_every=1,
             perception="trained",
-            picture_light=0.2,
+            image_light=0.2,
         ),
     )
     assert main(config) == 0
