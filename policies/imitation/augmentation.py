@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 
@@ -32,9 +31,7 @@ class Augmentation:
         """Something is changed."""
         return max(self.shift, self.light, self.colour) > 0
 
-    def apply(
-        self, images: UInt8[Tensor, "*n h w 3"], generator: torch.Generator
-    ) -> UInt8[Tensor, "*n h w 3"]:
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Each picture of uint8 [..., h, w, 3] changed on its own; a new tensor."""
         pictures = images.flatten(0, -4)
         count, height, width, _ = pictures.shape

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from policies.reinforcement.experience import Experience
 
 
-def discount_within(
-    rewards: Float[Tensor, "*n k"], valid: Bool[Tensor, "*n k"], gamma: float
-) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+def discount_within(rewards: Tensor, valid: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Turn control steps inside macro-steps into one reward and one discount each.
 
     Args:
@@ -27,14 +24,14 @@ def discount_within(
 
 
 def generalised_advantages(
-    rewards: Float[Tensor, "t n"],
-    values: Float[Tensor, "t n"],
-    next_values: Float[Tensor, "t n"],
-    discounts: Float[Tensor, "t n"],
-    terminated: Bool[Tensor, "t n"],
-    ended: Bool[Tensor, "t n"],
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    discounts: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
     gae_lambda: float,
-) -> Float[Tensor, "t n"]:
+) -> Tensor:
     """GAE(lambda), float [t, n].
 
     `delta = reward + discount * next_value * (not terminated) - value`, and
@@ -64,12 +61,8 @@ def generalised_advantages(
 
 
 def gae(
-    experience: Experience,
-    values: Float[Tensor, "t n"],
-    next_values: Float[Tensor, "t n"],
-    gamma: float,
-    gae_lambda: float,
-) -> Float[Tensor, "t n"]:
+    experience: Experience, values: Tensor, next_values: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
     """Generalised advantages of what was collected, float32 [t, n].
 
     Rewards are scaled by 1 - gamma, so that values lie in [0, 1] where rewards do.
@@ -94,7 +87,7 @@ def gae(
     )
 
 
-def monte_carlo(experience: Experience, gamma: float) -> Float[Tensor, "t n"]:
+def monte_carlo(experience: Experience, gamma: float) -> Tensor:
     """The discounted rewards from each macro-step to the end of its episode, float32 [t, n].
 
     Nothing is bootstrapped: what would come after a time limit counts as nothing. Rewards are

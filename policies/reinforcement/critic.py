@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
 from policies.optimisation import optimizer_step
@@ -40,7 +39,7 @@ class Critic(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def update_statistics(self, critic_obs: Float32[Tensor, "m inputs"]) -> None:
+    def update_statistics(self, critic_obs: Tensor) -> None:
         """Standardise by all vectors seen so far, with these [m, inputs] among them.
 
         What is seen changes while the actor learns, so statistics of the first collection alone
@@ -58,7 +57,7 @@ class Critic(nn.Module):
         self.mean.add_(share * shift)
         self.count.copy_(total)
 
-    def forward(self, critic_obs: Float32[Tensor, "*n inputs"]) -> Float32[Tensor, "*n"]:
+    def forward(self, critic_obs: Tensor) -> Tensor:
         """Values [...] of vectors [..., inputs]."""
         scale = self.var.sqrt().clamp_min(1e-4)
         return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
@@ -82,11 +81,7 @@ class CriticLearner:
         self._minibatch_size, self._max_grad_norm = minibatch_size, max_grad_norm
 
     def fit(
-        self,
-        critic_obs: Float32[Tensor, "m inputs"],
-        returns: Float32[Tensor, " m"],
-        epochs: int,
-        generator: torch.Generator,
+        self, critic_obs: Tensor, returns: Tensor, epochs: int, generator: torch.Generator
     ) -> dict[str, float]:
         """Epochs over vectors [m, inputs] and their returns [m]; means of loss and gradient norm.
 

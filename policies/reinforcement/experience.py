@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from vla.model.features import Features
@@ -33,17 +32,17 @@ class Experience:
     """
 
     features: Features
-    critic_obs: Float32[Tensor, "t n d"]
-    next_critic_obs: Float32[Tensor, "t n d"]
-    sample: Shaped[Tensor, "t n ..."]
-    log_prob: Float32[Tensor, "t n k"]
-    rewards: Float32[Tensor, "t n k"]
-    valid: Bool[Tensor, "t n k"]
-    terminated: Bool[Tensor, "t n"]
-    ended: Bool[Tensor, "t n"]
-    active: Bool[Tensor, "t n"]
+    critic_obs: Tensor
+    next_critic_obs: Tensor
+    sample: Tensor
+    log_prob: Tensor
+    rewards: Tensor
+    valid: Tensor
+    terminated: Tensor
+    ended: Tensor
+    active: Tensor
 
-    def batch(self, advantage: Float[Tensor, "t n"]) -> Batch:
+    def batch(self, advantage: Tensor) -> Batch:
         """The macro-steps of episodes, with their advantages [t, n]."""
         active = self.active
         return Batch(
@@ -68,15 +67,15 @@ class Batch:
     """
 
     features: Features
-    sample: Shaped[Tensor, "m ..."]
-    log_prob: Float32[Tensor, "m k"]
-    valid: Bool[Tensor, "m k"]
-    advantage: Float32[Tensor, " m"]
+    sample: Tensor
+    log_prob: Tensor
+    valid: Tensor
+    advantage: Tensor
 
     def __len__(self) -> int:
         return len(self.advantage)
 
-    def select(self, rows: Int64[Tensor, " rows"]) -> Batch:
+    def select(self, rows: Tensor) -> Batch:
         """These macro-steps."""
         return Batch(
             self.features.select(rows),
@@ -96,7 +95,7 @@ class Batch:
         advantage = self.advantage - self.advantage.mean()
         return replace(self, advantage=advantage / (spread(self.advantage) + 1e-8))
 
-    def mean(self, values: Float[Tensor, "m k"]) -> Float[Tensor, ""]:
+    def mean(self, values: Tensor) -> Tensor:
         """Mean over the executed control steps of values [m, k], a scalar."""
         return (values * self.valid).sum() / self.valid.sum().clamp_min(1)
 

@@ -119,8 +119,7 @@ def test_a_single_macro_step_has_no_spread_and_no_nan() -> None:
     one = torch.tensor([3.0])
     assert spread(one) == 0
     assert spread(torch.tensor([1.0, 3.0])) == pytest.approx(2**0.5)
-    each = one[:, None]  # one control step
-    batch = Batch(Features.of_vector(each, 1), each, each, each > 0, one)
+    batch = Batch(Features.of_vector(one[:, None], 1), one, one, one > 0, one)
     assert batch.standardised().advantage.tolist() == [0.0]
     assert all(torch.tensor(value).isfinite() for value in describe_fit(one, one).values())
 
