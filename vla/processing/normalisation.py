@@ -144,8 +144,9 @@ class AffineNormaliser(nn.Module):
             offset, scale = first, second
         else:
             offset, scale = (first + second) / 2, (second - first) / 2
-        # Without variance there is nothing to scale by; 1 keeps the inverse exact.
-        flat = scale <= np.maximum(1e-8, 1e-6 * np.abs(offset))
+        # Without variance there is nothing to scale by; 1 keeps the inverse exact. What float64
+        # leaves of a difference of equal numbers is no variance either.
+        flat = scale <= np.maximum(1e-8, 1e-12 * np.abs(offset))
         # The statistics are what a checkpoint saves; these follow from them.
         for name, values in (("offset", offset), ("scale", np.where(flat, 1.0, scale))):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
