@@ -101,19 +101,15 @@ def demonstrations(monkeypatch: pytest.MonkeyPatch) -> Demonstrations:
     pictures = rng.integers(256, size=(count, camera.height, camera.width, 3), dtype=np.uint8)
     frames = Frames(
         spec=POINT,
-        privileged_names=(),
         images={camera.name: pictures},
         proprio=rng.uniform(-1, 1, (count, 1)).astype(np.float32),
         action=rng.uniform(-1, 1, (count, 1)).astype(np.float32),
-        privileged=np.zeros((count, 0), np.float32),
         episode=np.repeat(np.arange(len(lengths)), lengths),
+        frame=np.concatenate([np.arange(length) for length in lengths]),
         instructions=["go to the left"] * count,
     )
-    monkeypatch.setattr(dataset, "open_frames", lambda root: frames)
-    monkeypatch.setattr(
-        "policies.imitation.demonstrations.read_contract", lambda root: POINT, raising=False
-    )
-    return Demonstrations([Path("in-memory")], CHUNK)
+    monkeypatch.setattr(dataset, "open_frames", lambda *_, **__: frames)
+    return Demonstrations([Path("in-memory")], CHUNK, names=["point"])
 
 
 @pytest.mark.parametrize("perception", ["frozen", "trained"])

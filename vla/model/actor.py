@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from vla.model.features import Features
@@ -74,11 +75,16 @@ class Actor(nn.Module):
         vector = torch.cat(parts, dim=1)
         return HeadInputs(vector, features.prompt, features.prompt_mask, action_mask)
 
-    def loss(self, features: Features, actions: Tensor, is_pad: Tensor) -> Tensor:
+    def loss(
+        self,
+        features: Features,
+        actions: Float32[Tensor, "n chunk action"],
+        is_pad: Bool[Tensor, "n chunk"],
+    ) -> Float32[Tensor, ""]:
         """Cloning loss for normalised actions [n, chunk_length, action]."""
         return self.head.loss(self.head_inputs(features), actions / self.action_bound, is_pad)
 
-    def act(self, features: Features) -> Tensor:
+    def act(self, features: Features) -> Float32[Tensor, "n chunk action"]:
         """The greedy chunk, normalised [n, chunk_length, action]."""
         return self.head.act(self.head_inputs(features)) * self.action_bound
 
@@ -87,7 +93,7 @@ class Actor(nn.Module):
         head = require_likelihood(self.head, "sampling")
         return head.sample(self.head_inputs(features), generator)
 
-    def actions(self, samples: Tensor) -> Tensor:
+    def actions(self, samples: Tensor) -> Float32[Tensor, "n chunk action"]:
         """The chunks that samples stand for, normalised [n, chunk_length, action]."""
         return require_likelihood(self.head, "sampling").actions(samples) * self.action_bound
 
@@ -100,7 +106,12 @@ class Actor(nn.Module):
         """See `LikelihoodHead.log_std_parameters`."""
         return require_likelihood(self.head, "reinforcement").log_std_parameters()
 
-    def inpaint(self, features: Features, target: Tensor, weight: Tensor) -> Tensor:
+    def inpaint(
+        self,
+        features: Features,
+        target: Float32[Tensor, "n chunk action"],
+        weight: Float32[Tensor, "n chunk"],
+    ) -> Float32[Tensor, "n chunk action"]:
         """A chunk near normalised `target` [n, chunk_length, action] where `weight` is near 1.
 
         Args:

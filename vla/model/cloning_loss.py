@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from vla.model.actor import Actor
@@ -14,11 +15,11 @@ from vla.model.features import Features
 def cloning_loss(
     actor: Actor,
     features: Features,
-    actions: Tensor,
-    is_pad: Tensor,
+    actions: Float32[Tensor, "n chunk action"],
+    is_pad: Bool[Tensor, "n chunk"],
     noise_std: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Float32[Tensor, ""]:
     """The head's loss on features with noise, a scalar.
 
     Args:

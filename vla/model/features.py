@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 
@@ -30,16 +31,16 @@ class Features:
         prompt_mask: bool [n, tokens], False at padding.
     """
 
-    readout: Tensor
-    points: Tensor
-    localisation_std: Tensor
-    proprio: Tensor
-    dim_mask: Tensor
-    prompt: Tensor
-    prompt_mask: Tensor
+    readout: Float32[Tensor, "n readout"]
+    points: Float32[Tensor, "n points 3"]
+    localisation_std: Float32[Tensor, "n points"]
+    proprio: Float32[Tensor, "n proprio"]
+    dim_mask: Bool[Tensor, "n dims"]
+    prompt: Float[Tensor, "n tokens width"]
+    prompt_mask: Bool[Tensor, "n tokens"]
 
     @classmethod
-    def of_vector(cls, vector: Tensor, action_dim: int) -> Features:
+    def of_vector(cls, vector: Float32[Tensor, "n d"], action_dim: int) -> Features:
         """Features of a policy that reads one vector [n, d] and nothing else."""
         count, width = vector.shape
         return cls(

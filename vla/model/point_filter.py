@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 _LEAST_STD = 0.02
@@ -18,8 +19,10 @@ _LEAST_STD = 0.02
 
 
 def fuse_static_points(
-    points: Tensor, localisation_std: Tensor, evidence: Tensor
-) -> tuple[Tensor, Tensor]:
+    points: Float32[Tensor, "n static 3"],
+    localisation_std: Float32[Tensor, "n static"],
+    evidence: Float32[Tensor, "n static 4"],
+) -> tuple[Float32[Tensor, "n static 3"], Float32[Tensor, "n static 4"]]:
     """Average the present sightings with those before.
 
     Args:
@@ -44,7 +47,7 @@ class PolicyState:
         instructions: of the last decision in each row; None where an episode begins.
     """
 
-    evidence: Tensor
+    evidence: Float32[Tensor, "n static 4"]
     instructions: tuple[str | None, ...]
 
     @classmethod

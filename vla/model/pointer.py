@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 POINTS = ("gripper", "object", "target")
@@ -36,12 +37,14 @@ class Pointing:
             where there is one.
     """
 
-    world: Tensor
-    scores: Tensor
-    token_points: Tensor
-    localisation_std: Tensor
+    world: Float32[Tensor, "n p 3"]
+    scores: Float32[Tensor, "n p cameras t"]
+    token_points: Float32[Tensor, "n p cameras t 2"]
+    localisation_std: Float32[Tensor, "n p"]
 
-    def loss(self, world: Tensor, image_points: Tensor) -> Tensor:
+    def loss(
+        self, world: Float32[Tensor, "n p 3"], image_points: Float32[Tensor, "n p cameras 2"]
+    ) -> Float32[Tensor, ""]:
         """How far this is from the truth, a scalar.
 
         Cross-entropy of the token that holds the thing, smooth L1 of the point within that token
@@ -118,7 +121,11 @@ class Pointer(nn.Module):
         self.load_state_dict(state)
 
     def forward(
-        self, queries: Tensor, images: Tensor, proprio: Tensor, camera_mask: Tensor | None = None
+        self,
+        queries: Float[Tensor, "n p width"],
+        images: Float[Tensor, "n cameras t width"],
+        proprio: Float32[Tensor, "n proprio"],
+        camera_mask: Bool[Tensor, "n cameras"] | None = None,
     ) -> Pointing:
         """Point.
 

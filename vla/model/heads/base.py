@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 
@@ -27,10 +28,10 @@ class HeadInputs:
             None where it has all.
     """
 
-    vector: Tensor
-    prompt: Tensor
-    prompt_mask: Tensor
-    action_mask: Tensor | None = None
+    vector: Float32[Tensor, "n vector"]
+    prompt: Float[Tensor, "n tokens width"]
+    prompt_mask: Bool[Tensor, "n tokens"]
+    action_mask: Bool[Tensor, "n action"] | None = None
 
     def __len__(self) -> int:
         return len(self.vector)
@@ -39,7 +40,7 @@ class HeadInputs:
         """Values [n, ..., action] with 0 at dimensions that the robot does not have."""
         return zero_missing(values, self.action_mask)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, values: Float[Tensor, "n chunk action"]) -> Float[Tensor, "n chunk"]:
         """Mean over the robot's dimensions of [n, chunk_length, action]: [n, chunk_length]."""
         if self.action_mask is None:
             return values.mean(-1)

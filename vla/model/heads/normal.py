@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-def log_density(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+def log_density(
+    value: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], log_std: Float[Tensor, "*#n"]
+) -> Float[Tensor, "*n"]:
     """Log density of values."""
     z = (value - mean) * (-log_std).exp()
     return -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
 
 
-def entropy(log_std: Tensor) -> Tensor:
+def entropy(log_std: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Differential entropy, nats."""
     return log_std + 0.5 * math.log(2 * math.pi * math.e)
 
 
-def kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor) -> Tensor:
+def kl(
+    mean: Float[Tensor, "*n"],
+    log_std: Float[Tensor, "*#n"],
+    other_mean: Float[Tensor, "*n"],
+    other_log_std: Float[Tensor, "*#n"],
+) -> Float[Tensor, "*n"]:
     """KL divergence from the first to the other, nats."""
     ratio = (2 * (log_std - other_log_std)).exp()
     shift = (mean - other_mean).square() * (-2 * other_log_std).exp()
