@@ -90,9 +90,12 @@ class Checkpoints:
             ResumeError: the folder's run has other settings, or has trained for longer already;
                 lists the differences, and nothing was written.
         """
+        # Described now and not when the trainer was made: a trainer may still change the model's
+        # configuration, such as which points are static.
         every = {"origin": self._folder.origin, "policy": self._policy.describe(), **settings}
         self._settings = {name: plain(part) for name, part in every.items()}
         newest = latest_complete(self._folder.path)
+        # The state alone: weights are read only once it is clear that they belong to this run.
         saved = None if newest is None else load_training_state(newest)
         if newest is not None and (saved is None or "settings" not in saved):
             raise ResumeError(
@@ -100,12 +103,16 @@ class Checkpoints:
                 "record the settings that resuming compares; nothing was written. Train into "
                 "another folder; the checkpoint can still be evaluated and started from"
             )
+        # A checkpoint and its settings are one atomic folder; `run.json` speaks for runs that were
+        # interrupted before their first one.
         theirs = self._folder.settings() if saved is None else saved["settings"]
         if theirs is not None:
             self._compare(theirs, total, 0 if saved is None else saved["step"])
+        # From here on something is written.
         self._folder.open(self._settings)
         if newest is None or saved is None:
             return None
+        # Weights first, random numbers last: whatever loading draws must not count.
         self._policy.load_weights(newest)
         self._policy.ledger.restore(saved["ledger"])
         self.best_score = saved["best_score"]
@@ -131,6 +138,7 @@ class Checkpoints:
             trainer: the trainer's own state: counters, optimizers, generators.
         """
         state = {
+            # In the checkpoint itself, so that it can be compared wherever it is moved to.
             "settings": self._settings,
             "step": step,
             "best_score": self.best_score,
@@ -147,11 +155,13 @@ class Checkpoints:
         Raises:
             NotFiniteError: the score is NaN, which no comparison can rank.
         """
+        # `score < best` is False for NaN, so that a policy of NaN would become the best one.
         if math.isnan(score):
             raise NotFiniteError("the score that chooses the best checkpoint is nan")
         if score < self.best_score:
             return False
         self.best_score = score
+        # Without training state: `best` is evaluated and started from, never resumed.
         self._policy.save(self.best, None, self._folder.command)
         return True
 
@@ -165,6 +175,7 @@ class Checkpoints:
         try:
             yield
         except NotFiniteError as error:
+            # Named in the message: hours of training before the divergence are not lost.
             newest = latest_complete(self._folder.path)
             last = "none was written yet" if newest is None else str(newest)
             raise DivergedError(
@@ -212,6 +223,7 @@ def _at(settings: Mapping[str, Any], path: str) -> Any:
 
 def _random_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
+    # Dropout and heads that draw noise use the generator of the device they compute on.
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state

@@ -19,11 +19,14 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm
     Raises:
         NotFiniteError: the loss or the gradient is not finite; the weights are then as before.
     """
+    # Before anything changes: after a step on NaN every weight would be NaN.
     require_finite({"the loss": loss})
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    # All that this optimizer moves, through all its groups of learning rates.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    # A finite loss can have an infinite gradient, for instance at sqrt(0).
     if not math.isfinite(norm):
         raise NotFiniteError(f"the gradient's norm is {norm}")
     optimizer.step()
@@ -51,6 +54,7 @@ def require_finite_weights(parameters: Iterable[nn.Parameter]) -> None:
     Raises:
         NotFiniteError: a weight is NaN or infinite.
     """
+    # One sum a tensor: NaN and inf survive it, and a single transfer tells for all.
     require_finite({"a weight": torch.stack([p.detach().sum() for p in parameters])})
 
 

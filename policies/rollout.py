@@ -18,7 +18,7 @@ class Episode:
 
     Attributes:
         seed: its initial state.
-        instruction: what the actor was told.
+        instruction: what the policy was asked to do.
         actions: float32 [steps, action.dim], as the environment received them.
         rewards: float32 [steps].
         success: bool [steps], the task's condition after each step.

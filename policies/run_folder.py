@@ -55,6 +55,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         described = {"config": self._config, "command": self.command, **describe_machine()}
         text = json.dumps(described | {"settings": settings}, indent=2)
+        # Renamed once it is whole: a kill while writing leaves the file that was there.
         partial = self.path / ".run.json.partial"
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.path / "run.json")
@@ -77,6 +78,7 @@ class RunFolder:
         """Append scalars to the TensorBoard events and to `metrics.jsonl`, NaN and inf as null."""
         for name, value in values.items():
             self._events().add_scalar(name, value, step)
+        # NaN and inf are no JSON; other programs would refuse the whole line.
         kept = {name: v if math.isfinite(v) else None for name, v in values.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **kept}) + "\n")
@@ -139,6 +141,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def plain(data: Any) -> Any:
     """Dataclasses, tuples and paths as the plain data that JSON gives back."""
+    # Through JSON and back, so that tuples and paths compare equal to what was read.
     data = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
     return json.loads(json.dumps(data, default=str))
 

@@ -24,5 +24,6 @@ def read_choice(what: str, flag: str, text: str, configs: Mapping[str, type[Any]
     name, _, settings = text.partition(":")
     if name not in configs:
         raise ValueError(f"no {what} {name!r}; valid: {', '.join(configs)}")
+    # The settings become flags of a parser of their own, so help and errors come from there.
     words = [f"--{setting}" for setting in settings.split(",") if setting]
     return tyro.cli(configs[name], prog=f"{flag} {name}:", args=words)

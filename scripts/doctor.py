@@ -41,7 +41,7 @@ _NO_RENDERER = "sim.render.NoRendererError: "
 
 # Draws in a process of its own, because a bad driver can end the process that tries it.
 _PROBE = """
-import time, mujoco
+import time, mujoco, numpy
 from sim.render import CameraRenderer, choose_backend
 model = mujoco.MjModel.from_xml_string(
     "<mujoco><worldbody><light pos='0 0 2'/><geom type='sphere' size='.1'/>"
@@ -49,10 +49,10 @@ model = mujoco.MjModel.from_xml_string(
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 renderer = CameraRenderer(model, ("front",), 96)
-assert renderer.picture(data)["front"].any(), "the image is black"
+assert renderer.images(data)["front"].any(), "the image is black"
 start = time.perf_counter()
 for _ in range(10):
-    renderer.picture(data)
+    renderer.images(data)
 print(choose_backend(), 100 * (time.perf_counter() - start), flush=True)
 """
 

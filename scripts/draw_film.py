@@ -41,6 +41,10 @@ class DrawFilmConfig:
     size: int = 144
     every: int = 2
 
+    def __post_init__(self) -> None:
+        if not (self.policies and self.seeds) or min(self.size, self.every) < 1:
+            raise ValueError("need policies and seeds, and size and every of at least 1")
+
 
 def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -> np.ndarray:
     """One policy's episodes next to each other, uint8 [t, h, w, 3]; green once it succeeds."""
@@ -59,9 +63,21 @@ def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -
 
 
 def main(config: DrawFilmConfig) -> None:
-    """Play, draw, write, and print where it is."""
+    """Play, draw, write, and print where it is.
+
+    Raises:
+        OSError: `out` cannot be written; nothing has been played.
+        ValueError: the task has no such camera, or policies that cannot be compared.
+    """
+    if config.out.suffix != ".gif":
+        raise ValueError(f"out must end in .gif: {config.out}")
+    views = [camera.name for camera in make_task(config.task).spec.cameras]
+    if config.camera not in views:
+        raise ValueError(f"task {config.task} has no camera {config.camera!r}; it has {views}")
     candidates = [read_policy(text, "cpu", config.task) for text in config.policies]
     require_comparable(candidates, config.task, candidates[0].name)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.touch()  # what cannot be written is known before hours of playing
     rows = []
     for candidate in candidates:
         with make_env(candidate, config.task, len(config.seeds), None, "train") as env:
@@ -69,7 +85,6 @@ def main(config: DrawFilmConfig) -> None:
         rows.append(draw_row(candidate.name, played, config))
     frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[:: config.every]]
     shown_ms = round(1000 * config.every / make_task(config.task).spec.control_rate_hz)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     durations = [shown_ms] * (len(frames) - 1) + [1000]
     palette = [frame.quantize(64) for frame in frames]
     palette[0].save(

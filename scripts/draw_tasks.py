@@ -50,7 +50,7 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
         for _ in range(config.step):
             task.step(data, episode, task.expert_action(data, episode))
         task.place_markers(data, episode)
-        images = renderer.picture(data)
+        images = renderer.images(data)
         zoomed = [_enlarge(images[camera], config.zoom) for camera in cameras]
         caption = _caption(episode.instruction, zoomed[0].shape[1] * len(cameras))
         rows += [caption, np.concatenate(zoomed, axis=1)]

@@ -53,7 +53,7 @@ class GroundConfig:
     """Train a vision-language model to point at what words name.
 
     Attributes:
-        tasks: whose scenes are drawn.
+        tasks: whose scenes are drawn; by default all that share the robot of the first one.
         frames: how many of each task, in the order of `tasks`; by default what each task asks for.
         keep_pairs_apart: never name the tasks' `unseen_pairs` together, and measure with them.
         scenes: where the scenes are kept.
@@ -67,7 +67,7 @@ class GroundConfig:
         training: how it is trained.
     """
 
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
     keep_pairs_apart: bool = False
     scenes: Path = Path("data/scenes")
@@ -119,7 +119,7 @@ def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSe
         images=scenes.images,
         proprio=scenes.proprio,
         points=scenes.points,
-        pictures=scenes.image_points,
+        image_points=scenes.image_points,
         phrases=scenes.phrases,
         prompts=tuple(trained),
         unseen={**unseen, "unseen_pair": tuple(apart)} if apart else unseen,
@@ -155,20 +155,31 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
 
 
-def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
-    """What is drawn of each task, all of it checked before anything is drawn.
+def resolve(config: GroundConfig) -> GroundConfig:
+    """The settings with their tasks and frame counts filled in; everything is checked.
 
     Raises:
+        ContractMismatchError: tasks of different robots, whose scenes one model cannot share.
         ValueError: an unknown task, or not one frame count a task.
     """
-    for name in config.tasks:
-        make_task(name, config.image_size)
-    frames = config.frames or tuple(TASKS[name].grounding_frames for name in config.tasks)
-    if len(config.tasks) != len(frames):
-        raise ValueError(f"one frame count a task: {config.tasks} and {config.frames}")
+    specs = {name: make_task(name, config.image_size).spec for name in config.tasks or TASKS}
+    first, *others = specs
+    if config.tasks:
+        for name in others:
+            specs[first].require_match(specs[name], f"task {first}", f"task {name}")
+    # Tasks of other packages may have robots of their own.
+    names = tuple(name for name in specs if not specs[first].differences(specs[name]))
+    frames = config.frames or tuple(TASKS[name].grounding_frames for name in names)
+    if len(names) != len(frames):
+        raise ValueError(f"one frame count a task: {names} and {frames}")
+    return replace(config, tasks=names, frames=frames)
+
+
+def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
+    """What is drawn of each task; made, and so checked, before anything is drawn."""
     return [
         ScenesConfig((name,), count, config.scenes, config.image_size)
-        for name, count in zip(config.tasks, frames, strict=True)
+        for name, count in zip(config.tasks, config.frames, strict=True)
     ]
 
 
@@ -181,6 +192,7 @@ def _origin(config: GroundConfig) -> dict[str, Any]:
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
     torch.manual_seed(config.training.seed)
+    config = resolve(config)
     drawn = _scenes_configs(config)
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
     sets = []

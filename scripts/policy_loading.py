@@ -159,13 +159,7 @@ def read_policy(
         # A policy's memory is a value beside its weights: a shallow copy shares these alone.
         return make_executor(copy.copy(ours), words.execution or "chunk")
 
-    return Candidate(words.name, words.kind, make, make().spec, _read_ledger(folder))
-
-
-def _read_ledger(checkpoint: Path) -> dict[str, int] | None:
-    """Of a checkpoint; None where it has none."""
-    file = checkpoint / "ledger.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return Candidate(words.name, words.kind, make, ours.spec, ours.ledger.amounts or None)
 
 
 def _image_size_px(folder: Path) -> int:

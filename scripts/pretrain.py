@@ -58,7 +58,7 @@ class PretrainConfig:
         head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
             off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
             `gaussian:help` shows them all. A start with another head gets an untrained one.
-        horizon: control steps a chunk.
+        chunk_length: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
         device: where to train.
@@ -81,7 +81,7 @@ class PretrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     conversions: ProcessorConfig = field(default_factory=ProcessorConfig)
     head: str = "gaussian"
-    horizon: int = 5
+    chunk_length: int = 5
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
@@ -91,15 +91,19 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.task is None and not self.data:
             raise ValueError("no task and no data: name the folders with --data")
+        for name in ("chunk_length", "num_envs", "selection_episodes"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
     out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
+    # First of all: an `--out` that cannot be written is refused before data are decoded.
     folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
     data = Demonstrations(
         config.data or (Path("data") / str(config.task),),
-        config.horizon,
+        config.chunk_length,
         seed=config.training.seed,
         weights=config.weights,
         names=config.embodiments,
@@ -133,6 +137,7 @@ def _judgement(config: PretrainConfig, cloner: Cloner) -> str:
 def _origin(config: PretrainConfig) -> dict[str, Any]:
     """What decides the result beside the policy, the demonstrations and the training."""
     kept = ("task", "weights", "embodiments", "episodes", "without", "backbone", "conversions")
+    # By content: a start that was trained anew is another one, one that was moved is not.
     start = fingerprint(config.start) if config.vlm is None else config.vlm
     return {
         "command": "pretrain",
@@ -147,10 +152,10 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     if config.vlm is None:
         start = load_start(config.start, config.device)
         if config.training.perception == "frozen":
-            _require_seen(start, data)
+            _require_known_cameras(start, data)
         robots, chunks = data.embodiments(), data.chunks()
         return start_policy(start, robots, data.instructions, chunks, head), config.training
-    made = VLAConfig(config.horizon)
+    made = VLAConfig(config.chunk_length)
     policy = vlm_policy(config.vlm, config.backbone, data.embodiments(), made, config.conversions)
     policy.model.to(config.device)
     policy.model.replace_actor(encode_chunks(policy.embodiments, data.chunks()), head)
@@ -163,8 +168,8 @@ def read_head(text: str) -> HeadConfig:
     return read_choice("action head", "--head", text, configs)
 
 
-def _require_seen(start: VLAPolicy, data: Demonstrations) -> None:
-    """Refuse pictures that a frozen perception has not learned to see."""
+def _require_known_cameras(start: VLAPolicy, data: Demonstrations) -> None:
+    """Refuse cameras that a frozen perception was not trained on."""
     processors = start.embodiments.processors.values()
     known = [[camera.name for camera in p.spec.cameras] for p in processors]
     for name, robot in data.robots.items():

@@ -60,6 +60,7 @@ def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
     training, runs = config.training, Path("runs") / config.task
     configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
+    # Before anything is loaded: a wrong setting is answered at once.
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
     clone = config.clone or runs / "clone" / "best"
     policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)

@@ -9,7 +9,6 @@ import signal
 import threading
 import zlib
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,7 @@ def play(
     held = 0
     while episode.steps < task.horizon and held <= config.hold_steps:
         task.place_markers(data, episode)
-        images = renderer.picture(data)
+        images = renderer.images(data)
         clean = np.clip(task.expert_action(data, episode), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
         row = {f"image.{camera}": image for camera, image in images.items()} | {
@@ -137,13 +136,10 @@ def _setup(name: str, image_size: int) -> _Setup:
     return _Setup(task, CameraRenderer(task.model, cameras, image_size))
 
 
-def prepare_worker(ready: Event) -> None:
-    """Make this process a worker that ends with its parent, however that ends; sets `ready`."""
-    # One process a core: threads of the software renderer would only compete with each other.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
+def prepare_worker() -> None:
+    """Make this process a worker that ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    ready.set()
 
 
 def _exit_with_parent() -> None:

@@ -75,7 +75,7 @@ class ExactDynamics:
                 f"actions have shape {actions.shape}, "
                 f"expected [samples, horizon, {self.spec.action.dim}]"
             )
-        received = actions.astype(np.float32)
+        received = actions.astype(np.float32)  # [samples, horizon, action], as `step` gets them
         return np.stack(list(self._pool.map(lambda one: self._rollout_one(state, one), received)))
 
     def _rollout_one(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -83,10 +83,10 @@ class ExactDynamics:
         data = self._idle_data.get()
         try:
             episode = unpack_state(self._task, data, state)
-            data.warning.number[:] = 0
+            data.warning.number[:] = 0  # of the rollout that had this data before
             for step, action in enumerate(actions):
                 if not np.isfinite(action).all():
-                    break
+                    break  # the costs from here on stay +inf
                 self._task.step(data, episode, action)
                 cost = self._task.cost(data, episode)
                 # MuJoCo restarts a simulation that diverged, so its state looks sound afterwards.

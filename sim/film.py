@@ -47,7 +47,7 @@ def replay(
     renderer = CameraRenderer(task.model, cameras, size, antialias=True)
     try:
         for index, frame in enumerate(frames):
-            if index:
+            if index:  # the first frame is the initial state
                 task.step(data, episode, actions[index - 1])
             task.place_markers(data, episode)
             parts = np.split(frame, len(cameras), axis=1)
@@ -74,6 +74,7 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: int = 25) -> None:
     if height % 2 or width % 2:
         raise ValueError(f"H.264 needs an even height and width, got {height} x {width}")
     path = Path(path)
+    # In the same folder, since replacing is atomic within one file system alone.
     handle, partial = tempfile.mkstemp(suffix=".mp4", dir=path.parent)
     os.close(handle)
     try:
@@ -83,7 +84,7 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: int = 25) -> None:
             for image in frames:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+            container.mux(stream.encode())  # what the encoder still holds back
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:

@@ -90,6 +90,7 @@ class Questioner:
         self._task: type[Task] = TASKS[scenes.task]
         self._column = scenes.phrases.index
         present = set(scenes.phrases)
+        # Sorted, so that an equal seed asks equal questions, in whatever order a task states them.
         self._objects = [p for p in sorted(self._task.object_phrases) if p in present]
         self._places = [p for p in sorted(self._task.place_phrases) if p in present]
         self._blocks = [p for p in self._objects if p.endswith(_BLOCK)]

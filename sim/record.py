@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import multiprocessing
 import shutil
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepa
 from sim.recording_store import EpisodeKey, RecordingStore, import_lerobot
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
+from sim.worker_pool import WorkerPool
+from sim.worker_process import WorkerError, exit_without_main_guard
 
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25
@@ -64,6 +64,7 @@ def record(config: RecordConfig) -> RecordSummary:
             differ, or an expert that hardly ever succeeds.
         OSError: the disk is full, the folder cannot be written, or a worker process died.
     """
+    exit_without_main_guard()
     start_s = time.monotonic()
     tasks = [make_task(name, config.image_size) for name in config.task]
     with (
@@ -91,40 +92,25 @@ def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
     plans = [_SeedPlan(name, config, store) for name in config.task]
     if all(plan.finished for plan in plans):
         return
-    # spawn: a forked child would inherit threads and, at worst, a GL context
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()  # set by the first worker that has come up
-    pool = ProcessPoolExecutor(
-        config.workers, context, initializer=prepare_worker, initargs=(ready,)
-    )
+    pool = WorkerPool(config.workers, prepare_worker)
     # LeRobot takes seconds to import: do it while the first episodes are played.
     threading.Thread(target=import_lerobot, daemon=True).start()
     try:
         with _progress() as bar:
             _drive(config, store, plans, pool, bar)
-    except BrokenProcessPool as error:
-        raise ChildProcessError(_explain_death(came_up=ready.is_set())) from error
+    except WorkerError as error:
+        raise ChildProcessError(
+            f"{error}; finished episodes are kept, and the same command continues"
+        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _explain_death(came_up: bool) -> str:
-    if came_up:
-        return (
-            "a worker process was killed, for want of memory perhaps: use fewer --workers. "
-            "Finished episodes are kept, and the same command continues"
-        )
-    return (
-        "no worker process came up. Each imports the main script anew, so a script that records "
-        'has to call record() under `if __name__ == "__main__":`'
-    )
+        pool.close()
 
 
 def _drive(
     config: RecordConfig,
     store: RecordingStore,
     plans: list[_SeedPlan],
-    pool: ProcessPoolExecutor,
+    pool: WorkerPool,
     bar: Progress,
 ) -> None:
     """Keep the workers busy and write each group as soon as it is complete."""

@@ -17,14 +17,7 @@ _MODULES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw
 
 
 class NoRendererError(RuntimeError):
-    """No OpenGL library works here; the message says which variable to unset or what to install.
-
-    Args:
-        reason: what failed.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(f"{reason}: {gl_environment.advice()}")
+    """No OpenGL library works here; the message says which variable to unset or what to install."""
 
 
 class CameraRenderer:
@@ -49,6 +42,7 @@ class CameraRenderer:
         self._model = model
         self._context = None
         self._views = [_fixed_camera(model, name) for name in self.cameras]
+        # These are read once, when the context is made.
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         model.vis.quality.offsamples = 4 if antialias else 0
@@ -66,15 +60,13 @@ class CameraRenderer:
         """The backend's context, made current, and MuJoCo's in it."""
         platform = os.environ.get("PYOPENGL_PLATFORM", "").lower()
         if backend != "glfw" and platform not in ("", backend):
-            raise NoRendererError(
-                f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}"
-            )
+            raise _no_renderer(f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}")
         try:
             gl = importlib.import_module(_MODULES[backend]).GLContext(self.size, self.size)
             gl.make_current()
             context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # the backends raise AttributeError, ImportError, FatalError...
-            raise NoRendererError(f"the renderer {backend} does not start ({error})") from error
+            raise _no_renderer(f"the renderer {backend} does not start ({error})") from error
         CameraRenderer._current = self
         return gl, context
 
@@ -88,6 +80,7 @@ class CameraRenderer:
         if self._context is None:
             raise RuntimeError("this renderer is closed")
         self._make_current()
+        # The geometry is collected once and drawn from every camera.
         mujoco.mjv_updateScene(
             self._model,
             data,
@@ -101,9 +94,9 @@ class CameraRenderer:
             mujoco.mjv_updateCamera(self._model, data, view, self._scene)
             mujoco.mjr_render(self._rect, self._scene, self._context)
             mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
-            out[name][...] = self._upside_down[::-1]
+            out[name][...] = self._upside_down[::-1]  # OpenGL's row 0 is the bottom
 
-    def picture(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
+    def images(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Newly allocated images, camera name → uint8 [size, size, 3]."""
         out = {name: np.empty((self.size, self.size, 3), np.uint8) for name in self.cameras}
         self.render(data, out)
@@ -120,6 +113,7 @@ class CameraRenderer:
         CameraRenderer._current = None
 
     def _make_current(self) -> None:
+        # Two renderers of one process take turns; most processes have one and never switch.
         if CameraRenderer._current is not self:
             self._gl.make_current()
             CameraRenderer._current = self
@@ -135,6 +129,10 @@ def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
     return view
 
 
+def _no_renderer(reason: str) -> NoRendererError:
+    return NoRendererError(f"{reason}: {gl_environment.advice()}")
+
+
 def choose_backend() -> str:
     """The GL backend to use: MUJOCO_GL if set, else EGL with a device, else OSMesa.
 
@@ -144,14 +142,14 @@ def choose_backend() -> str:
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     if wanted:
         if wanted not in _MODULES:
-            raise NoRendererError(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
+            raise _no_renderer(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
         return wanted
     if _egl_devices() > 0:
         return "egl"
     try:
         ctypes.CDLL("libOSMesa.so.8")
     except OSError:
-        raise NoRendererError("found neither EGL nor OSMesa") from None
+        raise _no_renderer("found neither EGL nor OSMesa") from None
     return "osmesa"
 
 
@@ -180,6 +178,7 @@ def project(
     x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.
     """
     index = model.camera(camera).id
+    # Into the camera's frame, which looks along its own -z.
     in_camera = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
     ahead = np.where(in_camera[:, 2] < 0, -in_camera[:, 2], np.nan)
     focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
     """Draw what is missing below `config.root` and open everything; an equal seed, equal frames.
 
     Raises:
+        OSError: the disk is too full.
         ValueError: a folder holds scenes that were drawn in another way, or damaged ones.
         WorkerError: a drawing process failed.
     """
@@ -184,11 +186,16 @@ def _read_about(folder: Path) -> dict[str, Any] | None:
 
 
 def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
-    """Files for all frames, none of them drawn yet."""
+    """Files for all frames, none of them drawn yet.
+
+    Raises:
+        OSError: the disk is too full for all of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for key, shape in _shapes(about).items():
         kind = np.uint8 if key == "images" else np.float32
         array = np.lib.format.open_memmap(folder / f"{key}.npy", "w+", kind, shape)
+        _reserve(folder / f"{key}.npy")
         if key != "images":
             array[...] = np.nan  # of proprio: the mark of a frame that is still to be drawn
         array.flush()
@@ -196,6 +203,21 @@ def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
     temporary = folder / "scenes.json.part"
     temporary.write_text(json.dumps(about), encoding="utf-8")
     temporary.replace(folder / "scenes.json")
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk hold a whole file, since writing to one that is mapped ends in SIGBUS."""
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            error.errno,
+            f"{path} needs {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free "
+            f"({error.strerror}): {_ANOTHER_FOLDER}",
+        ) from error
 
 
 def _open_arrays(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -220,6 +242,7 @@ def _open_arrays(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _missing_episodes(proprio: np.ndarray) -> list[int]:
     """Episodes of which not every frame was drawn; a frame's proprioception is written last."""
+    # [frames, proprio] to [episodes, frames of an episode]
     drawn = np.isfinite(proprio).all(1).reshape(-1, FRAMES_PER_EPISODE).all(1)
     return np.flatnonzero(~drawn).tolist()
 
@@ -260,6 +283,7 @@ def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> No
     cameras = tuple(camera.name for camera in task.spec.cameras)
     renderer = CameraRenderer(task.model, cameras, job.config.image_size)
     keys = ("images", "points", "image_points", "proprio")
+    # Every process maps the same files and writes to rows of its own.
     arrays = {key: np.load(job.folder / f"{key}.npy", "r+") for key in keys}
     data = task.make_data()
     projector = Projector(task, job.phrases, cameras)
@@ -272,7 +296,7 @@ def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> No
             arrays["points"][row] = frame.points
             outside = (np.abs(frame.image_points) > 1).any(-1, keepdims=True)
             arrays["image_points"][row] = np.where(outside, np.nan, frame.image_points)
-            arrays["proprio"][row] = task.proprio(data)
+            arrays["proprio"][row] = task.proprio(data)  # last: it says that the frame is complete
             row += 1
     for array in arrays.values():
         array.flush()

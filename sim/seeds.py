@@ -94,6 +94,7 @@ def by_name(ranges: Iterable[SeedRange]) -> dict[str, SeedRange]:
     Raises:
         ValueError: a name repeats, or two ranges share a seed.
     """
+    # Sorted, two ranges overlap exactly where a neighbour does.
     ordered = sorted(ranges, key=lambda one: one.start)
     for one, other in pairwise(ordered):
         if one.stop > other.start:
@@ -125,6 +126,7 @@ def training_seeds(seed: int, iteration: int, episodes: int) -> range:
     """
     if not 0 <= iteration < MOST_ITERATIONS:
         raise ValueError(f"iteration {iteration} is not within 0 to {MOST_ITERATIONS - 1}")
+    # A run has a block with room for all iterations, so that a longer run stays within it.
     return TRAINING.block(seed, MOST_ITERATIONS * episodes, MOST_ITERATIONS * episodes)[
         iteration * episodes : (iteration + 1) * episodes
     ]

@@ -62,14 +62,19 @@ class CpuVecEnv:
         swap_instructions: bool = False,
     ):
         self._closed = True
-        num_workers = min(num_workers or os.cpu_count() or 1, num_envs)
-        if num_envs < 1 or num_workers < 1:
-            raise ValueError(f"need at least one environment and worker, got {num_envs}")
+        num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+        if min(num_envs, num_workers, image_size) < 1:
+            raise ValueError(
+                f"num_envs is {num_envs}, num_workers {num_workers} and image_size {image_size}: "
+                "each must be at least 1"
+            )
+        num_workers = min(num_workers, num_envs)
         self.task = make_task(task, image_size)
         drawn = tuple(cameras) if render else ()
         known = {camera.name: camera for camera in self.task.spec.cameras}
         if unknown := [name for name in drawn if name not in known]:
             raise ValueError(f"task {task} has no camera {unknown}; it has {list(known)}")
+        # The contract promises what is drawn, so that a policy for other cameras is refused.
         self.spec = dataclasses.replace(
             self.task.spec, cameras=tuple(known[name] for name in drawn)
         )
@@ -79,6 +84,7 @@ class CpuVecEnv:
         self._instructions = [""] * num_envs
         self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
         self._began = np.zeros(num_envs, bool)
+        # Before any process starts: it may be refused.
         self._shared = SharedArrays(self._layout())
         self._workers: list[WorkerProcess] = []
         self._closed = False
@@ -98,6 +104,7 @@ class CpuVecEnv:
         )
 
     def _layout(self) -> Layout:
+        # The longest chunk is an episode, so no step ever needs more memory than this.
         n, k, action = self.num_envs, self.horizon, self.spec.action.dim
         layout: Layout = {
             f"image/{camera.name}": ((n, camera.height, camera.width, 3), "uint8")
@@ -125,13 +132,15 @@ class CpuVecEnv:
         """Begin new episodes in these environments; an equal seed is an equal episode.
 
         Raises:
-            ValueError: lengths differ, or an index is out of range.
+            ValueError: lengths differ, an index is out of range, or a seed is negative.
         """
         if len(indices) != len(seeds):
             raise ValueError(f"{len(indices)} environments but {len(seeds)} seeds")
         if bad := [i for i in indices if not 0 <= i < self.num_envs]:
             raise ValueError(f"no environments {bad}: there are {self.num_envs}, from 0")
-        wanted: dict[int, dict[int, int]] = {}
+        if bad := [seed for seed in seeds if seed < 0]:
+            raise ValueError(f"seeds must not be negative, got {bad}")
+        wanted: dict[int, dict[int, int]] = {}  # worker → environment → seed
         for index, seed in zip(indices, seeds, strict=True):
             wanted.setdefault(self._hosts[int(index)], {})[int(index)] = int(seed)
         for begun in self._ask("reset", wanted):
@@ -159,13 +168,14 @@ class CpuVecEnv:
         length = actions.shape[1]
         self._shared.arrays["actions"][:, :length] = actions
         self._ask("step", dict.fromkeys(range(len(self._workers)), length))
-        success = self._shared.arrays["success"][:, :length]
+        success = self._shared.arrays["success"][:, :length]  # [n, k]
         return StepBatch(
             observation=self._observation(),
             privileged=self._copy("privileged"),
             rewards=torch.from_numpy(success.astype(np.float32)),
             success=torch.from_numpy(success.copy()),
             valid=self._copy("valid")[:, :length],
+            # A time limit is the only end that a task has.
             terminated=torch.zeros(self.num_envs, dtype=torch.bool),
             truncated=self._copy("truncated"),
         )
@@ -225,6 +235,7 @@ class CpuVecEnv:
         )
 
     def _copy(self, name: str) -> Tensor:
+        # The workers will write here again, while the caller may keep what it was given.
         return torch.from_numpy(self._shared.arrays[name].copy())
 
     def _require_begun(self) -> None:

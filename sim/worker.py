@@ -51,6 +51,7 @@ class Worker:
         self._arrays = arrays
         self._renderer = None
         if config.cameras:
+            # Only where something is drawn: machines without a GL library can train from state.
             from sim.render import CameraRenderer
 
             self._renderer = CameraRenderer(
@@ -80,13 +81,15 @@ class Worker:
     def _step(self, index: int, length: int) -> None:
         arrays, task = self._arrays, self._task
         data, episode = self._data[index], self._episodes[index]
-        executed = min(length, task.horizon - episode.steps)
+        executed = min(length, task.horizon - episode.steps)  # 0 once the episode has ended
         valid, success = arrays["valid"][index], arrays["success"][index]
+        # What an earlier, longer chunk left must not count for this one.
         valid[:length] = False
         success[:length] = False
         for k in range(executed):
             task.step(data, episode, arrays["actions"][index, k])
             success[k] = task.is_success(data, episode)
+        # An ended episode keeps its last observation, which is the final one.
         if executed:
             valid[:executed] = True
             arrays["truncated"][index] = episode.steps >= task.horizon

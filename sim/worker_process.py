@@ -95,7 +95,9 @@ class WorkerProcess:
                 "processes import that script, so what starts them must stand under the guard"
             )
         if code is not None and code < 0:
-            hint = ", perhaps out of memory" if code == -signal.SIGKILL else ""
+            # What the kernel does to a process when memory runs out.
+            killed = code == -signal.SIGKILL
+            hint = ", perhaps out of memory: use fewer workers" if killed else ""
             return f"{self._name} was ended by {signal.Signals(-code).name} ({code}{hint})"
         return f"{self._name} ended with exit code {code}; what it printed before says why"
 

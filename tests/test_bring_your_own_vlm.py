@@ -47,7 +47,7 @@ def test_a_foreign_model_learns_to_point(smolvlm: Path, tmp_path: Path) -> None:
         images=rng.integers(0, 256, (8, len(spec.cameras), 96, 96, 3), np.uint8),
         proprio=rng.normal(size=(8, spec.proprio.dim)).astype(np.float32),
         points=rng.normal(1.0, 0.1, (8, 2, 3)).astype(np.float32),
-        pictures=rng.uniform(-0.9, 0.9, (8, 2, len(spec.cameras), 2)).astype(np.float32),
+        image_points=rng.uniform(-0.9, 0.9, (8, 2, len(spec.cameras), 2)).astype(np.float32),
         phrases=("gripper", "target"),
         prompts=(Prompt("move to the target", "target", "target"),),
         unseen={},

@@ -90,15 +90,15 @@ def test_flags_reach_the_command_and_its_code_comes_back(
     command: Callable[..., None], returned: int | None, code: int
 ) -> None:
     """Hyphenated flags fill the config; None counts as success."""
-    seen = []
+    received = []
 
     def main(config: CollectConfig) -> int | None:
-        seen.append(config)
+        received.append(config)
         return returned
 
     command(main)
     assert cli.main(["collect", "--noise-m", "0.5"]) == code
-    assert seen == [CollectConfig(noise_m=0.5)]
+    assert received == [CollectConfig(noise_m=0.5)]
 
 
 @pytest.mark.parametrize(
@@ -279,6 +279,23 @@ def test_a_preset_gives_a_task_its_settings(capsys: pytest.CaptureFixture[str]) 
     error = capsys.readouterr().err
     assert "no preset 'FetchPull'" in error
     assert all(name in error for name in TASKS)
+
+
+def test_the_demo_refuses_bad_settings_before_its_first_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the last stage, too: an hour of training would be lost on them."""
+    from scripts import collect
+
+    def begun(config: object) -> int:
+        raise AssertionError("recording has begun")
+
+    monkeypatch.setattr(collect, "main", begun)
+    for wrong in (["--episodes", "0"], ["--demonstrations", "0"], ["--seed", "-1"]):
+        assert cli.main(["demo", *wrong]) == cli.USAGE_EXIT
+        assert capsys.readouterr().err.startswith("error: ")
+    assert cli.main(["demo", "--task", "FetchFly"]) == cli.USAGE_EXIT
+    assert "no preset 'FetchFly'" in capsys.readouterr().err
 
 
 def test_the_printed_command_line_repeats_the_run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policies.planning.cem import CemConfig
+from policies.planning.cem import Cem, CemConfig
 from policies.planning.mppi import MppiConfig
 from scripts.plan import PlanConfig, main
 
@@ -27,6 +27,34 @@ def test_plan_reaches_and_prints_success_rate_and_ledger(
     assert "success ever  1.000" in printed
     assert "simulator     192 control steps a decision" in printed  # 8 x 12 x 2
     assert "Hz, 5 steps executed" in printed
+
+
+def test_what_was_planned_before_an_interrupt_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its interval, and how many episodes it is of."""
+    plan_once, planned = Cem.plan, []
+
+    def plan(*args: object) -> object:
+        planned.append(args)
+        if len(planned) > 12:  # an episode has ten decisions
+            raise KeyboardInterrupt
+        return plan_once(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cem, "plan", plan)
+    small = CemConfig(planning_horizon=8, samples=12, iterations=2, elites=4)
+    with pytest.raises(KeyboardInterrupt):
+        main(PlanConfig(task="FetchReach", episodes=3, threads=1, cem=small))
+    printed = capsys.readouterr().out
+    assert "stopped after 1 of 3 episodes" in printed
+    assert "success ever  1.000" in printed
+
+
+def test_impossible_counts_are_refused() -> None:
+    """Before any process starts."""
+    for wrong in ({"episodes": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match="need episodes >= 1 and seed >= 0"):
+            PlanConfig(**wrong)
 
 
 def test_an_unknown_task_is_refused_with_the_valid_names() -> None:

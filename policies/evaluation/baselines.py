@@ -77,7 +77,7 @@ class ExpertPolicy:
 
 
 class BlankImages:
-    """A policy that is shown black pictures: what it does without seeing."""
+    """A policy that is given black images: what it does without seeing."""
 
     def __init__(self, policy: Policy) -> None:
         self.spec = policy.spec
@@ -88,6 +88,6 @@ class BlankImages:
         self._policy.reset(indices)
 
     def act(self, observation: ObservationBatch) -> Tensor:
-        """Act on black pictures, the true proprioception and the true instruction."""
+        """Act on black images, the true proprioception and the true instruction."""
         black = {name: torch.zeros_like(image) for name, image in observation.images.items()}
         return self._policy.act(replace(observation, images=black))

@@ -51,6 +51,6 @@ class RowByRow:
 
     def _decide(self, row: int, observation: ObservationBatch) -> Tensor:
         (decision,) = self._streams[row].spawn(1)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(int(decision.generate_state(1)[0]))
             return self._policies[row].act(observation)

@@ -1,8 +1,8 @@
-"""Grounding: teach the vision-language model what it sees and where the things that words name are.
+"""Grounding: teach the vision-language model where the objects are that words name.
 
 The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
-the hand, the thing to move and the goal, in every picture and in the world. Beside that it answers
-questions in words: it captions, locates, tells colours and what is gripped. Only pictures, words
+the hand, the object and the goal, in every image and in the world. Beside that it answers
+questions in words: it captions, locates, tells colours and what is gripped. Only images, words
 and simulator positions are used, no actions. It is what gives the small embedded model, which has
 no internet-scale pretraining, eyes for the robot's table before any demonstration is seen.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from policies.checkpoints import Checkpoints
 from policies.grounding.grounding_set import GroundingSet, Prompt, observe
-from policies.grounding.vqa_sampler import QuestionSampler
+from policies.grounding.vqa_sampler import VqaSampler
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.model.pointer import POINTS
@@ -78,18 +78,18 @@ class GroundingConfig:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PointingBatch:
     """Model inputs and the answers.
 
     Attributes:
         inputs: of n frames with a prompt each.
         world: float32 [n, POINTS, 3], in the model's units.
-        pictures: float32 [n, POINTS, cameras, 2], NaN outside.
+        image_points: float32 [n, POINTS, cameras, 2], NaN outside.
     """
 
     inputs: ModelInputs
     world: Tensor
-    pictures: Tensor
+    image_points: Tensor
 
 
 class GroundingSampler:
@@ -103,8 +103,9 @@ class GroundingSampler:
         self._processor = processor
         self._kept = [s.kept(heldout) for s in sets]
 
-    def train(self, rng: np.random.Generator, size: int) -> Asked:
+    def train(self, rng: np.random.Generator, size: int) -> PointingBatch:
         """`size` frames, the tasks in proportion to their frames."""
+        # By frames: a task with more scenes is drawn more often.
         share = np.array(self._kept) / sum(self._kept)
         parts = [
             self._draw(s, s.prompts, rng.integers(kept, size=count), rng)
@@ -113,15 +114,15 @@ class GroundingSampler:
             )
             if count
         ]
-        return Asked(
+        return PointingBatch(
             ModelInputs.concatenate([part.inputs for part in parts]),
             torch.cat([part.world for part in parts]),
-            torch.cat([part.pictures for part in parts]),
+            torch.cat([part.image_points for part in parts]),
         )
 
     def heldout(
         self, index: int, prompts: Sequence[Prompt], seed: int = 0, most: int = 512
-    ) -> Asked:
+    ) -> PointingBatch:
         """Held-out frames of the set `index`, the same ones for the same seed."""
         rng = np.random.default_rng(seed)
         rows = np.arange(self._kept[index], len(self._sets[index].images))
@@ -134,18 +135,20 @@ class GroundingSampler:
         choice: Sequence[Prompt],
         rows: np.ndarray,
         rng: np.random.Generator,
-    ) -> Asked:
+    ) -> PointingBatch:
         prompts = [choice[i] for i in rng.integers(len(choice), size=len(rows))]
         texts = [prompt.text for prompt in prompts]
         spec = self._processor.spec
         observation = observe(spec, source.images[rows], source.proprio[rows], texts)
+        # [n, POINTS] columns of `points`: hand, object, goal
         column = source.phrases.index
         asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
         points = torch.from_numpy(source.points[rows[:, None], asked])
         config = self._model_config
         scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
-        pictures = torch.from_numpy(source.pictures[rows[:, None], asked])
-        return Asked(self._processor.encode_observation(observation), scaled.float(), pictures)
+        image_points = torch.from_numpy(source.image_points[rows[:, None], asked])
+        inputs = self._processor.encode_observation(observation)
+        return PointingBatch(inputs, scaled.float(), image_points)
 
 
 class Grounder:
@@ -170,7 +173,7 @@ class Grounder:
         self.update = 0
         self._sets = sets
         self._sampler = GroundingSampler(sets, policy.model, policy.processor, config.heldout)
-        self._questions = QuestionSampler(sets, policy.processor, config.heldout)
+        self._questions = VqaSampler(sets, policy.processor, config.heldout)
         self._rng = np.random.default_rng(config.seed)
         model = policy.model
         self._trained = model.perception_parameters()
@@ -213,6 +216,7 @@ class Grounder:
             }
             losses.clear()
             if last or self.update % self.config.evaluate_every == 0:
+                # Before the checkpoint: the step that throws weights out has a finite loss itself.
                 with self.checkpoints.stop_on_nan(self.update):
                     require_finite_weights(self._trained)
                 if self.config.heldout:
@@ -229,12 +233,14 @@ class Grounder:
         asked = self._sampler.train(self._rng, self.config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             pointing, _ = self.policy.network.point(asked.inputs.to(device))
-        loss = pointing.loss(asked.world.to(device), asked.pictures.to(device))
+        # Points that lie outside of an image count in the world alone.
+        loss = pointing.loss(asked.world.to(device), asked.image_points.to(device))
         if self.config.questions:
             inputs, labels = self._questions.train(self._rng, self.config.questions)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
                 answered = answer_loss(model, inputs.to(device), labels.to(device))
             loss = loss + self.config.question_weight * answered
+        # Of the step alone, so a resumed run needs no schedule.
         rate = cosine(self.update, self.config.updates, self.config.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate
@@ -250,15 +256,15 @@ class Grounder:
         found: dict[str, float] = {}
         for index, source in enumerate(self._sets):
             for new, prompts in {"": source.prompts, **source.unseen}.items():
-                away_cm = self._away_cm(self._sampler.heldout(index, prompts))
+                error_cm = self._error_cm(self._sampler.heldout(index, prompts))
                 for column, what in enumerate(POINTS):
                     key = f"{source.name}/{what}" + (f"_{new}" if new else "")
-                    found[f"{key}_median_cm"] = float(away_cm[:, column].quantile(0.5))
-                    found[f"{key}_q90_cm"] = float(away_cm[:, column].quantile(0.9))
+                    found[f"{key}_median_cm"] = float(error_cm[:, column].quantile(0.5))
+                    found[f"{key}_q90_cm"] = float(error_cm[:, column].quantile(0.9))
         return found
 
     @torch.no_grad()
-    def _away_cm(self, asked: Asked) -> Tensor:
+    def _error_cm(self, asked: PointingBatch) -> Tensor:
         """How far each point is from the truth: [n, POINTS]."""
         model, device = self.policy.model.eval(), self.policy.device
         guess = torch.cat(
@@ -267,6 +273,7 @@ class Grounder:
                 for rows in torch.arange(len(asked.world)).split(64)
             ]
         )
+        # [n, POINTS], from the model's units to centimetres
         return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
 
     def _settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scenes as training data for grounding: pictures, where things are, and what can be asked."""
+"""Scenes as training data for grounding: images, where objects are, and what can be asked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GroundingSet:
         images: uint8 [n, cameras, h, w, 3].
         proprio: float32 [n, proprio].
         points: float32 [n, phrases, 3], world, metres.
-        pictures: float32 [n, phrases, cameras, 2], picture coordinates, NaN outside.
+        image_points: float32 [n, phrases, cameras, 2], image coordinates, NaN outside.
         phrases: names of `points`, "gripper" among them.
         prompts: what can be pointed at; any may be asked of any frame.
         unseen: prompts that are never trained on, only measured with, by what is new in them.
@@ -45,7 +45,7 @@ class GroundingSet:
     images: np.ndarray
     proprio: np.ndarray
     points: np.ndarray
-    pictures: np.ndarray
+    image_points: np.ndarray
     phrases: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     unseen: Mapping[str, tuple[Prompt, ...]]
@@ -73,10 +73,10 @@ class GroundingSet:
 def observe(
     spec: RobotSpec, images: np.ndarray, proprio: np.ndarray, texts: Sequence[str]
 ) -> ObservationBatch:
-    """Frames with a text each, as an actor would see them; pictures [n, cameras, h, w, 3]."""
-    pictures = torch.from_numpy(images)
+    """Frames with a text each, as an actor would see them; images [n, cameras, h, w, 3]."""
+    every = torch.from_numpy(images)
     return ObservationBatch(
-        images={camera.name: pictures[:, i] for i, camera in enumerate(spec.cameras)},
+        images={camera.name: every[:, i] for i, camera in enumerate(spec.cameras)},
         proprio=torch.from_numpy(proprio),
         instructions=list(texts),
         time_s=torch.zeros(len(images)),

@@ -23,7 +23,7 @@ _MEASURED = 256
 _BATCH = 64
 
 
-class QuestionSampler:
+class VqaSampler:
     """Draws frames with a question each.
 
     Args:

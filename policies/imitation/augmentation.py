@@ -1,4 +1,4 @@
-"""Random changes of pictures that leave what is in them the same: place, light and colour."""
+"""Random changes of images that leave what is in them the same: place, light and colour."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much each picture is changed, drawn uniformly up to these bounds; 0 changes nothing.
+    """How much each image is changed, drawn uniformly up to these bounds; 0 changes nothing.
 
     Attributes:
         shift: share of the height and width by which the view moves; the border is repeated.
-        light: relative change of brightness, and of contrast around the picture's mean.
+        light: relative change of brightness, and of contrast around the image's mean.
         colour: relative change of each colour.
     """
 
@@ -32,9 +32,9 @@ class Augmentation:
         return max(self.shift, self.light, self.colour) > 0
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Each picture of uint8 [..., h, w, 3] changed on its own; a new tensor."""
-        pictures = images.flatten(0, -4)
-        count, height, width, _ = pictures.shape
+        """Each image of uint8 [..., h, w, 3] changed on its own; a new tensor."""
+        flat = images.flatten(0, -4)
+        count, height, width, _ = flat.shape
 
         def draw(bound: float, *sizes: int) -> Tensor:
             return bound * (2 * torch.rand(count, *sizes, generator=generator) - 1)
@@ -43,7 +43,7 @@ class Augmentation:
         rows = (torch.arange(height) + moved[:, :1]).clamp(0, height - 1)
         columns = (torch.arange(width) + moved[:, 1:]).clamp(0, width - 1)
         which = torch.arange(count)[:, None, None]
-        shifted = pictures[which, rows[:, :, None], columns[:, None, :]].float()
+        shifted = flat[which, rows[:, :, None], columns[:, None, :]].float()
         mean = shifted.mean(dim=(1, 2, 3), keepdim=True)
         contrast = 1 + draw(self.light, 1, 1, 1)
         gain = (1 + draw(self.light, 1, 1, 1)) * (1 + draw(self.colour, 1, 1, 3))

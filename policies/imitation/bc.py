@@ -1,8 +1,8 @@
 """Behaviour cloning: imitate demonstrated chunks, keep the checkpoint that succeeds most often.
 
-With frozen perception every frame's context is computed once and only the head is trained, which
-takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because the
-loss of a cloned policy says little about how it acts. Where there is no simulator of the
+With frozen perception the features of every frame are computed once and only the actor is trained,
+which takes minutes instead of hours on a CPU. Success in simulation chooses the checkpoint, because
+the loss of a cloned policy says little about how it acts. Where there is no simulator of the
 demonstrated robot, the loss on held-out episodes has to choose.
 
 Demonstrations of several robots train one model: a batch holds samples of all of them, by weight.
@@ -47,25 +47,25 @@ class CloningConfig:
     Attributes:
         updates: optimizer steps.
         batch: samples an update.
-        perception: "frozen" trains the head alone on contexts computed once, for a model that has
+        perception: "frozen" trains the actor alone on features computed once, for a model that has
             learned to point; "trained" also trains readouts, pointer and as much of the
             vision-language model as its own `tuning` leaves free.
         learning_rate: of AdamW for the head; falls to 0 along a cosine.
         perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
-        context_noise: std of Gaussian noise added to points and proprioception, in the head's own
-            units; what it must act in later is not exactly what was demonstrated.
+        feature_noise: std of Gaussian noise added to points and proprioception, in the model's
+            units: where it must act later is not exactly where was demonstrated.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
-        picture_shift: augmentation, see `Augmentation`; like the next two only where perception is
-            trained, since a frozen one sees every picture once.
-        picture_light: augmentation.
-        picture_colour: augmentation.
-        still: points that stay where they are during an episode, so that all sightings of them
-            count (see `VLA.hold`); only where perception is frozen, since one that is trained sees
-            every frame alone.
+        image_shift: augmentation, see `Augmentation`; like the next two only where perception is
+            trained, since a frozen one reads every image once.
+        image_light: augmentation.
+        image_colour: augmentation.
+        static_points: points that do not move during an episode, so that their position is an
+            average over it (see `fuse_static_points`); only where perception is frozen, since one
+            that is trained reads every frame alone.
         phrasings: where there are paraphrases and perception is frozen, in how many of them, drawn
-            anew for each frame, its context is computed; trained perception draws at every sample.
+            anew for each frame, features are computed; trained perception draws at every sample.
         bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
         seed: of everything random.
     """
@@ -76,13 +76,13 @@ class CloningConfig:
     learning_rate: float = 1e-3
     perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
-    context_noise: float = 0.02
+    feature_noise: float = 0.02
     max_grad_norm: float = 1.0
     evaluate_every: int = 500
-    picture_shift: float = 0.0
-    picture_light: float = 0.0
-    picture_colour: float = 0.0
-    still: tuple[str, ...] = ("target",)
+    image_shift: float = 0.0
+    image_light: float = 0.0
+    image_colour: float = 0.0
+    static_points: tuple[str, ...] = ("target",)
     phrasings: int = 4
     bf16: bool = False
     seed: int = 0
@@ -90,7 +90,7 @@ class CloningConfig:
     def __post_init__(self) -> None:
         if self.perception == "frozen" and self.augmentation.is_on:
             raise ValueError(
-                "pictures are changed only with perception='trained': a frozen one sees each once"
+                "images are augmented only with perception='trained': a frozen one reads each once"
             )
         if self.phrasings < 1:
             raise ValueError(f"phrasings start at 1, got {self.phrasings}")
@@ -100,8 +100,8 @@ class CloningConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """How pictures are changed."""
-        return Augmentation(self.picture_shift, self.picture_light, self.picture_colour)
+        """How images are augmented."""
+        return Augmentation(self.image_shift, self.image_light, self.image_colour)
 
 
 class Cloner:
@@ -127,7 +127,7 @@ class Cloner:
         self.policy, self.model, self.data = policy, policy.model, data
         model = policy.model
         self.config, self.folder = config, folder
-        static = config.still if config.perception == "frozen" else ()
+        static = config.static_points if config.perception == "frozen" else ()
         model.config = replace(model.config, static_points=static)
         self.step = 0
         self.checkpoints = Checkpoints(folder, policy)
@@ -139,9 +139,10 @@ class Cloner:
             groups.append({"params": others, "lr": config.perception_learning_rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        # The optimizer's own are overwritten at every step.
         self._rates = [group["lr"] for group in groups]
         self._policies = {name: policy.embodied(name) for name in data.robots}
-        self._contexts: dict[Split, Encoded] = {}
+        self._frozen_features: dict[Split, Encoded] = {}
 
     def run(
         self,
@@ -165,6 +166,7 @@ class Cloner:
         if env is not None:
             self.policy = self.policy.embodied(env.spec)
             self.policy.spec.require_match(env.spec, "the demonstrations", "the environment")
+        # What chooses decides the result: loss and success rank checkpoints differently.
         chosen_by = None if env is None else selection_seeds
         if (state := self.checkpoints.resume(self._settings(chosen_by), _TOTAL)) is not None:
             self._load_state(state)
@@ -188,10 +190,11 @@ class Cloner:
 
     def _update(self) -> float:
         self.model.train()
+        # Set at every step and not by a scheduler: a longer run then has the longer cosine.
         factor = cosine(self.step, self.config.updates)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
-        loss = cloning_loss(self.model.actor, *self._sample(), self.config.context_noise, self._rng)
+        loss = cloning_loss(self.model.actor, *self._sample(), self.config.feature_noise, self._rng)
         optimizer_step(self._optimizer, loss, self.config.max_grad_norm)
         return float(loss.detach())
 
@@ -199,6 +202,7 @@ class Cloner:
         self, env: VecEnv | None, selection_seeds: Sequence[int]
     ) -> tuple[dict[str, float], float]:
         """What can be measured now, and the score that chooses the best checkpoint."""
+        # Before rollouts: NaN commands would be refused with a message about the contract.
         require_finite_weights(self._trained)
         values = self.heldout_losses()
         values["learning_rate"] = self._rates[0] * cosine(self.step, self.config.updates)
@@ -216,13 +220,14 @@ class Cloner:
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             if (copies := self._copies) > 1:
                 copy = torch.randint(copies, (size,), generator=self._rng)
+                # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
             return features.select(rows), actions[rows], is_pad[rows]
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
             for batch in batches.values():
-                for camera, pictures in batch.images.items():
-                    batch.images[camera] = augmentation.apply(pictures, self._rng)
+                for camera, images in batch.images.items():
+                    batch.images[camera] = augmentation.apply(images, self._rng)
         return _join(self._encode(n, b) for n, b in batches.items())
 
     def _encode(self, name: str, batch: DemoBatch) -> Encoded:
@@ -276,8 +281,8 @@ class Cloner:
 
     @torch.no_grad()
     def _frozen(self, split: Split) -> Encoded:
-        """Contexts, actions and padding of a split; with frozen perception they never change."""
-        if split not in self._contexts:
+        """Features, actions and padding of a split; with frozen perception they never change."""
+        if split not in self._frozen_features:
             was_training = self.model.training
             self.model.eval()
             # Of its own, so that a resumed training finds the same words in the same places.
@@ -287,10 +292,10 @@ class Cloner:
                 for name, data in self.data.robots.items():
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
-            self._contexts[split] = _join(parts)
+            self._frozen_features[split] = _join(parts)
             # Or the update that asks first would run without dropout, here or after a resume.
             self.model.train(was_training)
-        return self._contexts[split]
+        return self._frozen_features[split]
 
     @property
     def holds_out(self) -> bool:
@@ -310,14 +315,16 @@ class Cloner:
         self.model.eval()
         features, actions, is_pad = self._frozen("heldout")
         if self.config.perception == "trained":
-            self._contexts.clear()
+            self._frozen_features.clear()
         parts = {"loss/heldout": slice(None)}
         if len(counts) > 1:
+            # Rows lie robot by robot, as `_frozen` has joined them.
             ends = np.cumsum([*counts.values()]).tolist()
             for (name, count), end in zip(counts.items(), ends, strict=True):
                 if count:
                     parts[f"loss/heldout/{name}"] = slice(end - count, end)
         device = self.policy.device
+        # Heads that draw noise in their loss: the same noise each time, and none of training's.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
             return {

@@ -62,7 +62,7 @@ class DemoDataset:
 
     Args:
         roots: one folder or several, of one robot.
-        chunk: actions a sample.
+        chunk_length: actions a sample.
         heldout_fraction: share of each folder's episodes that is set aside: at least one of two or
             more, never all, and none where it is 0.
         seed: decides which.
@@ -76,7 +76,7 @@ class DemoDataset:
 
     Attributes:
         spec: the contract that all folders share.
-        chunk: actions a sample.
+        chunk_length: actions a sample.
 
     Raises:
         FileNotFoundError: no data set there, or one without a contract.
@@ -88,7 +88,7 @@ class DemoDataset:
     def __init__(
         self,
         roots: Path | str | Sequence[Path | str],
-        chunk: int,
+        chunk_length: int,
         heldout_fraction: float = 0.1,
         seed: int = 0,
         weights: Sequence[float] = (),
@@ -98,10 +98,10 @@ class DemoDataset:
         tolerance_s: float = TOLERANCE_S,
     ):
         folders = [Path(roots)] if isinstance(roots, str | Path) else [Path(r) for r in roots]
-        if chunk < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
+        if chunk_length < 1 or not folders or not 0.0 <= heldout_fraction < 1.0:
             raise ValueError(
-                f"need a folder, chunk >= 1 and 0 <= heldout_fraction < 1, got {folders}, "
-                f"{chunk}, {heldout_fraction}"
+                f"need a folder, chunk_length >= 1 and 0 <= heldout_fraction < 1, got {folders}, "
+                f"{chunk_length}, {heldout_fraction}"
             )
         if weights and (len(weights) != len(folders) or not all(0 < w < np.inf for w in weights)):
             raise ValueError(f"need one weight > 0 a folder, got {list(weights)} for {folders}")
@@ -111,7 +111,7 @@ class DemoDataset:
         self.spec = merge_contracts(
             {f"data set {f}": p.spec for f, p in zip(folders, parts, strict=True)}
         )
-        self.chunk = chunk
+        self.chunk_length = chunk_length
         self._images = [part.images for part in parts]
         self._starts = np.cumsum([0] + [len(part) for part in parts])  # [folders + 1]
         self._proprio = np.concatenate([part.proprio for part in parts])
@@ -121,8 +121,8 @@ class DemoDataset:
         kept = self._select(episodes, without)
         self._rows = self._split(kept, heldout_fraction, seed)
         self._weights = tuple(weights)
-        self._drawers = {
-            split: Drawer(split, [len(rows)], [self.shares(split)])
+        self._samplers = {
+            split: WeightedSampler(split, [len(rows)], [self.shares(split)])
             for split, rows in self._rows.items()
         }
 
@@ -146,6 +146,7 @@ class DemoDataset:
         shifted = zip(numbered, self._first_episodes[:-1], strict=True)
         self._episode = np.concatenate([numbers + first for numbers, first in shifted])
         _, first, lengths = np.unique(self._episode, return_index=True, return_counts=True)
+        # Of each frame, the first of its episode and the one behind its last, int64 [frames].
         self._begin = first[self._episode]
         self._end = (first + lengths)[self._episode]
 
@@ -166,6 +167,7 @@ class DemoDataset:
 
     def _split(self, kept: np.ndarray, fraction: float, seed: int) -> dict[Split, np.ndarray]:
         """Frames by split; whole episodes are held out, folder by folder, so task by task."""
+        # All episodes are permuted, used or not: leaving some out moves few of the others.
         rng = np.random.default_rng(seed)
         used = np.unique(self._episode[kept])
         heldout: list[int] = []
@@ -215,8 +217,8 @@ class DemoDataset:
     def draw(
         self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
     ) -> np.ndarray:
-        """Positions in `rows(split)`, see `Drawer.draw`."""
-        return self._drawers[split].draw(generator, size)
+        """Positions in `rows(split)`, see `WeightedSampler.draw`."""
+        return self._samplers[split].draw(generator, size)
 
     def statistics(self) -> Statistics:
         """Over the training episodes, in the contract's units."""
@@ -234,9 +236,9 @@ class DemoDataset:
 
     def _future(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Actions [b, k, action.dim] from these frames on, and where they are padding [b, k]."""
-        future = rows[:, None] + np.arange(self.chunk)
-        last = self._end[rows, None] - 1
-        actions = self._actions[np.minimum(future, last)]
+        future = rows[:, None] + np.arange(self.chunk_length)  # [b, k]
+        last = self._end[rows, None] - 1  # [b, 1]
+        actions = self._actions[np.minimum(future, last)]  # [b, k, action.dim]
         return torch.from_numpy(actions), torch.from_numpy(future > last)
 
     def _gather_images(self, camera: str, rows: np.ndarray) -> Tensor:
@@ -251,7 +253,7 @@ class DemoDataset:
         return torch.from_numpy(out)
 
 
-class Drawer:
+class WeightedSampler:
     """Draws frames by weight from parts that lie one after another.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.imitation.dataset import DemoBatch, DemoDataset, Drawer
+from policies.imitation.dataset import DemoBatch, DemoDataset, WeightedSampler
 from policies.imitation.images import TOLERANCE_S
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
@@ -22,7 +22,7 @@ class Demonstrations:
 
     Args:
         roots: folders, of one robot or of several.
-        chunk: actions a sample.
+        chunk_length: actions a sample.
         heldout_fraction: share of each folder's episodes that is set aside.
         seed: decides which.
         weights: share of the drawn samples that each folder gets, in any unit and through all
@@ -47,7 +47,7 @@ class Demonstrations:
     def __init__(
         self,
         roots: Sequence[Path],
-        chunk: int,
+        chunk_length: int,
         heldout_fraction: float = 0.1,
         seed: int = 0,
         weights: Sequence[float] = (),
@@ -65,12 +65,12 @@ class Demonstrations:
         names = names or [read_contract(root, cameras).robot for root in roots]
         self.robots: dict[str, DemoDataset] = {}
         for name in dict.fromkeys(names):
-            mine = [index for index, other in enumerate(names) if other == name]
-            folders, shares = [roots[i] for i in mine], [weights[i] for i in mine if weights]
+            indices = [index for index, other in enumerate(names) if other == name]
+            folders, shares = [roots[i] for i in indices], [weights[i] for i in indices if weights]
             try:
                 data = DemoDataset(
                     folders,
-                    chunk,
+                    chunk_length,
                     heldout_fraction,
                     seed,
                     shares,
@@ -91,7 +91,7 @@ class Demonstrations:
         parts = self.robots.values()
         counts = [len(data.rows("train")) for data in parts]
         self._starts = np.cumsum([0, *counts])
-        self._drawer = Drawer("train", counts, [data.shares("train") for data in parts])
+        self._sampler = WeightedSampler("train", counts, [data.shares("train") for data in parts])
 
     def embodiments(self) -> dict[str, Embodiment]:
         """Contract and statistics of each robot."""
@@ -103,7 +103,7 @@ class Demonstrations:
 
     def draw(self, generator: torch.Generator, size: int) -> np.ndarray:
         """Positions in the training frames of all robots, one robot after another; by weight."""
-        return self._drawer.draw(generator, size)
+        return self._sampler.draw(generator, size)
 
     def sample(self, generator: torch.Generator, size: int) -> dict[str, DemoBatch]:
         """`size` samples by weight in any of their phrasings, apart by robot; none is empty."""

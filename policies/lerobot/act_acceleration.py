@@ -103,18 +103,18 @@ class _FirstToken:
 
 
 class _BatchedCameras:
-    """ACT's forward pass, to which the vision tower's features are given instead of pictures."""
+    """ACT's forward pass, to which the vision tower's features are given instead of images."""
 
     def __init__(self, model: Any):
         self._forward, self._see = model.forward, model.backbone.forward
         model.backbone.forward = lambda features: {"feature_map": features}
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        pictures = batch["observation.images"]
-        if len({picture.shape for picture in pictures}) == 1:
-            features = self._see(torch.cat(pictures))["feature_map"].chunk(len(pictures))
+        images = batch["observation.images"]
+        if len({image.shape for image in images}) == 1:
+            features = self._see(torch.cat(images))["feature_map"].chunk(len(images))
         else:
-            features = [self._see(picture)["feature_map"] for picture in pictures]
+            features = [self._see(image)["feature_map"] for image in images]
         return self._forward(batch | {"observation.images": features})
 
 

@@ -1,6 +1,6 @@
 """The cross-entropy method over action sequences.
 
-Sample sequences from a Gaussian, refit it to the cheapest ones, repeat; return the best seen.
+Sample sequences from a Gaussian, refit it to the cheapest ones, repeat; return the best found.
 
 Source: Rubinstein and Kroese 2004, "The Cross-Entropy Method"; coloured noise, elites kept between
 iterations and the best sample returned: Pinneri et al. 2020, "Sample-efficient cross-entropy method

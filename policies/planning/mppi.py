@@ -5,11 +5,12 @@ Perturb a nominal sequence, weigh the perturbed ones by exp(-cost / temperature)
 Source: Williams et al. 2017, "Information theoretic MPC for model-based reinforcement learning"
 (algorithm 2; weights eq. 34, update eq. 35).
 
-Departures: costs are divided by their spread over the samples, so one temperature serves tasks of
-any scale; the control cost term lambda u' Sigma^-1 eps is left out, as the action is bounded
-anyway; noise is coloured instead of smoothing the result (Vlahov et al. 2024, "Low frequency
-sampling in model predictive path integral control"); the update is iterated, with the deviation
-shrunk each time (as in covariance annealing), because a decision here is several control steps.
+Departures: costs are divided by their standard deviation over the samples, so that one temperature
+serves tasks of any scale; the control cost term lambda u' Sigma^-1 eps is left out, as the action
+is bounded anyway; noise is coloured instead of smoothing the result (Vlahov et al. 2024, "Low
+frequency sampling in model predictive path integral control"); the update is iterated, with the
+deviation shrunk each time (as in covariance annealing), because a decision here is several control
+steps.
 """
 
 from __future__ import annotations

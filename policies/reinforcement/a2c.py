@@ -75,10 +75,12 @@ class A2C:
 
     def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
         """One step up the gradient of log-probability times advantage, plus the entropy's."""
+        # Of the same weights that collected, so that no ratio corrects for anything.
         likelihood = self._actor.likelihood(batch.features, batch.sample)
         entropy = batch.mean(likelihood.entropy())
         gain = batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
         loss = -gain - self.config.entropy * entropy
+        # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)
         return describe_step(self._actor, batch, loss, entropy, norm)
 

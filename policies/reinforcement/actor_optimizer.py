@@ -34,7 +34,9 @@ class ActorOptimizer:
         max_grad_norm: float,
     ):
         log_std = actor.log_std_parameters()
+        # By identity: `in` would compare the tensors' values.
         means = [p for p in actor.parameters() if all(p is not other for other in log_std)]
+        # Exploration has to follow within one run what means need for a fraction of it.
         groups: list[dict[str, Any]] = [
             {"params": means, "lr": learning_rate},
             {"params": log_std, "lr": log_std_learning_rate},
@@ -67,6 +69,7 @@ def learning_rate_for(head: ActionHead) -> float:
         ValueError: there is none for this kind; says how to set it.
     """
     for name, rate in LEARNING_RATES.items():
+        # Exactly this kind: a subclass may move at another scale.
         if type(head) is HEADS[name].head:
             return rate
     raise ValueError(

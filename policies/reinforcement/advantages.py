@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from policies.reinforcement.experience import Experience
 
 
-def discount_within(rewards: Tensor, valid: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def discount_within(
+    rewards: Float[Tensor, "*rows k"], valid: Bool[Tensor, "*rows k"], gamma: float
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
     """Turn control steps inside macro-steps into one reward and one discount each.
 
     Args:
@@ -19,19 +22,20 @@ def discount_within(rewards: Tensor, valid: Tensor, gamma: float) -> tuple[Tenso
     Returns:
         Discounted sum of the executed rewards, and gamma ** (executed steps); both [...].
     """
+    # [k], 1 for the step that is executed first
     powers = gamma ** torch.arange(rewards.shape[-1], device=rewards.device, dtype=rewards.dtype)
     return (rewards * valid * powers).sum(-1), gamma ** valid.sum(-1).to(rewards.dtype)
 
 
 def generalised_advantages(
-    rewards: Tensor,
-    values: Tensor,
-    next_values: Tensor,
-    discounts: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
+    rewards: Float[Tensor, "t n"],
+    values: Float[Tensor, "t n"],
+    next_values: Float[Tensor, "t n"],
+    discounts: Float[Tensor, "t n"],
+    terminated: Bool[Tensor, "t n"],
+    ended: Bool[Tensor, "t n"],
     gae_lambda: float,
-) -> Tensor:
+) -> Float[Tensor, "t n"]:
     """GAE(lambda), float [t, n].
 
     `delta = reward + discount * next_value * (not terminated) - value`, and
@@ -55,14 +59,19 @@ def generalised_advantages(
     advantages = torch.zeros_like(deltas)
     later = torch.zeros_like(deltas[0])  # [n]
     for step in reversed(range(len(deltas))):
+        # `ended` cuts the sum: the next row of this environment is another episode.
         later = deltas[step] + discounts[step] * gae_lambda * ~ended[step] * later
         advantages[step] = later
     return advantages
 
 
 def gae(
-    experience: Experience, values: Tensor, next_values: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+    experience: Experience,
+    values: Float[Tensor, "t n"],
+    next_values: Float[Tensor, "t n"],
+    gamma: float,
+    gae_lambda: float,
+) -> Float[Tensor, "t n"]:
     """Generalised advantages of what was collected, float32 [t, n].
 
     Rewards are scaled by 1 - gamma, so that values lie in [0, 1] where rewards do.
@@ -75,6 +84,7 @@ def gae(
         gae_lambda: weight of longer returns a macro-step; at 1 this is `monte_carlo` where episodes
             end by themselves.
     """
+    # [t, n] each: a macro-step as one step of a semi-Markov process
     rewards, discounts = discount_within(experience.rewards, experience.valid, gamma)
     return generalised_advantages(
         rewards * (1 - gamma),
@@ -87,7 +97,7 @@ def gae(
     )
 
 
-def monte_carlo(experience: Experience, gamma: float) -> Tensor:
+def monte_carlo(experience: Experience, gamma: float) -> Float[Tensor, "t n"]:
     """The discounted rewards from each macro-step to the end of its episode, float32 [t, n].
 
     Nothing is bootstrapped: what would come after a time limit counts as nothing. Rewards are

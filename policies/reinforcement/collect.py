@@ -24,6 +24,7 @@ class _Sampler[State: PolicyState]:
 
     def __init__(self, policy: StochasticPolicy[State], num_envs: int, generator: torch.Generator):
         self.spec: RobotSpec = policy.spec
+        # A memory of its own: the policy's own one belongs to evaluation.
         self.state = policy.initial_state(num_envs)
         self.features: list[Features] = []
         self.samples: list[Tensor] = []
@@ -39,6 +40,7 @@ class _Sampler[State: PolicyState]:
         sample = self._policy.actor.sample(features, self._generator)
         self.features.append(features)
         self.samples.append(sample)
+        # Within the contract's limits; the likelihood stays that of the sample.
         chunk = self._policy.decode(self._policy.actor.actions(sample))
         return chunk.to(observation.proprio.device)
 
@@ -65,6 +67,7 @@ def collect[State: PolicyState](
     Returns:
         What was collected, on the policy's device, and the episodes with the environment's rewards.
     """
+    # It is a `Policy`, so that collection and evaluation run episodes in the same way.
     sampler = _Sampler(policy, env.num_envs, generator)
     rows: list[dict[str, Tensor]] = []
 
@@ -75,6 +78,7 @@ def collect[State: PolicyState](
             # The memory after the final observation is dropped: an episode does not go on there.
             following, _ = policy.features(step.observation, sampler.state)
             now, after = flatten(sampler.features[-1]), flatten(following)
+        # Copies: an environment may reuse its buffers at the next step.
         rows.append(
             {
                 "critic_obs": now.clone(),
@@ -92,6 +96,7 @@ def collect[State: PolicyState](
         name: torch.stack([row[name] for row in rows]).to(policy.device) for name in rows[0]
     }  # [t, n, ...]
     features, sample = Features.concatenate(sampler.features), torch.stack(sampler.samples)
+    # Once more in large batches, with the arithmetic of the update, so that ratios begin at 1.
     active = columns["active"]
     log_prob = columns["rewards"].new_zeros(columns["rewards"].shape)
     log_prob[active] = log_probs(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from policies.optimisation import optimizer_step
-from policies.reinforcement.experience import shuffled, spread
+from policies.reinforcement.experience import sample_std, shuffled
 
 
 class Critic(nn.Module):
@@ -39,7 +40,7 @@ class Critic(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def update_statistics(self, critic_obs: Tensor) -> None:
+    def update_statistics(self, critic_obs: Float[Tensor, "m inputs"]) -> None:
         """Standardise by all vectors seen so far, with these [m, inputs] among them.
 
         What is seen changes while the actor learns, so statistics of the first collection alone
@@ -51,14 +52,16 @@ class Critic(nn.Module):
         new = len(critic_obs)
         mean, var = critic_obs.mean(0), critic_obs.var(0, correction=0)
         total, shift = self.count + new, mean - self.mean
+        # The weight of the new ones; 1 for the first, so that the initial zeros do not count.
         share = new / total
         within = (1 - share) * self.var + share * var
         self.var.copy_(within + share * (1 - share) * shift.square())
         self.mean.add_(share * shift)
         self.count.copy_(total)
 
-    def forward(self, critic_obs: Tensor) -> Tensor:
+    def forward(self, critic_obs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows"]:
         """Values [...] of vectors [..., inputs]."""
+        # A number that hardly varies must not be blown up, nor a far one saturate all units.
         scale = self.var.sqrt().clamp_min(1e-4)
         return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
 
@@ -81,7 +84,11 @@ class CriticLearner:
         self._minibatch_size, self._max_grad_norm = minibatch_size, max_grad_norm
 
     def fit(
-        self, critic_obs: Tensor, returns: Tensor, epochs: int, generator: torch.Generator
+        self,
+        critic_obs: Float[Tensor, "m inputs"],
+        returns: Float[Tensor, " m"],
+        epochs: int,
+        generator: torch.Generator,
     ) -> dict[str, float]:
         """Epochs over vectors [m, inputs] and their returns [m]; means of loss and gradient norm.
 
@@ -89,6 +96,7 @@ class CriticLearner:
             NotFiniteError: the loss or a gradient is not finite.
         """
         losses, norms = [], []
+        # Returns stay as they were estimated: they are not refreshed within a collection.
         for _ in range(epochs):
             for rows in shuffled(len(returns), self._minibatch_size, generator):
                 loss = (self.critic(critic_obs[rows]) - returns[rows]).square().mean()
@@ -112,11 +120,12 @@ class CriticLearner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def describe_fit(values: Tensor, returns: Tensor) -> dict[str, float]:
+def describe_fit(values: Float[Tensor, " m"], returns: Float[Tensor, " m"]) -> dict[str, float]:
     """How well values [m] foretold returns [m]."""
-    variance = spread(returns).square().clamp_min(1e-8)
+    # 1 foretells all, 0 is as good as a constant, below 0 is worse than one.
+    variance = sample_std(returns).square().clamp_min(1e-8)
     return {
         "critic/predicted_value": float(values.mean()),
         "critic/actual_return": float(returns.mean()),
-        "critic/explained_variance": float(1 - spread(returns - values).square() / variance),
+        "critic/explained_variance": float(1 - sample_std(returns - values).square() / variance),
     }

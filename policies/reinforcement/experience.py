@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from vla.model.features import Features
@@ -32,18 +33,19 @@ class Experience:
     """
 
     features: Features
-    critic_obs: Tensor
-    next_critic_obs: Tensor
-    sample: Tensor
-    log_prob: Tensor
-    rewards: Tensor
-    valid: Tensor
-    terminated: Tensor
-    ended: Tensor
-    active: Tensor
+    critic_obs: Float[Tensor, "t n d"]
+    next_critic_obs: Float[Tensor, "t n d"]
+    sample: Shaped[Tensor, "t n ..."]
+    log_prob: Float[Tensor, "t n k"]
+    rewards: Float[Tensor, "t n k"]
+    valid: Bool[Tensor, "t n k"]
+    terminated: Bool[Tensor, "t n"]
+    ended: Bool[Tensor, "t n"]
+    active: Bool[Tensor, "t n"]
 
-    def batch(self, advantage: Tensor) -> Batch:
+    def batch(self, advantage: Float[Tensor, "t n"]) -> Batch:
         """The macro-steps of episodes, with their advantages [t, n]."""
+        # Idle environments were stepped along with the others; nothing is learned from them.
         active = self.active
         return Batch(
             features=self.features.select(active.flatten().nonzero()[:, 0]),
@@ -67,10 +69,10 @@ class Batch:
     """
 
     features: Features
-    sample: Tensor
-    log_prob: Tensor
-    valid: Tensor
-    advantage: Tensor
+    sample: Shaped[Tensor, "m ..."]
+    log_prob: Float[Tensor, "m k"]
+    valid: Bool[Tensor, "m k"]
+    advantage: Float[Tensor, " m"]
 
     def __len__(self) -> int:
         return len(self.advantage)
@@ -92,10 +94,11 @@ class Batch:
 
     def standardised(self) -> Batch:
         """With advantages of mean 0 and standard deviation 1; a single one becomes 0."""
+        # Over the collection, not a minibatch: the sign of an advantage then means the same in all.
         advantage = self.advantage - self.advantage.mean()
-        return replace(self, advantage=advantage / (spread(self.advantage) + 1e-8))
+        return replace(self, advantage=advantage / (sample_std(self.advantage) + 1e-8))
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, values: Shaped[Tensor, "m k"]) -> Float[Tensor, ""]:
         """Mean over the executed control steps of values [m, k], a scalar."""
         return (values * self.valid).sum() / self.valid.sum().clamp_min(1)
 
@@ -106,10 +109,11 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> tuple[Tensor,
     A last part of the few that are left over would be a gradient step as large as the others on
     nearly nothing, so there are as many parts as bring their size nearest to `size`.
     """
+    # A CUDA generator can only draw on its own device.
     order = torch.randperm(count, generator=generator, device=generator.device)
     return order.tensor_split(max(1, round(count / size)))
 
 
-def spread(values: Tensor) -> Tensor:
+def sample_std(values: Float[Tensor, " m"]) -> Float[Tensor, ""]:
     """Standard deviation of values [m]; 0 of a single one, where torch has NaN."""
     return values.std() if len(values) > 1 else values.new_zeros(())

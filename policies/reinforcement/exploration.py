@@ -30,6 +30,7 @@ class Exploration:
     def limit(self, progress: float) -> None:
         """Keep all below the line from start to end; progress is 0 at the beginning, then 1."""
         for log_std in self._log_std:
+            # A ceiling and not a value: where less noise pays, the gradient may lower it further.
             log_std.clamp_(max=self._start + progress * (self._end - self._start))
 
     def metrics(self, action_dim: int) -> dict[str, float]:

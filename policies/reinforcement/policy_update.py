@@ -63,6 +63,7 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
     names = dict.fromkeys(name for metrics in measured for name in metrics)
     columns = {name: [m[name] for m in measured if name in m] for name in names}
     means = {name: sum(column) / len(column) for name, column in columns.items()}
+    # A method that stops early has measured more often than it has stepped.
     steps = len(columns.get("policy/grad_norm", []))
     return means | {"policy/gradient_steps": float(steps)}
 
@@ -73,6 +74,7 @@ def k3(log_ratio: Tensor) -> Tensor:
     Source: Schulman 2020, Approximating KL divergence, http://joschu.net/blog/kl-approx.html.
     """
     with torch.no_grad():
+        # exp(x) - 1 - x loses all digits near 0, where a policy has hardly moved; expm1 does not.
         return log_ratio.expm1() - log_ratio
 
 
@@ -80,6 +82,7 @@ def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
+    # [m, k]
     moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
     return {
         "policy/loss": float(loss.detach()),
@@ -106,6 +109,7 @@ def require_settings(config: Any) -> None:
         if value is None:
             continue
         low, high = _LOWEST.get(name, 0.0), _HIGHEST.get(name, math.inf)
+        # A comparison that NaN fails, too.
         if not low <= value <= high or (name in _ABOVE_ZERO and value == 0):
             least = "above 0" if name in _ABOVE_ZERO else f"at least {low}"
             most = "" if high == math.inf else f" and at most {high}"

@@ -20,6 +20,7 @@ class Reference:
     """
 
     def __init__(self, actor: StochasticActor):
+        # Before a run is resumed: it is the clone also then.
         self._actor = deepcopy(actor)
         self._log_std = self._actor.log_std_parameters()
         for parameter in self._actor.parameters():
@@ -28,6 +29,7 @@ class Reference:
     @torch.no_grad()
     def match_exploration(self, actor: StochasticActor) -> None:
         """Explore as this actor does: a KL then tells how far the means went, and nothing else."""
+        # Else a schedule that lowers the noise would look like a policy that moves away.
         for mine, theirs in zip(self._log_std, actor.log_std_parameters(), strict=True):
             mine.copy_(theirs)
 

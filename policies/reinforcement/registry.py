@@ -34,6 +34,7 @@ def register(name: str, config: type[Any], update: Callable[..., PolicyUpdate]) 
     Raises:
         ValueError: the name is taken.
     """
+    # Silently replacing one would change what a command of a finished run means.
     if name in ALGORITHMS:
         raise ValueError(f"the algorithm {name!r} is registered already: choose another name")
     ALGORITHMS[name] = Algorithm(config, update)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
@@ -74,7 +75,9 @@ class Reinforce:
         """Returns above the moving average of earlier collections, float32 [t, n]."""
         returns, active = monte_carlo(experience, self.config.gamma), experience.active
         place = places_in_episode(experience.ended)
+        # From collections before this one, so that it does not depend on what it is taken from.
         baseline = self._average(place[active], returns[active], len(place))  # [places]
+        # Environments that idled have no place of their own; nothing is learned from them.
         return torch.where(active, returns - baseline[place], 0.0)
 
     def _average(self, place: Tensor, returns: Tensor, places: int) -> Tensor:
@@ -82,8 +85,10 @@ class Reinforce:
 
         NaN stands for a place that was never seen; its first mean is its own baseline.
         """
+        # 0 / 0 is NaN where no episode was that long.
         count = torch.bincount(place, minlength=places)
         mean = torch.zeros_like(count, dtype=returns.dtype).index_add(0, place, returns) / count
+        # Episodes of this collection may be longer or shorter than any before.
         known = self._baseline.to(mean)
         old = mean.new_full((max(places, len(known)),), torch.nan)
         old[: len(known)] = known
@@ -99,6 +104,7 @@ class Reinforce:
         likelihood = self._actor.likelihood(batch.features, batch.sample)
         loss = -batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
         entropy = batch.mean(likelihood.entropy())
+        # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)
         return describe_step(self._actor, batch, loss, entropy, norm)
 
@@ -112,7 +118,7 @@ class Reinforce:
         self._baseline = state["baseline"]
 
 
-def places_in_episode(ended: Tensor) -> Tensor:
+def places_in_episode(ended: Bool[Tensor, "t n"]) -> Int64[Tensor, "t n"]:
     """How many macro-steps of its episode lie before each one, int64 [t, n]."""
     place = torch.zeros_like(ended, dtype=torch.int64)
     for step in range(1, len(ended)):

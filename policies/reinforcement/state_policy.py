@@ -44,6 +44,7 @@ class StateActor(nn.Module):
         super().__init__()
         self.head: ActionHead = require_likelihood(make_head(dims, head), "a state policy")
 
+    # A property: as a second submodule its weights would be saved twice.
     @property
     def _sampler(self) -> LikelihoodHead:
         return require_likelihood(self.head, "a state policy")
@@ -111,6 +112,7 @@ class StatePolicy:
 
     def features(self, observation: ObservationBatch, state: NoMemory) -> tuple[Features, NoMemory]:
         """The simulator's present state, in the place of the observation."""
+        # Also at an end: environments do not reset themselves, so it is the final state.
         vector = self._env.observe()[1].to(self.device)
         return Features.of_vector(vector, self.spec.action.dim), state
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vla.checkpoint.ledger import Ledger
@@ -117,7 +118,9 @@ class StochasticPolicy[State: PolicyState](Protocol):
 
 
 @torch.no_grad()
-def log_probs(actor: StochasticActor, features: Features, sample: Tensor) -> Tensor:
+def log_probs(
+    actor: StochasticActor, features: Features, sample: Shaped[Tensor, "m ..."]
+) -> Float[Tensor, "m k"]:
     """Log-probabilities of samples a control step, [m, k], without a gradient."""
     return torch.cat(
         [actor.likelihood(part, drawn).log_prob() for part, drawn in in_parts(features, sample)]
@@ -126,5 +129,6 @@ def log_probs(actor: StochasticActor, features: Features, sample: Tensor) -> Ten
 
 def in_parts(features: Features, sample: Tensor) -> list[tuple[Features, Tensor]]:
     """Rows in parts whose likelihoods fit into memory."""
+    # A head that attends to the prompt needs gigabytes for a whole collection at once.
     every = torch.arange(len(sample), device=sample.device)
     return [(features.select(rows), sample[rows]) for rows in every.split(_ROWS)]

@@ -25,7 +25,7 @@ from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite, require_finite_weights
 from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, spread
+from policies.reinforcement.experience import Batch, Experience, sample_std
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
@@ -116,7 +116,9 @@ class OnPolicyTrainer[State: PolicyState]:
         self.policy, self.env, self.config = policy, env, config
         self._method, self._folder, self._reward = method, folder, reward
         self._collection_seeds = collection_seeds
+        # Dropout would make ratios of the same weights differ from 1.
         policy.actor.eval()
+        # Draws the critic's first weights; samples and orders come from a generator of their own.
         torch.manual_seed(config.seed)
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
         self.reference = Reference(policy.actor)
@@ -143,6 +145,7 @@ class OnPolicyTrainer[State: PolicyState]:
         """Numbers in a critic's vector of features, from a first observation."""
         env, n = self.env, self.env.num_envs
         seed = self._collection_seeds(0)[0]
+        # Dropped again by the first rollout.
         env.reset(range(n), [seed] * n)
         observation, _ = env.observe()
         features, _ = self.policy.features(observation, self.policy.initial_state(n))
@@ -202,6 +205,7 @@ class OnPolicyTrainer[State: PolicyState]:
 
     def collect(self) -> tuple[Experience, Episodes]:
         """Play an iteration's episodes."""
+        # Before the reference: the KL to it is at this collection's exploration.
         self.exploration.limit(self.iteration / self.config.iterations)
         self.reference.match_exploration(self.policy.actor)
         experience, episodes = collect(
@@ -222,27 +226,32 @@ class OnPolicyTrainer[State: PolicyState]:
         config, critic = self.config, self.critic
         values = next_values = torch.zeros_like(experience.ended, dtype=torch.float32)  # [t, n]
         if critic is not None:
+            # Before values are computed, so that they and the fit see the same inputs.
             critic.critic.update_statistics(experience.critic_obs[experience.active])
             with torch.no_grad():
                 values = critic.critic(experience.critic_obs)
                 next_values = critic.critic(experience.next_critic_obs)
+        # Values of the critic that has not seen these returns yet.
         advantage = self.update.advantages(experience, values, next_values)  # [t, n]
         batch = experience.batch(advantage)
+        # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
             "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(spread(batch.advantage)),
+            "advantage/std": float(sample_std(batch.advantage)),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
         if critic is not None:
             active = experience.active
+            # Whatever the estimator: an advantage is a return minus a value.
             returns = (advantage + values)[active]
             metrics |= describe_fit(values[active], returns)
             epochs = config.critic_epochs if is_warm else config.warmup_epochs
             metrics |= critic.fit(experience.critic_obs[active], returns, epochs, self._generator)
         if is_warm:
             metrics |= self.update.update(batch, self.reference, self._generator)
+            # A finite gradient times a huge rate: found now, not after the next collection.
             require_finite_weights(self.policy.actor.parameters())
         return batch, metrics | self.exploration.metrics(self.policy.spec.action.dim)
 
@@ -278,6 +287,7 @@ class OnPolicyTrainer[State: PolicyState]:
         return {
             "algorithm": {"name": self._name, **plain(self._method)},
             "training": self.config,
+            # Scores on other states cannot be compared, and so choose no best one.
             "selection": describe_seeds(selection_seeds),
             "device": self.policy.device.type,  # whose random generator the run has
         }

@@ -92,7 +92,7 @@ def _clone(
             ground.main(
                 replace(
                     ground.GroundConfig(),
-                    frames=(100,) * len(ground.GroundConfig().tasks),
+                    frames=(100,) * len(ground.resolve(ground.GroundConfig()).tasks),
                     scenes=config.out / "scenes",
                     out=unseen,
                     training=replace(ground.GroundConfig().training, updates=0),

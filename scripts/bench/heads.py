@@ -26,7 +26,7 @@ class BenchHeadsConfig:
     Attributes:
         task: a preset's name; its demonstrations lie in `data/<task>`.
         heads: names in the registry.
-        horizon: control steps a chunk.
+        chunk_length: control steps a chunk.
         updates: optimizer steps of each head.
         episodes: held-out initial states.
         seed: of the cloning.
@@ -35,7 +35,7 @@ class BenchHeadsConfig:
 
     task: str = "FetchPush"
     heads: tuple[str, ...] = tuple(HEADS)
-    horizon: int = 5
+    chunk_length: int = 5
     updates: int = 1000
     episodes: int = 200
     seed: int = 0
@@ -48,7 +48,11 @@ def main(config: BenchHeadsConfig) -> int:
     training = replace(settings.training, updates=config.updates, seed=config.seed)
     for head in config.heads:
         run = replace(
-            settings, head=head, horizon=config.horizon, out=config.out / head, training=training
+            settings,
+            head=head,
+            chunk_length=config.chunk_length,
+            out=config.out / head,
+            training=training,
         )
         print(f"{head}:", flush=True)
         pretrain.main(run)

@@ -86,5 +86,5 @@ class TaskEnv(gym.Env):
 
     def _observe(self, episode: Episode) -> dict[str, Any]:
         self._task.place_markers(self._data, episode)
-        self._images = self._renderer.picture(self._data)
+        self._images = self._renderer.images(self._data)
         return {"agent_pos": self._task.proprio(self._data), "pixels": dict(self._images)}

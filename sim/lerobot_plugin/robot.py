@@ -80,7 +80,7 @@ class SimulatedRobot(Robot):
         data, episode, renderer = self._connected()
         self._task.place_markers(data, episode)
         state = dict(zip(self._state, self._task.proprio(data).tolist(), strict=True))
-        return state | renderer.picture(data)
+        return state | renderer.images(data)
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         """Execute one control step; returns what was executed, cut to the limits.

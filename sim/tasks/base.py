@@ -181,6 +181,7 @@ class Task(ABC):
         deviation = np.zeros(self.spec.action.dim)
 
         def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
+            # First-order autoregression: motion that lasts reaches further than white noise.
             deviation[:] = 0.8 * deviation + rng.normal(0.0, 0.3, len(deviation))
             centred = (low + high) / 2 + (high - low) / 2 * deviation
             return np.clip(centred, low, high).astype(np.float32)
@@ -220,6 +221,7 @@ def pack_state(task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
     The driven bodies' poses are stored because a control step starts from the poses that the last
     `mj_step` left behind, which lag `qpos` by one substep and are in no MuJoCo state.
     """
+    # Positions, velocities, controls, mocap poses, warm start and time.
     integration = np.empty(mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(task.model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
     driven = _mocap_driven_bodies(task.model)

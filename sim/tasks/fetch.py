@@ -65,8 +65,9 @@ class FetchTask(FetchArmTask):
             mjcf.material(material).rgba = OBJECT_RGBA
         self.model = mjcf.compile()
         self.arm = FetchArm(self.model, self.block_gripper)
-        self._jacobians = np.zeros((4, 3, self.model.nv))
+        self._jacobians = np.zeros((4, 3, self.model.nv))  # scratch memory of `_velocities`
         self._target_site = self.model.site("target0").id
+        # Site positions are relative to their body, goals are not.
         self._target_body_pos = self.model.body("floor0").pos.copy()
         if self.has_object:
             self._object_site = self.model.site("object0").id
@@ -106,6 +107,7 @@ class FetchTask(FetchArmTask):
 
     def _draw_block(self, rng: np.random.Generator) -> np.ndarray:
         center = self.initial_grip_m[:2]
+        # Draws are rejected as gymnasium-robotics rejects them, or equal seeds would differ.
         while True:
             block = center + rng.uniform(-self.block_range_m, self.block_range_m, size=2)
             if np.linalg.norm(block - center) >= 0.1:
@@ -116,6 +118,7 @@ class FetchTask(FetchArmTask):
         goal = self.initial_grip_m + offset
         if self.has_object:
             goal += self.target_offset_m
+            # The third number was drawn in vain: the order of draws is gymnasium-robotics' own.
             goal[2] = self.table_height_m
             if self.target_in_the_air and rng.uniform() < 0.5:
                 goal[2] += rng.uniform(0, 0.45)
@@ -134,6 +137,7 @@ class FetchTask(FetchArmTask):
         distance = math.dist(self.achieved(data), episode.goal)
         if not self.has_object or distance < 0.02:
             return distance
+        # Else the cost would not change before the gripper touches the object.
         gap = math.dist(self.arm.grip_position(data), self.achieved(data))
         return distance + 0.2 * max(0.0, gap - 0.03)
 
@@ -162,7 +166,7 @@ class FetchTask(FetchArmTask):
         mujoco.mj_jacSite(self.model, data, jacobians[0], jacobians[1], self.arm.grip_site)
         if self.has_object:
             mujoco.mj_jacSite(self.model, data, jacobians[2], jacobians[3], self._object_site)
-        return jacobians @ data.qvel * _DT_S
+        return jacobians @ data.qvel * _DT_S  # [4, 3, nv] @ [nv]
 
     def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """gymnasium-robotics' observation (positions, rotation, velocities), then the goal."""
@@ -188,6 +192,7 @@ class FetchTask(FetchArmTask):
             goal[2] = lowest_m + rng.uniform(0, 0.45)
         if rng.uniform() < 0.15:
             goal = self.achieved(data) + rng.normal(0.0, 0.05, 3)
+            # A target of pushing and sliding lies on the table.
             if self.has_object and not self.target_in_the_air:
                 goal[2] = lowest_m
         goal[2] = max(goal[2], lowest_m)
@@ -195,6 +200,7 @@ class FetchTask(FetchArmTask):
 
     def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
         """Move the target sphere; no physics is computed, so drawing cannot disturb an episode."""
+        # The model's position for the next step, the data's for an image before it.
         self.model.site_pos[self._target_site] = episode.goal - self._target_body_pos
         data.site_xpos[self._target_site] = episode.goal
 

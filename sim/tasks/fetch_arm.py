@@ -102,6 +102,7 @@ class FetchArm:
     def settle(self, data: mujoco.MjData, extra_height_m: float) -> None:
         """Bring the arm from its zero pose above the table, as gymnasium-robotics does once."""
         model = self.model
+        # The weld must hold mocap body and gripper together without an offset.
         model.eq_data[:, :7] = (0, 0, 0, 0, 0, 0, 1)
         mujoco.mj_forward(model, data)
         offset = np.array([-0.498, 0.005, -0.431 + extra_height_m])
@@ -112,6 +113,7 @@ class FetchArm:
     def step(self, data: mujoco.MjData, action: np.ndarray) -> None:
         """Execute one control step of 20 substeps; `action` float [4], clipped to [-1, 1]."""
         command = np.clip(action, -1.0, 1.0)
+        # Fingers and gripper are commanded relative to where they are, not to the last command.
         if self.model.nu:
             opening = 0.0 if self.block_gripper else command[3]
             data.ctrl[:] = data.qpos[self.actuated_qpos] + opening
@@ -122,6 +124,7 @@ class FetchArm:
         data.mocap_quat[0] = data.xquat[self.gripper_body] + _DOWN
         mujoco.mj_step(self.model, data, nstep=SUBSTEPS)
         if self.block_gripper:
+            # Contacts push the fingers apart; gymnasium-robotics sets them back after each step.
             data.qpos[self.finger_qpos] = 0.0
             mujoco.mj_forward(self.model, data)
 
@@ -185,7 +188,7 @@ class FetchArmTask(Task):
     @classmethod
     def held(cls, proprio: np.ndarray, points: Mapping[str, np.ndarray]) -> str | None:
         """The object at the grip point while both fingers are as far apart as a block is wide."""
-        fingers = proprio[-2:]
+        fingers = proprio[-2:]  # finger_right, finger_left
         if not ((fingers > _SHUT_M) & (fingers < _OPEN_M)).all():
             return None
         for phrase in cls.object_phrases:

@@ -167,6 +167,7 @@ class Tabletop(FetchArmTask):
 
     def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
         """The scene of the seed with the instruction of the seed, all twelve equally often."""
+        # Scene, instruction and phrasing have a stream each, so that one can change alone.
         index = np.random.default_rng([seed, 1]).integers(len(INSTRUCTIONS))
         return self.reset_with(data, seed, INSTRUCTIONS[index], phrasing)
 
@@ -252,6 +253,7 @@ class Tabletop(FetchArmTask):
         if not _is_push(episode):
             return bool(above >= self.lifted_m)
         away = math.dist(block[:2], episode.goal[:2])
+        # On the table: a block that is carried over the zone has not been pushed into it.
         return bool(away < self.push_distance_m and abs(above) < self.rest_tolerance_m)
 
     def cost(self, data: mujoco.MjData, episode: Episode) -> float:
@@ -274,7 +276,8 @@ class Tabletop(FetchArmTask):
         parts += [data.qvel[dof : dof + 3] for dof in self._block_dofs]
         parts += [data.mocap_pos[mocap] for mocap in self._zone_mocaps]
         parts += [block, target, block - grip, target - block]
-        chosen = episode.goal[3:6].astype(int)
+        # One-hot words: the critic is not to learn that one index lies between two others.
+        chosen = episode.goal[3:6].astype(int)  # verb, block, zone
         for index, words in zip(chosen, (VERBS, BLOCKS, ZONES), strict=True):
             parts.append(np.arange(len(words)) == index)
         return np.concatenate(parts).astype(np.float32)
@@ -286,6 +289,7 @@ class Tabletop(FetchArmTask):
             name: data.mocap_pos[mocap].copy()
             for name, mocap in zip(ZONES, self._zone_mocaps, strict=True)
         }
+        # Not above the blocks as they are now, see the class.
         height_m = REST_HEIGHT_M + self.lift_m
         starts = episode.goal[6:].reshape(len(BLOCKS), 2)
         named |= {

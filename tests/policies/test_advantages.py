@@ -13,7 +13,7 @@ from policies.reinforcement.advantages import (
     monte_carlo,
 )
 from policies.reinforcement.critic import Critic, describe_fit
-from policies.reinforcement.experience import Batch, Experience, shuffled, spread
+from policies.reinforcement.experience import Batch, Experience, sample_std, shuffled
 from policies.reinforcement.reinforce import places_in_episode
 from vla.model.features import Features
 
@@ -117,9 +117,10 @@ def test_minibatches_are_of_equal_size(count: int, size: int, sizes: list[int]) 
 def test_a_single_macro_step_has_no_spread_and_no_nan() -> None:
     """Its standardised advantage is 0, and the critic's fit is measured."""
     one = torch.tensor([3.0])
-    assert spread(one) == 0
-    assert spread(torch.tensor([1.0, 3.0])) == pytest.approx(2**0.5)
-    batch = Batch(Features.of_vector(one[:, None], 1), one, one, one > 0, one)
+    assert sample_std(one) == 0
+    assert sample_std(torch.tensor([1.0, 3.0])) == pytest.approx(2**0.5)
+    column = one[:, None]
+    batch = Batch(Features.of_vector(column, 1), column, column, column > 0, one)
     assert batch.standardised().advantage.tolist() == [0.0]
     assert all(torch.tensor(value).isfinite() for value in describe_fit(one, one).values())
 

@@ -70,5 +70,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(ValueError, match="lie in"):
             Augmentation(**bounds)
     with pytest.raises(ValueError, match="perception='trained'"):
-        CloningConfig(picture_light=0.1)
-    assert CloningConfig(perception="trained", picture_light=0.1).augmentation.light == 0.1
+        CloningConfig(image_light=0.1)
+    assert CloningConfig(perception="trained", image_light=0.1).augmentation.light == 0.1

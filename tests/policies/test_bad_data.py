@@ -61,7 +61,7 @@ def image(written: dict[str, Path], tmp_path: Path) -> Path:
 def refuse(root: Path, *parts: str, **options: Any) -> str:
     """The message with which the data set is refused; it holds these parts, and nothing is left."""
     with pytest.raises(ValueError, match=f"data set {root}") as caught:
-        DemoDataset(root, chunk=2, **options)
+        DemoDataset(root, chunk_length=2, **options)
     message = str(caught.value)
     for part in parts:
         assert part in message
@@ -171,7 +171,7 @@ def test_a_frame_off_the_grid_is_named_with_what_accepts_it(
     (flag,) = re.findall(r"--tolerance_s=[\d.]+", message)
     tolerance_s = float(flag.partition("=")[2])
     assert tolerance_s == pytest.approx(0.0041)
-    data = DemoDataset(video, chunk=2, heldout_fraction=0.0, tolerance_s=tolerance_s)
+    data = DemoDataset(video, chunk_length=2, heldout_fraction=0.0, tolerance_s=tolerance_s)
     levels = data.batch(data.rows()).images["top"].float().mean(dim=(1, 2, 3))
     np.testing.assert_allclose(levels, 16 * np.arange(9), atol=3)
     assert len(Demonstrations([video], 2, tolerance_s=tolerance_s).robots["so101"]) == 9

@@ -238,6 +238,25 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_run_folder_says_what_it_holds_and_only_once_it_is_opened(tmp_path: Path) -> None:
+    """Settings are read back as they were told; what is not finite is null in the log."""
+    folder = RunFolder(tmp_path / "run", {"task": "x"}, "vla x", {"clone": "a"})
+    assert not (tmp_path / "run").exists()
+    assert folder.settings() is None
+    folder.open({"training": {"rate": 0.1}})
+    folder.log(3, {"fine": 1.0, "loss": float("nan"), "kl": float("inf")})
+    folder.close()
+    assert folder.settings() == {"training": {"rate": 0.1}}
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["config"] == {"task": "x"}
+    assert described["command"] == "vla x"
+    line = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 3, "fine": 1.0, "loss": None, "kl": None}
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json is not JSON.*choose another folder"):
+        folder.settings()
+
+
 def test_a_score_that_is_nan_is_an_error(tmp_path: Path) -> None:
     """No comparison can rank it; infinity of a first score can be ranked."""
     policy = small(PointVecEnv(1))

@@ -43,7 +43,7 @@ def copied(recorded: tuple[Path, Task], tmp_path: Path) -> Path:
 def test_every_frame_equals_what_lerobot_decodes(recorded: tuple[Path, Task]) -> None:
     """Pixels, proprioception, action, instruction and time."""
     root, _ = recorded
-    dataset = DemoDataset(root, chunk=1)
+    dataset = DemoDataset(root, chunk_length=1)
     lerobot = LeRobotDataset("local/x", root=root, video_backend="pyav")
     batch = dataset.batch(np.arange(len(dataset)))
     assert len(batch) == len(lerobot) == sum(LENGTHS)
@@ -62,7 +62,7 @@ def test_every_frame_equals_what_lerobot_decodes(recorded: tuple[Path, Task]) ->
 
 def test_chunks_repeat_the_last_action_at_the_end(recorded: tuple[Path, Task]) -> None:
     """By hand: the first entry of an action counts the steps of its episode."""
-    dataset = DemoDataset(recorded[0], chunk=4)
+    dataset = DemoDataset(recorded[0], chunk_length=4)
     batch = dataset.batch(np.array([0, 2, 4, 5, 11]))  # episodes of 5 and 7 frames
     counted = batch.actions[:, :, 0].int().tolist()
     assert counted == [[0, 1, 2, 3], [2, 3, 4, 4], [4, 4, 4, 4], [0, 1, 2, 3], [6, 6, 6, 6]]
@@ -78,13 +78,13 @@ def test_chunks_repeat_the_last_action_at_the_end(recorded: tuple[Path, Task]) -
 
 def test_episodes_are_held_out_whole(recorded: tuple[Path, Task]) -> None:
     """And the same ones for the same seed."""
-    dataset = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.5, seed=3)
+    dataset = DemoDataset(recorded[0], chunk_length=2, heldout_fraction=0.5, seed=3)
     train, heldout = dataset.rows("train"), dataset.rows("heldout")
     assert sorted([*train, *heldout]) == list(range(sum(LENGTHS)))
     lengths = [len(rows) for split in ("train", "heldout") for rows in dataset.episodes(split)]
     assert sorted(lengths) == sorted(LENGTHS)
     assert len(dataset.episodes("heldout")) == 2
-    again = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.5, seed=3)
+    again = DemoDataset(recorded[0], chunk_length=2, heldout_fraction=0.5, seed=3)
     np.testing.assert_array_equal(again.rows("heldout"), heldout)
     splits = {tuple(DemoDataset(recorded[0], 2, 0.5, seed).rows("heldout")) for seed in range(10)}
     assert len(splits) > 1
@@ -115,7 +115,7 @@ def test_the_first_episodes_alone_are_held_out_too(recorded: tuple[Path, Task]) 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_a_saved_generator_resumes_exactly(recorded: tuple[Path, Task], kind: str) -> None:
     """The batches after a restore are those that would have come."""
-    dataset = DemoDataset(recorded[0], chunk=2)
+    dataset = DemoDataset(recorded[0], chunk_length=2)
     if kind == "numpy":
         generator = np.random.default_rng(5)
         dataset.sample(generator, 8)
@@ -140,7 +140,7 @@ def _same(first: DemoBatch, second: DemoBatch) -> bool:
 def test_statistics_are_those_of_the_training_episodes(recorded: tuple[Path, Task]) -> None:
     """Against numpy on the episodes as they were made up."""
     root, task = recorded
-    dataset = DemoDataset(root, chunk=3, heldout_fraction=0.25)
+    dataset = DemoDataset(root, chunk_length=3, heldout_fraction=0.25)
     heldout = {len(rows) for rows in dataset.episodes("heldout")}
     episodes = [
         made_up_episode(task, seed, length)
@@ -160,7 +160,7 @@ def test_folders_are_concatenated(recorded: tuple[Path, Task], tmp_path: Path) -
     """Each keeps its images and instructions."""
     push = tmp_path / "FetchPush"
     write_folder(push, [3, 8], "FetchPush")
-    both = DemoDataset([recorded[0], push], chunk=4, heldout_fraction=0.5)
+    both = DemoDataset([recorded[0], push], chunk_length=4, heldout_fraction=0.5)
     first, second = DemoDataset(recorded[0], 4), DemoDataset(push, 4)
     rows = np.array([25, 3, 22, 21])  # frames 3, ., 0 of Push, and the last of Reach
     mixed = both.batch(rows)
@@ -179,7 +179,7 @@ def test_folders_of_other_contracts_are_refused(
     """The message names both folders and the leaf."""
     write_folder(tmp_path / "large", [3], image_size=24)
     with pytest.raises(ContractMismatchError, match=r"(?s)FetchReach.*large.*cameras"):
-        DemoDataset([recorded[0], tmp_path / "large"], chunk=2)
+        DemoDataset([recorded[0], tmp_path / "large"], chunk_length=2)
 
 
 def test_bench_prints_a_table(recorded: tuple[Path, Task], capsys: pytest.CaptureFixture) -> None:
@@ -265,17 +265,17 @@ def test_weights_share_the_samples_between_folders(
     write_folder(other, [2, 2])
     roots = [recorded[0], other]
     for generator in (np.random.default_rng(0), torch.Generator().manual_seed(0)):
-        weighted = DemoDataset(roots, chunk=2, heldout_fraction=0.0, weights=(1, 3))
+        weighted = DemoDataset(roots, chunk_length=2, heldout_fraction=0.0, weights=(1, 3))
         rows = weighted.rows()[weighted.draw(generator, 4000)]
         assert abs((rows >= sum(LENGTHS)).mean() - 0.75) < 0.03
         assert set(rows) == set(range(len(weighted)))
-    plain = DemoDataset(roots, chunk=2, heldout_fraction=0.0)
+    plain = DemoDataset(roots, chunk_length=2, heldout_fraction=0.0)
     drawn = plain.draw(torch.Generator().manual_seed(5), 9)
     same = torch.randint(len(plain), (9,), generator=torch.Generator().manual_seed(5))
     assert drawn.tolist() == same.tolist()
     for bad in ((1,), (1, 0), (1, 2, 3), (1, float("nan")), (1, float("inf"))):
         with pytest.raises(ValueError, match="one weight > 0 a folder"):
-            DemoDataset(roots, chunk=2, weights=bad)
+            DemoDataset(roots, chunk_length=2, weights=bad)
 
 
 # --- refusals
@@ -299,17 +299,17 @@ def test_missing_folder_names_the_command_and_the_neighbours(
     """What a person who mistyped needs."""
     wrong = recorded[0].with_name("FetchPush")
     with pytest.raises(FileNotFoundError, match=r"FetchReach.*vla collect --task FetchPush"):
-        DemoDataset(wrong, chunk=2)
+        DemoDataset(wrong, chunk_length=2)
     with pytest.raises(FileNotFoundError, match="none nearby"):
-        DemoDataset(tmp_path / "nowhere" / "x", chunk=2)
+        DemoDataset(tmp_path / "nowhere" / "x", chunk_length=2)
     assert not wrong.exists()
 
 
 def test_folder_without_contract_says_what_it_can_of_itself(copied: Path) -> None:
     """A LeRobot data set from elsewhere, for instance: the same frames, limits as recorded."""
-    own = DemoDataset(copied, chunk=2)
+    own = DemoDataset(copied, chunk_length=2)
     (copied / "meta" / "contract.json").unlink()
-    derived = DemoDataset(copied, chunk=2)
+    derived = DemoDataset(copied, chunk_length=2)
     assert derived.spec.action.names == own.spec.action.names
     assert derived.spec.action.high[0] == max(LENGTHS) - 1
     assert _same(derived.batch(np.arange(5)), own.batch(np.arange(5)))
@@ -321,19 +321,19 @@ def test_damaged_or_half_moved_files_are_refused(copied: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"data/.*parquet cannot be read .*an intact copy"):
-        DemoDataset(copied, chunk=2)
+        DemoDataset(copied, chunk_length=2)
     file.write_bytes(whole)
     info = copied / "meta" / "info.json"
     info.write_text(info.read_text().replace('"total_frames": 22', '"total_frames": 20'))
     with pytest.raises(ValueError, match=r"lists 20 frames but holds 22.*vla collect"):
-        DemoDataset(copied, chunk=2)
+        DemoDataset(copied, chunk_length=2)
 
 
 def test_refuses_arguments_and_empty_splits(recorded: tuple[Path, Task]) -> None:
     """Before anything is drawn."""
-    for bad in ({"chunk": 0}, {"heldout_fraction": 1.0}):
-        with pytest.raises(ValueError, match="chunk >= 1"):
-            DemoDataset(recorded[0], **({"chunk": 2} | bad))  # pyright: ignore[reportArgumentType]
-    dataset = DemoDataset(recorded[0], chunk=2, heldout_fraction=0.0)
+    for bad in ({"chunk_length": 0}, {"heldout_fraction": 1.0}):
+        with pytest.raises(ValueError, match="chunk_length >= 1"):
+            DemoDataset(recorded[0], **({"chunk_length": 2} | bad))  # pyright: ignore[reportArgumentType]
+    dataset = DemoDataset(recorded[0], chunk_length=2, heldout_fraction=0.0)
     with pytest.raises(ValueError, match="heldout split is empty"):
         dataset.sample(np.random.default_rng(0), 4, "heldout")

@@ -18,7 +18,7 @@ from policies.imitation.bc import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from scripts.pretrain import PretrainConfig, main
 from vla.contract import ContractMismatchError
-from vla.data.whole_videos import require_whole_videos
+from vla.data.video_integrity import require_intact_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy
 from vla.policy import load_policy
@@ -43,10 +43,10 @@ def copied(recorded: Path, tmp_path: Path) -> Path:
 
 def test_videos_are_decoded_frame_by_frame(recorded: Path) -> None:
     """Every frame is the one of its time, in both episodes and both cameras."""
-    data = DemoDataset(recorded, chunk=2, heldout_fraction=0.0)
+    data = DemoDataset(recorded, chunk_length=2, heldout_fraction=0.0)
     assert [camera.name for camera in data.spec.cameras] == ["top", "image"]
     assert len(data) == sum(LENGTHS)
-    require_whole_videos(recorded)
+    require_intact_videos(recorded)
     batch = data.batch(np.arange(len(data)))
     levels = np.stack([p.float().mean(dim=(1, 2, 3)) for p in batch.images.values()], axis=1)
     expected = LEVEL * np.arange(len(data))
@@ -64,14 +64,14 @@ def test_a_single_byte_that_lacks_is_found(copied: Path, index: str) -> None:
     (video, _) = sorted((copied / "videos").rglob("*.mp4"))
     if index == "in front":
         _put_index_in_front(video)
-    require_whole_videos(copied)
+    require_intact_videos(copied)
     whole = video.read_bytes()
     video.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=rf"intact copies are needed: {video.relative_to(copied)}"):
-        require_whole_videos(copied)
+        require_intact_videos(copied)
     video.write_bytes(whole + b"\0\0\0\3")
     with pytest.raises(ValueError, match="intact copies are needed"):
-        require_whole_videos(copied)
+        require_intact_videos(copied)
 
 
 def _put_index_in_front(video: Path) -> None:
@@ -106,14 +106,14 @@ def test_a_video_that_lacks_frames_is_refused(copied: Path, damage: str) -> None
         info.write_text(json.dumps(told))
     if damage == "short":
         with pytest.raises(ValueError, match=f"intact copies are needed: {name}"):
-            require_whole_videos(copied)
+            require_intact_videos(copied)
     why = {
         "short": rf"{name} holds 1 images for 12 frames, it is cut short: .* 33\.3 ms",
         "missing": f"{name} cannot be read .*No such file",
         "other size": r"episode 0, frame 0 is \(96, 96, 3\), the contract says \(48, 48, 3\)",
     }
     with pytest.raises(ValueError, match=why[damage]):
-        DemoDataset(copied, chunk=2)
+        DemoDataset(copied, chunk_length=2)
     assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
 
 
@@ -127,19 +127,19 @@ def test_a_robot_that_is_not_simulated_here_is_cloned(
         task=None,
         data=(recorded,),
         out=tmp_path / "clone",
-        horizon=4,
+        chunk_length=4,
         training=CloningConfig(
             updates=2,
             batch=4,
             evaluate_every=1,
             perception="trained",
-            picture_light=0.2,
+            image_light=0.2,
         ),
     )
     assert main(config) == 0
     assert "held-out episodes" in capsys.readouterr().out
     policy = load_policy(tmp_path / "clone" / "best")
-    data = DemoDataset(recorded, chunk=4)
+    data = DemoDataset(recorded, chunk_length=4)
     chunk = policy.act(data.batch(np.arange(3)).observation())
     assert chunk.shape == (3, 4, 2)
     assert policy.spec.robot == "so101"

@@ -175,7 +175,7 @@ def test_grounding_learns_to_point(device: str, tmp_path: Path) -> None:
         images=rng.integers(0, 256, (count, 1, camera.height, camera.width, 3), np.uint8),
         proprio=rng.normal(size=(count, 1)).astype(np.float32),
         points=rng.uniform(0.5, 1.5, (count, 2, 3)).astype(np.float32),
-        pictures=rng.uniform(-0.9, 0.9, (count, 2, 1, 2)).astype(np.float32),
+        image_points=rng.uniform(-0.9, 0.9, (count, 2, 1, 2)).astype(np.float32),
         phrases=phrases,
         prompts=(Prompt("go to the left", "target", "target"),),
         unseen={},

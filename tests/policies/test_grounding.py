@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from learners import files
 
+from policies.checkpoints import DivergedError, ResumeError
 from policies.grounding.grounder import Grounder, GroundingConfig, GroundingSampler
 from policies.grounding.grounding_set import GroundingSet, Prompt
-from policies.grounding.vqa_sampler import QuestionSampler
+from policies.grounding.vqa_sampler import VqaSampler
 from policies.run_folder import RunFolder
 from scripts.ground import grounding_set, prompts_of
 from scripts.pretrain import GROUNDED
@@ -44,7 +47,7 @@ def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
         images=rng.integers(0, 256, shape, np.uint8),
         proprio=rng.normal(size=(count, spec.proprio.dim)).astype(np.float32),
         points=points.astype(np.float32),
-        pictures=pictures.astype(np.float32),
+        image_points=pictures.astype(np.float32),
         phrases=PHRASES,
         prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
         unseen={},
@@ -62,7 +65,7 @@ def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
     away = torch.tensor([[1.0, 0.7, 0.5], [1.2, 0.7, 0.5], [1.3, 0.7, 0.5]])
     expected = (away - torch.tensor(config.point_center_m)) / config.point_scale_m
     assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
-    assert asked.pictures.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
+    assert asked.image_points.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
 
 
 def test_what_was_never_trained_on_is_measured_apart(policy: VLAPolicy, tmp_path: Path) -> None:
@@ -101,26 +104,77 @@ def test_tabletop_asks_for_the_named_block_and_zone() -> None:
         )
 
 
-def test_a_cut_run_ends_with_the_same_weights(policy: VLAPolicy, tmp_path: Path) -> None:
-    """Two updates and two more after a cut equal four."""
+class KilledError(Exception):
+    """What ends a process at an unlucky moment."""
 
-    def run(folder: str, updates: int) -> VLAPolicy:
-        fresh = load_policy(GROUNDED)
-        config = GroundingConfig(updates, batch=2, heldout=0.5, log_every=2, evaluate_every=2)
-        grounder = Grounder(
-            fresh, [make_set(fresh, 8)], config, RunFolder(tmp_path / folder, config)
-        )
-        # the same cosine, wherever the run is cut
-        grounder._schedule.lr_lambdas[0] = lambda step: 1.0
-        grounder.run()
-        return load_policy(tmp_path / folder / "grounded")
 
-    whole = run("whole", 4).model.state_dict()
-    run("cut", 2)
-    again = run("cut", 4).model.state_dict()
+def make_grounder(folder: Path, **changes: object) -> Grounder:
+    """A run of four small updates of the shipped model."""
+    fresh = load_policy(GROUNDED)
+    config = GroundingConfig(4, batch=2, heldout=0.5, log_every=2, evaluate_every=2)
+    config = replace(config, **changes)
+    return Grounder(fresh, [make_set(fresh, 8)], config, RunFolder(folder, config))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(policy: VLAPolicy, tmp_path: Path) -> None:
+    """Two updates, killed, and two more equal four; frames are counted once."""
+
+    def kill(update: int, values: dict[str, float]) -> None:
+        raise KilledError
+
+    make_grounder(tmp_path / "whole").run()
+    with pytest.raises(KilledError):
+        make_grounder(tmp_path / "cut").run(kill)
+    make_grounder(tmp_path / "cut").run()
+    loaded = [load_policy(tmp_path / name / "grounded") for name in ("whole", "cut")]
+    whole, again = (one.model.state_dict() for one in loaded)
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
     before = policy.model.state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in whole.items())
+    spent = policy.ledger.amounts.get("grounding_frames", 0)
+    assert [one.ledger.amounts["grounding_frames"] - spent for one in loaded] == [8, 8]
+
+
+def test_another_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """Other settings in its folder; a longer run is none."""
+    make_grounder(tmp_path, updates=2).run()
+    before = files(tmp_path)
+    with pytest.raises(ResumeError, match=r"training.learning_rate: 0.001 in the run, 0.01 now"):
+        make_grounder(tmp_path, updates=2, learning_rate=0.01).run()
+    assert files(tmp_path) == before
+    longer = make_grounder(tmp_path, updates=3)
+    longer.run()
+    assert longer.update == 3
+
+
+def test_a_rate_that_throws_the_weights_out_stops_the_run(tmp_path: Path) -> None:
+    """With the step and the last good checkpoint, and without a grounded one."""
+    make_grounder(tmp_path, updates=2).run()
+    grounder = make_grounder(tmp_path, updates=4)
+    resumed = grounder.checkpoints.resume
+
+    def broken(*settings: Any) -> dict[str, Any] | None:
+        state = resumed(*settings)
+        with torch.no_grad():
+            next(iter(grounder._trained)).fill_(float("nan"))
+        return state
+
+    grounder.checkpoints.resume = broken
+    with pytest.raises(DivergedError, match=r"at step 3: the loss is nan.*step_000002"):
+        grounder.run()
+
+
+@pytest.mark.parametrize(
+    ("frames", "heldout", "kept"), [(8, 0.05, 7), (8, 0.5, 4), (2, 0.01, 1), (8, 0.0, 8)]
+)
+def test_at_least_one_frame_is_measured_with(
+    frames: int, heldout: float, kept: int, policy: VLAPolicy
+) -> None:
+    """Where any share is held out; a single frame cannot be both."""
+    made = make_set(policy, frames)
+    assert made.kept(heldout) == kept
+    with pytest.raises(ValueError, match="Made has 1 frames"):
+        make_set(policy, 1).kept(0.05)
 
 
 def test_questions_are_learned_beside_pointing(policy: VLAPolicy, tmp_path: Path) -> None:
@@ -137,7 +191,7 @@ def test_questions_are_learned_beside_pointing(policy: VLAPolicy, tmp_path: Path
         evaluate_every=99,
     )
     Grounder(policy, [made], config, RunFolder(tmp_path, config)).run()
-    sampler = QuestionSampler([made], policy.processor, 0.5)
+    sampler = VqaSampler([made], policy.processor, 0.5)
     found = sampler.accuracy(policy.model.eval(), policy.device)
     assert found["Made/gripped_accuracy"] == 1.0
     assert found["Made/gripped_heldout_phrasing_accuracy"] == 1.0

@@ -42,11 +42,11 @@ class Quadratic:
 
     def __init__(self, target: np.ndarray = TARGET, broken: float = np.inf) -> None:
         self.target, self.broken = target, broken
-        self.seen: list[np.ndarray] = []
+        self.sampled: list[np.ndarray] = []
 
     def rollout(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Costs float64 [samples, horizon]."""
-        self.seen.append(actions)
+        self.sampled.append(actions)
         costs = ((actions - self.target) ** 2).sum(axis=-1) + (state**2).sum()
         costs[actions[:, 0, 0] > self.broken] = np.nan
         return costs
@@ -160,7 +160,7 @@ def test_action_limits_are_respected(planner) -> None:
     """An optimum outside: neither samples nor plan leave the limits."""
     dynamics = Quadratic(target=np.array([5.0, -5.0]))
     actions = planner.plan(dynamics, np.zeros(1), None, rng()).actions
-    for sampled in (*dynamics.seen, actions):
+    for sampled in (*dynamics.sampled, actions):
         assert np.all(sampled >= SPEC.action.low)
         assert np.all(sampled <= SPEC.action.high)
     assert actions[:, 0].mean() > 0.8
@@ -281,7 +281,7 @@ def test_simulator_steps_are_the_steps_that_the_dynamics_ran(planner) -> None:
     """The count reported is the count simulated."""
     dynamics = Quadratic()
     plan = planner.plan(dynamics, np.zeros(1), None, rng())
-    assert plan.simulator_steps == sum(a.shape[0] * a.shape[1] for a in dynamics.seen)
+    assert plan.simulator_steps == sum(a.shape[0] * a.shape[1] for a in dynamics.sampled)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from policies.evaluation.report.charts import Line, distribution_chart, line_chart
-from policies.evaluation.report.curves import charts, read_log
+from policies.evaluation.report.curves import Log, charts, read_log
 from policies.evaluation.report.data import (
     Curve,
     Distribution,
@@ -239,6 +240,17 @@ def test_curves_are_read_back_and_a_resumed_run_is_one_curve(tmp_path: Path):
     assert list(curves["ppo/kl"].steps) == list(range(50))
     assert list(curves["ppo/kl"].values) == [1.0] * 20 + [2.0] * 30
     assert read_log(tmp_path / "nothing").curves == {}
+
+
+def test_a_report_does_without_tensorboard(tmp_path: Path, monkeypatch):
+    """It then has no charts."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("loss", 1.0, 0)
+    module = "tensorboard.backend.event_processing.event_accumulator"
+    monkeypatch.setitem(sys.modules, module, None)
+    assert read_log(tmp_path) == Log({}, {})
 
 
 def test_logged_distributions_are_read_back_as_quantiles(tmp_path: Path):

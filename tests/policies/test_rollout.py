@@ -142,10 +142,12 @@ def test_an_error_in_a_later_episode_loses_no_earlier_one():
 
 def test_the_recorder_sees_every_macro_step_with_the_observation_before_and_after():
     """Transitions chain without a gap and hold every reward, so nothing needs a second loop."""
-    seen = []
-    played = rollout(PointVecEnv(2), RandomPolicy(PointVecEnv.spec, 5, seed=1), SEEDS, seen.append)
+    recorded = []
+    played = rollout(
+        PointVecEnv(2), RandomPolicy(PointVecEnv.spec, 5, seed=1), SEEDS, recorded.append
+    )
     x, rewards = {}, {index: [] for index in range(len(SEEDS))}
-    for transition in seen:
+    for transition in recorded:
         for row, episode in enumerate(transition.episodes):
             if episode < 0:
                 assert not transition.step.valid[row].any()

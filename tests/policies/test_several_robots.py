@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,10 +16,10 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from point_env import PointVecEnv
 from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 
+from policies.checkpoints import Checkpoints
 from policies.imitation import bc
 from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
-from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.run_folder import RunFolder
 from scripts import pretrain
 from scripts.policy_loading import read_policy, require_comparable
@@ -88,10 +88,10 @@ def test_two_robots_train_one_model(
         weights=(1, 2),
         start=alone,
         head=head,
-        horizon=3,
+        chunk_length=3,
         out=tmp_path / head,
         training=CloningConfig(
-            updates=2, batch=6, evaluate_every=2, perception="trained", picture_light=0.1
+            updates=2, batch=6, evaluate_every=2, perception="trained", image_light=0.1
         ),
     )
     assert main(config) == 0
@@ -121,14 +121,14 @@ def test_cameras_of_different_sizes_train(
         task=None,
         data=(root,),
         start=tiny_policy(ARM).save(tmp_path / "start"),
-        horizon=3,
+        chunk_length=3,
         out=tmp_path / "run",
         training=CloningConfig(
             updates=2,
             batch=6,
             evaluate_every=2,
             perception=perception,
-            picture_shift=0.1 * (perception == "trained"),
+            image_shift=0.1 * (perception == "trained"),
         ),
     )
     assert main(config) == 0
@@ -168,7 +168,7 @@ def test_a_cut_training_ends_in_the_same_weights(
         data=folders,
         weights=(3, 1),
         start=together,
-        horizon=3,
+        chunk_length=3,
         paraphrases=phrasings,
         out=tmp_path / "whole",
         training=training,
@@ -177,7 +177,7 @@ def test_a_cut_training_ends_in_the_same_weights(
     cut = replace(config, out=tmp_path / "cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Cloner, "_save", save_then_stop(pretrain.Cloner._save))
+        patch.setattr(Checkpoints, "save", save_then_stop(Checkpoints.save))
         with pytest.raises(CutError):
             main(cut)
     assert not (tmp_path / "cut" / "step_000004").exists()
@@ -189,13 +189,12 @@ def test_a_cut_training_ends_in_the_same_weights(
     assert all(torch.equal(weight, two[name]) for name, weight in one.items())
 
 
-def save_then_stop(save: Callable[..., None]) -> Callable[..., None]:
+def save_then_stop(save: Callable[..., Path]) -> Callable[..., Path]:
     """Save a checkpoint with its state, then be cut."""
 
-    def cut(cloner: pretrain.Cloner, name: str, with_state: bool) -> None:
-        save(cloner, name, with_state)
-        if with_state:
-            raise CutError
+    def cut(checkpoints: Checkpoints, step: int, trainer: dict[str, Any]) -> Path:
+        save(checkpoints, step, trainer)
+        raise CutError
 
     return cut
 
@@ -210,38 +209,11 @@ def test_the_robot_of_the_environment_chooses(
     cloner.run(PointVecEnv(4), [1, 2, 3, 4])
     assert cloner.policy.spec == POINT
     values = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert cloner.best_score == values["success/end"] >= 0
+    assert cloner.checkpoints.best_score == values["success/end"] >= 0
     other = PointVecEnv(4)
     other.spec = replace(POINT, control_rate_hz=99.0)
     with pytest.raises(ContractMismatchError, match=r"(?s)fits none.*point: control_rate_hz: 10"):
         cloner.run(other, [1])
-
-
-def test_ppo_refines_one_robot_of_two(together: Path, tmp_path: Path) -> None:
-    """Ratios start at 1, padded numbers do not move, and the checkpoint keeps both robots."""
-    env, config = PointVecEnv(4), PPOConfig(iterations=1, episodes=8, warmup_iterations=0, epochs=2)
-    policy = load_policy(together, embodiment=env.spec)
-    ppo = PPO(policy, env, config, RunFolder(tmp_path, config))
-    batch, _ = ppo.collect()
-    loss, values = ppo.actor_loss(batch)
-    assert abs(values["policy/kl"]) < 1e-6
-    one_number = config.log_std_start + 0.5 * np.log(2 * np.pi * np.e)
-    assert values["policy/entropy"] == pytest.approx(one_number, rel=1e-5)
-    loss.backward()
-    head = policy.model.actor.head
-    bias = head.get_parameter("layers.6.bias")
-    for parameter in (head.get_parameter("raw_log_std"), bias):
-        assert parameter.grad is not None
-        gradient = parameter.grad.view(3, 3)
-        assert gradient[:, 0].any()
-        assert not gradient[:, 1:].any()
-    before = bias.detach().clone().view(3, 3)
-    ppo.learn(batch, train_actor=True)
-    after = bias.detach().view(3, 3)
-    assert not torch.equal(after[:, 0], before[:, 0])
-    assert torch.equal(after[:, 1:], before[:, 1:])
-    ppo._evaluate([0, 1])
-    assert load_policy(tmp_path / "best", embodiment="arm").spec == ARM
 
 
 def test_samples_come_by_weight_through_all_robots(folders: tuple[Path, Path]) -> None:
@@ -340,6 +312,7 @@ def test_frozen_frames_are_held_within_their_episode(
     for column in ("readout", "points", "proprio"):
         torch.testing.assert_close(*(getattr(run, column) for run in runs))
     first = 0
+    cloner.policy.model.eval()  # as frames are encoded: training may reduce precision
     for robot, part in data.robots.items():
         starts = np.array([rows[0] for rows in part.episodes()])
         with torch.no_grad():
@@ -354,6 +327,7 @@ def test_frozen_frames_are_held_within_their_episode(
     ("text", "message"),
     [
         ("{", "are no JSON"),
+        ("\udcff", "are no JSON"),
         ('["left"]', "must be"),
         ('{"go to the left": "left"}', "must be"),
         ('{"go to the left": []}', "must be"),
@@ -363,7 +337,7 @@ def test_frozen_frames_are_held_within_their_episode(
 def test_wrong_paraphrases_are_named(text: str, message: str, tmp_path: Path) -> None:
     """What is wrong, and what was recorded."""
     path = tmp_path / "words.json"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         Paraphrases.read(path, WORDS)
     with pytest.raises(ValueError, match="phrasings start at 1"):

@@ -31,7 +31,7 @@ from lerobot_folder import (
 from policies.imitation.dataset import DemoBatch, DemoDataset
 from policies.lerobot.decoded_dataset import DecodedDataset
 from vla.data.recorded_actions import read_chunks
-from vla.data.whole_videos import require_whole_videos
+from vla.data.video_integrity import require_intact_videos
 
 LENGTHS = (4, 3, 2)
 
@@ -57,7 +57,7 @@ def image(written: dict[str, Path], tmp_path: Path) -> Path:
 
 def read(root: Path, **options: Any) -> DemoBatch:
     """All frames."""
-    data = DemoDataset(root, chunk=2, heldout_fraction=0.0, **options)
+    data = DemoDataset(root, chunk_length=2, heldout_fraction=0.0, **options)
     return data.batch(data.rows())
 
 
@@ -125,7 +125,7 @@ def test_merged_and_resumed_data_are_read(tmp_path: Path) -> None:
 def test_large_numbers_keep_what_tells_them_apart(dtype: str, offset: int, tmp_path: Path) -> None:
     """float32 holds whole numbers up to 16,777,216 alone; the offset is subtracted in float64."""
     root = write_counted(tmp_path / "so101", video=False, dtype=dtype, offset=offset)
-    data = DemoDataset(root, chunk=2, heldout_fraction=0.0)
+    data = DemoDataset(root, chunk_length=2, heldout_fraction=0.0)
     batch = data.batch(data.rows())
     assert (batch.proprio[:, 0] - offset).tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1]
     assert (data.chunks()[:4, :, 1] - offset).tolist() == [[0, -1], [-1, -2], [-2, -3], [-3, -3]]
@@ -214,7 +214,7 @@ def test_links_are_read(part: str, video: Path, tmp_path: Path) -> None:
     """As folders and files are, and a change behind them is noticed."""
     move_behind_link(video / part, tmp_path / "disk" / "moved")
     require_counted(read(video))
-    require_whole_videos(video)
+    require_intact_videos(video)
     assert read_chunks(video, "action", 1).shape == (9, 1, 2)
     edit_column(video, "action", lambda rows: [[a + 100, b] for a, b in rows])
     assert read(video).actions[0, 0].tolist() == [100.5, 0.0]
@@ -226,7 +226,7 @@ def test_videos_behind_a_link_are_checked(video: Path, tmp_path: Path) -> None:
     (file,) = (tmp_path / "disk" / "chunk-000").glob("*.mp4")
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"videos/{TOP}/chunk-000/file-000.mp4"):
-        require_whole_videos(video)
+        require_intact_videos(video)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,12 @@ def test_a_changed_image_file_is_noticed(image: Path) -> None:
     assert read(image).images["top"][0].max() == 3 * LEVEL
 
 
+def test_hidden_files_are_no_tables(image: Path) -> None:
+    """What a Mac leaves beside every file that it copies."""
+    (image / "data" / "chunk-000" / "._file-000.parquet").write_bytes(b"Mac OS X")
+    require_counted(read(image))
+
+
 # --- choices
 
 
@@ -287,7 +293,7 @@ def test_chosen_cameras_have_caches_of_their_own(video: Path) -> None:
     with pytest.raises(
         ValueError, match=r"observation\.image is marked as a depth .*--cameras top"
     ):
-        DemoDataset(video, chunk=2)
+        DemoDataset(video, chunk_length=2)
     assert list(read(video, cameras=["top"]).images) == ["top"]
     first = {path for path in (video / ".cache").iterdir() if path.is_dir()}
     read(video, cameras=["top"], tolerance_s=0.01)

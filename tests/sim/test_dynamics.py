@@ -51,7 +51,7 @@ def test_the_chosen_plans_cost_is_what_executing_it_costs() -> None:
     """The same through a planner, float32 actions included."""
     task, data, episode = begin("FetchPush")
     dynamics = ExactDynamics("FetchPush", threads=2)
-    planner = Cem(CemConfig(horizon=5, samples=8, iterations=2, elites=3))
+    planner = Cem(CemConfig(planning_horizon=5, samples=8, iterations=2, elites=3))
     state = pack_state(task, data, episode)
     plan = planner.plan(dynamics, state, None, np.random.default_rng(0))
     executed = 0.0

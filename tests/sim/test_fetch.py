@@ -74,7 +74,7 @@ def test_grasps_equal_gymnasium_robotics(peer, task):
 
 
 def test_cameras_and_colours_leave_the_physics_alone(task, peer):
-    """What is added to be seen weighs nothing and touches nothing."""
+    """Cameras and colours have no mass and no contacts."""
     ours, theirs = task.model, peer.unwrapped.model
     assert ours.ncam == theirs.ncam + 3
     for field in ("body_mass", "body_pos", "geom_size", "geom_friction", "dof_damping", "eq_data"):
@@ -182,7 +182,7 @@ def test_proprio_holds_positions_inside_its_stated_range(task):
 
 
 def test_markers_show_the_goal_and_compute_no_physics(task):
-    """A picture must not disturb an episode."""
+    """Drawing must not disturb an episode."""
     data = task.make_data()
     episode = task.reset(data, 4)
     task.step(data, episode, np.full(4, 0.3))

@@ -12,6 +12,7 @@ from sim.lerobot_plugin.config_env import VlaSimEnv
 from sim.lerobot_plugin.config_robot import SimulatedRobotConfig
 from sim.lerobot_plugin.env import TaskEnv
 from sim.lerobot_plugin.robot import SimulatedRobot
+from sim.seeds import DEVELOPMENT
 from sim.tasks.registry import make_task
 
 SEED = 1_000_003
@@ -24,7 +25,7 @@ def test_both_are_registered_under_their_names() -> None:
 
 
 def test_the_environment_says_what_our_data_sets_say() -> None:
-    """The same features under the same names, pictures with the colour first."""
+    """The same features under the same names, images with the colour first."""
     config = VlaSimEnv(task="FetchPush", image_size=32)
     features = {key: ft.shape for key, ft in env_to_policy_features(config).items()}
     assert config.fps == 25
@@ -67,6 +68,16 @@ def test_an_episode_is_the_tasks_own() -> None:
 
 
 @pytest.mark.render
+def test_an_episode_without_a_seed_is_one_of_development() -> None:
+    """As LeRobot begins every episode after the first: never one of the final evaluation."""
+    env = TaskEnv("FetchReach", image_size=32)
+    for seed in (0, None, None):
+        env.reset(seed=seed)
+        assert env._episode
+        assert env._episode.seed == seed or env._episode.seed in DEVELOPMENT
+    env.close()
+
+
 def test_vector_environments_are_what_lerobot_steps() -> None:
     """One suite, one task, results in rows."""
     ((vector,),) = (

@@ -24,7 +24,7 @@ PLACES = [[0.0, 0.0], [0, 0], [0, 0], [0.9, -0.5], [0.0, 0.25], [np.nan, np.nan]
 
 
 def make(fingers: tuple[float, float] = (0.025, 0.025)) -> Questioner:
-    """One frame: the hand around the red block, the green one out of the first picture."""
+    """One frame: the hand around the red block, the green one out of the first image."""
     image_points = np.array(PLACES, np.float32)[None, :, None].repeat(3, axis=2)
     return Questioner(
         Scenes(
@@ -50,8 +50,8 @@ def test_what_is_gripped() -> None:
     assert ask(make((0.0, 0.0)), "gripped")[1] == "nothing"
 
 
-def test_where_gives_row_and_column_of_the_first_picture() -> None:
-    """Only of things that are in it; off by at most half a bin."""
+def test_where_gives_row_and_column_of_the_first_image() -> None:
+    """Only of objects that are in it; off by at most half a bin."""
     asked = dict(ask(make(), "where", seed) for seed in range(20))
     assert not any("green" in text for text in asked)
     answer = next(answer for text, answer in asked.items() if "blue zone" in text)
@@ -66,7 +66,7 @@ def test_which_colour_is_nearest() -> None:
     assert {a for text, a in answers.items() if "blue zone" in text} == {"green"}
 
 
-def test_the_caption_names_what_is_seen_from_left_to_right() -> None:
+def test_the_caption_names_what_is_visible_from_left_to_right() -> None:
     """And what is gripped."""
     assert ask(make(), "caption")[1] == "from left to right red block, blue zone, gripped red block"
 

@@ -1,4 +1,4 @@
-"""Pictures: what they show, that they are repeatable, and what happens without a GL library."""
+"""Images: what they show, that they are repeatable, and what happens without a GL library."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def push():
     renderer.close()
 
 
-def _red(picture: np.ndarray) -> np.ndarray:
-    r, g, b = np.moveaxis(picture.astype(int), -1, 0)
+def _red(image: np.ndarray) -> np.ndarray:
+    r, g, b = np.moveaxis(image.astype(int), -1, 0)
     return (r > 2 * g) & (r > 2 * b) & (r > 40)
 
 
@@ -31,11 +31,11 @@ def _draw(task, renderer, seed):
     data = task.make_data()
     episode = task.reset(data, seed)
     task.place_markers(data, episode)
-    return renderer.picture(data), episode
+    return renderer.images(data), episode
 
 
 def test_same_state_same_pixels_whatever_was_drawn_before(push):
-    """No picture leaves traces in the next."""
+    """No image depends on the one before."""
     first, _ = _draw(*push, 0)
     other, _ = _draw(*push, 1)
     again, _ = _draw(*push, 0)
@@ -53,7 +53,7 @@ def test_projected_points_are_where_the_picture_shows_them(push, camera):
         data = task.make_data()
         episode = task.reset(data, seed)
         task.place_markers(data, episode)
-        red = np.argwhere(_red(renderer.picture(data)[camera]))
+        red = np.argwhere(_red(renderer.images(data)[camera]))
         if len(red) < 12:
             continue  # hidden
         (x, y), size = project(task.model, data, camera, episode.goal[None])[0], 96
@@ -66,8 +66,8 @@ def test_target_is_seen_where_the_goal_is(push):
     """In the front view the world's y runs to the right, and nearer the camera (x) is lower."""
     rows, columns, goals = [], [], []
     for seed in range(12):
-        pictures, episode = _draw(*push, seed)
-        red = np.argwhere(_red(pictures["front"]))
+        images, episode = _draw(*push, seed)
+        red = np.argwhere(_red(images["front"]))
         if len(red) >= 20:
             rows.append(red[:, 0].mean())
             columns.append(red[:, 1].mean())
@@ -90,8 +90,8 @@ def test_target_is_seldom_hidden_in_both_fixed_views(name):
         for step in range(20):
             if step % 5 == 0 and not task.is_success(data, episode):
                 task.place_markers(data, episode)
-                seen = [_red(picture).sum() for picture in renderer.picture(data).values()]
-                hidden.append(max(seen) < 8)
+                visible = [_red(image).sum() for image in renderer.images(data).values()]
+                hidden.append(max(visible) < 8)
             task.step(data, episode, task.expert_action(data, episode))
     renderer.close()
     assert np.mean(hidden) <= 0.1
@@ -102,7 +102,7 @@ def test_renderers_of_two_models_share_a_process(push):
     before, _ = _draw(*push, 0)
     other = make_task("FetchReach")
     second = CameraRenderer(other.model, ("front",), 64)
-    second.picture(other.make_data())
+    second.images(other.make_data())
     after, _ = _draw(*push, 0)
     second.close()
     last, _ = _draw(*push, 0)
@@ -114,12 +114,12 @@ def test_renderers_of_two_models_share_a_process(push):
 def test_antialias_softens_edges():
     """Multisampling mixes colours at edges."""
     task = make_task("FetchPush", 64)
-    pictures = {}
+    images = {}
     for antialias in (False, True):
         renderer = CameraRenderer(task.model, ("front",), 64, antialias)
-        pictures[antialias], _ = _draw(task, renderer, 0)
+        images[antialias], _ = _draw(task, renderer, 0)
         renderer.close()
-    colours = {on: len(np.unique(p["front"].reshape(-1, 3), axis=0)) for on, p in pictures.items()}
+    colours = {on: len(np.unique(p["front"].reshape(-1, 3), axis=0)) for on, p in images.items()}
     assert colours[True] > colours[False]
 
 
@@ -132,7 +132,7 @@ def test_closed_renderer_and_unknown_camera_are_refused(push):
     renderer.close()
     renderer.close()
     with pytest.raises(RuntimeError, match="closed"):
-        renderer.picture(task.make_data())
+        renderer.images(task.make_data())
 
 
 def test_environment_variable_is_respected_and_checked(monkeypatch):

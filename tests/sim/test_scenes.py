@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,22 @@ def test_a_damaged_file_is_named_and_nothing_is_removed(
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=f"{message}.*name another folder"):
         make_scenes(replace(config, root=tmp_path))
+
+
+def test_a_disk_that_is_too_full_is_refused_before_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both numbers; to write to a mapped file would end the process. Then it goes on."""
+    config = ScenesConfig(("FetchReach",), 10, tmp_path, image_size=48, workers=1)
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes_module.os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"images.npy needs 0 MB, \d+ MB are free.*--scenes"):
+            make_scenes(config)
+    assert len(make_scenes(config)[0].images) == 10
 
 
 def test_wrong_settings_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -126,7 +126,13 @@ def test_wrong_use_is_refused():
         CpuVecEnv("FetchNothing", 1)
     with pytest.raises(ValueError, match=r"no camera \['top'\].*front"):
         CpuVecEnv("FetchReach", 1, cameras=("top",))
+    for wrong in ({"num_envs": 0}, {"num_workers": 0}, {"num_workers": -1}, {"image_size": 0}):
+        (name, value), *_ = wrong.items()
+        with pytest.raises(ValueError, match=f"{name} (is )?{value}.*at least 1"):
+            CpuVecEnv("FetchReach", **({"num_envs": 1} | wrong))
     with CpuVecEnv("FetchReach", 1, num_workers=1, render=False) as env:
+        with pytest.raises(ValueError, match=r"not be negative, got \[-1\]"):
+            env.reset([0], [-1])
         with pytest.raises(RuntimeError, match="reset first"):
             env.observe()
         with pytest.raises(ValueError, match="2 seeds"):

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from sim import shared_arrays
+from sim.render import NoRendererError
 from sim.shared_arrays import SharedArrays
 from sim.vector import CpuVecEnv
 from sim.worker_channel import WorkerChannel
+from sim.worker_pool import WorkerPool
 from sim.worker_process import WorkerError, WorkerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +114,12 @@ def test_no_process_holds_anything_that_has_a_name(tmp_path: Path) -> None:
         time.sleep(0.05)  # killed processes take a moment to go
 
 
+def named_memory() -> set[str]:
+    """Names in /dev/shm that this process has mapped, as a semaphore of multiprocessing has one."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in maps if "/dev/shm/" in line and "(deleted)" not in line}
+
+
 # --- processes
 
 
@@ -177,6 +185,51 @@ def test_how_a_worker_failed_is_told() -> None:
         killed.receive()
     killed.ask_to_end()  # nothing to ask any more, and no error
     killed.join()
+
+
+def add(one: int, other: int) -> int:
+    """A call with a result."""
+    return one + other
+
+
+def refuse(path: str) -> None:
+    """A call that raises what the caller catches by its type."""
+    raise FileNotFoundError(errno.ENOENT, "no such file", path)
+
+
+def kill_me() -> None:
+    """What the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pool_gives_results_and_errors_back_and_holds_no_name() -> None:
+    """Errors keep their type, and say where in the worker they were raised."""
+    before = named_memory()
+    pool = WorkerPool(2, prepare=os.getpid)
+    calls = [pool.submit(add, number, 1) for number in range(6)]
+    assert [call.result() for call in calls] == [1, 2, 3, 4, 5, 6]
+    assert named_memory() <= before
+    with pytest.raises(FileNotFoundError, match="no such file") as raised:
+        pool.submit(refuse, "here").result()
+    assert "in refuse" in raised.value.__notes__[0]
+    assert pool.submit(add, 2, 2).result() == 4  # the worker goes on
+    with pytest.raises(WorkerError, match=r"SIGKILL.*out of memory: use fewer workers"):
+        pool.submit(kill_me).result()
+    pool.close()
+
+
+def test_our_own_errors_come_without_a_traceback() -> None:
+    """They are written to be read."""
+    worker = WorkerProcess("worker 0", refuse_to_draw)
+    with pytest.raises(WorkerError) as raised:
+        worker.receive()
+    assert str(raised.value) == "worker 0 failed: nothing draws here"
+    worker.join()
+
+
+def refuse_to_draw(channel: WorkerChannel) -> None:
+    """As a worker without a GL library does."""
+    raise NoRendererError("nothing draws here")
 
 
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:

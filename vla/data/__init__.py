@@ -1,1 +1,1 @@
-"""What a data set says of itself: its contract, its recorded actions, its videos."""
+"""What a data set holds: its contract, frames, actions and videos; other words for its tasks."""

@@ -21,7 +21,7 @@ class Paraphrases:
     def __init__(self, phrasings: Mapping[str, Sequence[str]] | None = None):
         # Each once: a phrasing that is written twice is drawn as often as the others.
         self._phrasings = {
-            said: [*dict.fromkeys([said, *p])] for said, p in (phrasings or {}).items()
+            text: [*dict.fromkeys([text, *others])] for text, others in (phrasings or {}).items()
         }
 
     def __bool__(self) -> bool:
@@ -42,7 +42,7 @@ class Paraphrases:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise ValueError(f"paraphrases {path} are no JSON: {error}") from error
         if not _is_table(data):
             raise ValueError(
@@ -50,20 +50,19 @@ class Paraphrases:
                 "with at least one each, none empty"
             )
         known = list(recorded)
-        for said in data:
-            if said not in known:
-                near = difflib.get_close_matches(said, known, n=3, cutoff=0.0)
+        for text in data:
+            if text not in known:
+                near = difflib.get_close_matches(text, known, n=3, cutoff=0.0)
                 raise ValueError(
-                    f"paraphrases {path} has words for {said!r}, which was never recorded; "
+                    f"paraphrases {path} has words for {text!r}, which was never recorded; "
                     f"recorded are {len(known)} instructions, the nearest: {near}"
                 )
         return cls(data)
 
     def every(self, instructions: Iterable[str]) -> list[str]:
         """All phrasings of these instructions, each once."""
-        return [
-            *dict.fromkeys(p for said in instructions for p in self._phrasings.get(said, [said]))
-        ]
+        phrasings = (p for text in instructions for p in self._phrasings.get(text, [text]))
+        return [*dict.fromkeys(phrasings)]
 
     def draw(
         self, instructions: Sequence[str], generator: torch.Generator | None = None
@@ -71,9 +70,9 @@ class Paraphrases:
         """A phrasing of each, all equally often, the recorded one among them."""
         if not self:
             return list(instructions)
-        chances = torch.rand(len(instructions), generator=generator, dtype=torch.float64).tolist()
-        choices = [self._phrasings.get(said, [said]) for said in instructions]
-        return [c[int(chance * len(c))] for c, chance in zip(choices, chances, strict=True)]
+        uniform = torch.rand(len(instructions), generator=generator, dtype=torch.float64).tolist()
+        choices = [self._phrasings.get(text, [text]) for text in instructions]
+        return [c[int(u * len(c))] for c, u in zip(choices, uniform, strict=True)]
 
 
 def _is_table(data: Any) -> bool:

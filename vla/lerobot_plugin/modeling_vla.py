@@ -27,7 +27,7 @@ from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
 from vla.data.dataset_contract import read_contract, require_statistics
 from vla.data.paraphrases import Paraphrases
 from vla.data.recorded_actions import read_chunks
-from vla.data.whole_videos import require_whole_videos
+from vla.data.video_integrity import require_intact_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
 from vla.model.cloning_loss import cloning_loss
@@ -111,7 +111,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         config = config or LeRobotVLAConfig.from_pretrained(folder)
         offered = None
         if dataset_meta is not None:
-            require_whole_videos(Path(dataset_meta.root))
+            require_intact_videos(Path(dataset_meta.root))
             offered = read_contract(Path(dataset_meta.root), config.cameras)
         policy = load_policy(folder, config.device or "cpu", config.embodiment or offered)
         where = f"checkpoint {folder}"
@@ -212,7 +212,7 @@ def _as_bytes(image: Tensor) -> Tensor:
 def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
     root = Path(meta.root)
     spec = read_contract(root, config.cameras)
-    require_whole_videos(root)
+    require_intact_videos(root)
     measured = [
         require_statistics(meta.stats or {}, feature, _STATISTICS, root)
         for feature in (spec.features.action, spec.features.proprio)

@@ -31,8 +31,8 @@ def cost_section(rows: Sequence[Row]) -> str:
         "throughput is measured with several observations decided at once. Planning steps are "
         "simulated control steps searched for one chunk. The rest was spent on the weights, in all "
         "trainings that led to them: recorded demonstrations, frames labelled with true positions, "
-        "and simulated control steps that were learned from or chose a checkpoint; “unknown” where "
-        "a checkpoint does not say.</p>"
+        "and simulated control steps that were learned from or chose a checkpoint; a dash where "
+        "none is recorded, “unknown” where there is no record at all.</p>"
         f'<div class="card"><table><thead><tr><th>Policy</th>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div></section>"
     )
@@ -44,9 +44,13 @@ def _line(row: Row, colour: int) -> str:
     if speed is not None:
         latency = (duration(speed.latency_median_s), duration(speed.latency_p90_s))
         timed = (*latency, number(speed.throughput_hz))
-    unknown = '<span class="soft">unknown</span>'
-    spent = [unknown if row.ledger is None else number(row.ledger.get(name, 0)) for name in LEDGER]
-    cells = (*timed, _NONE if planning is None else number(planning), *spent)
+
+    def spent(name: str) -> str:
+        if row.ledger is None:
+            return '<span class="soft">unknown</span>'
+        return number(row.ledger[name]) if name in row.ledger else _NONE
+
+    cells = (*timed, _NONE if planning is None else number(planning), *map(spent, LEDGER))
     return (
         f'<tr><td><span class="dot c{colour % COLOURS}"></span>{escape(row.name)}</td>'
         + "".join(f'<td class="n">{cell}</td>' for cell in cells)

@@ -10,7 +10,7 @@ from av.error import FFmpegError
 from vla.data.recorded_frames import list_files
 
 
-def require_whole_videos(root: Path) -> None:
+def require_intact_videos(root: Path) -> None:
     """Open every video of a data set and read its index and its end; decodes nothing.
 
     Missing videos are not looked for: LeRobot fetches those that it needs.

@@ -1,0 +1,74 @@
+"""Worker processes that any of several waiting calls may use."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+from sim.worker_channel import WorkerChannel
+from sim.worker_process import WorkerProcess
+
+
+class WorkerPool:
+    """Runs functions in worker processes, as `concurrent.futures.ProcessPoolExecutor` does.
+
+    Other than that one it holds nothing that has a name, so nothing stays in /dev/shm however the
+    processes end, and a process that died is reported by how it ended.
+
+    Args:
+        workers: processes.
+        prepare: called once in each of them, before anything else.
+    """
+
+    def __init__(self, workers: int, prepare: Callable[[], None]):
+        self._workers = [
+            WorkerProcess(f"worker {index}", _serve, prepare) for index in range(workers)
+        ]
+        self._idle: SimpleQueue[WorkerProcess] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers)
+
+    def submit[T](self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Have a worker call `function`, which it must be able to import.
+
+        The future raises what the function raises, or `WorkerError` where its process has died.
+        """
+        return self._threads.submit(self._call, function, arguments)
+
+    def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        worker = self._idle.get()
+        try:
+            worker.send((function, arguments))
+            error, result = worker.receive()
+        finally:
+            self._idle.put(worker)
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """Forget what waits, and end the processes once they have done what they are doing."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.ask_to_end()
+        for worker in self._workers:
+            worker.join()
+
+
+def _serve(channel: WorkerChannel, prepare: Callable[[], None]) -> None:
+    prepare()
+    while (call := channel.receive()) is not None:
+        channel.send(("ok", _answer(*call)))
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The error that a function raised, and else its result."""
+    try:
+        return None, function(*arguments)
+    except Exception as error:  # noqa: BLE001 raised again in the parent
+        error.add_note(f"In the worker process:\n{traceback.format_exc()}")
+        return error, None

@@ -1,0 +1,91 @@
+"""One scripted demonstration, and what may be asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sim.demonstrate import RecordConfig, play
+from sim.tasks.registry import make_task
+
+
+class NoCameras:
+    """A renderer that renders nothing."""
+
+    def images(self, data: object) -> dict[str, np.ndarray]:
+        """No camera."""
+        return {}
+
+
+def play_blind(name: str, seed: int, **settings: float) -> dict[str, np.ndarray] | None:
+    """An episode without images."""
+    config = RecordConfig(task=(name,), **settings)  # pyright: ignore[reportArgumentType]
+    return play(make_task(name, 16), NoCameras(), seed, config)  # pyright: ignore[reportArgumentType]
+
+
+def test_episode_ends_hold_steps_after_success_first_holds() -> None:
+    """Staying is shown, but not for long."""
+    episode = play_blind("FetchReach", 3, noisy_fraction=0.0, hold_steps=4)
+    assert episode is not None
+    first = int(episode["success"].argmax())
+    assert episode["success"][first:].all()
+    assert len(episode["success"]) == first + 1 + 4
+
+
+def test_label_is_clean_and_executed_is_noisy() -> None:
+    """The noise moves the arm and not the label."""
+    noisy = play_blind("FetchReach", 3, noisy_fraction=1.0, noise=0.2)
+    clean = play_blind("FetchReach", 3, noisy_fraction=0.0, noise=0.2)
+    assert noisy is not None
+    assert clean is not None
+    np.testing.assert_array_equal(clean["executed"], clean["action"])
+    # the first state is the same, so is the expert's answer to it; then the noise leads elsewhere
+    np.testing.assert_array_equal(noisy["action"][0], clean["action"][0])
+    assert not np.array_equal(noisy["proprio"][1], clean["proprio"][1])
+    disturbance = (noisy["executed"] - noisy["action"])[np.abs(noisy["action"]) < 0.3]
+    assert 0.1 < disturbance.std() < 0.3
+
+
+def test_noisy_label_is_the_expert_at_the_visited_state() -> None:
+    """Replaying the executed actions meets the same labels."""
+    episode = play_blind("FetchReach", 3, noisy_fraction=1.0, noise=0.2)
+    assert episode is not None
+    task = make_task("FetchReach", 16)
+    data = task.make_data()
+    state = task.reset(data, 3)
+    for executed, label in zip(episode["executed"], episode["action"], strict=True):
+        np.testing.assert_array_equal(task.expert_action(data, state).clip(-1, 1), label)
+        task.step(data, state, executed)
+
+
+def test_unsuccessful_episode_is_dropped() -> None:
+    """Noise that no expert survives."""
+    assert play_blind("FetchPush", 0, noisy_fraction=1.0, noise=50.0) is None
+
+
+def test_episode_is_a_function_of_its_seed() -> None:
+    """Noise included."""
+    first, second = (play_blind("FetchPush", 5, noisy_fraction=1.0) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"task": ()}, "task needs"),
+        ({"task": ("FetchPush", "FetchPush")}, "different names"),
+        ({"episodes": 0}, "must count"),
+        ({"noisy_fraction": 1.5}, "noisy_fraction"),
+        ({"noise": float("nan")}, "noise"),
+        ({"first_seed": 500_000}, "demonstrations range"),
+        ({"first_seed": -1}, "not be negative"),
+        ({"episodes": 60_000}, "fewer episodes"),
+    ],
+)
+def test_refuses_settings(bad: dict[str, object], message: str) -> None:
+    """Each message names what is wrong."""
+    with pytest.raises(ValueError, match=message):
+        RecordConfig(**({"task": ("FetchPush",)} | bad))  # pyright: ignore[reportArgumentType]
