@@ -53,7 +53,7 @@ def time_decisions(
     be timed while it computes nothing.
 
     Args:
-        policy: one that has played nothing yet; a planner's environment must be in the observed state.
+        policy: a fresh one; a planner's environment must be in the observed state.
         observation: n rows, all of which are decided at once.
         most: decisions.
         limit_s: begin no further one after so many seconds of deciding; at least three are timed.
