@@ -1,1 +1,1 @@
-"""Teaching the vision-language model where things are."""
+"""Teaching the vision-language model where objects are."""

@@ -82,7 +82,6 @@ def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
-    # [m, k]
     moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
     return {
         "policy/loss": float(loss.detach()),
@@ -94,6 +93,7 @@ def describe_step(
 
 
 _LOWEST = {"gamma": 0.0, "gae_lambda": 0.0, "epochs": 1, "minibatch_size": 1}
+# Rewards are scaled by 1 - gamma, see `gae`: gamma 1 would make all of them 0.
 _HIGHEST = {"gamma": 1 - 1e-6, "gae_lambda": 1.0}
 _ABOVE_ZERO = ("clip_range", "target_kl", "max_grad_norm")
 
@@ -106,6 +106,7 @@ def require_settings(config: Any) -> None:
     """
     for field in fields(config):
         name, value = field.name, getattr(config, field.name)
+        # None is for what has a default of its own, such as a head's learning rate.
         if value is None:
             continue
         low, high = _LOWEST.get(name, 0.0), _HIGHEST.get(name, math.inf)
