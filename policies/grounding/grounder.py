@@ -24,6 +24,7 @@ from policies.grounding.grounding_set import GroundingSet, Prompt, observe
 from policies.grounding.vqa_sampler import VqaSampler
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
+from policies.settings import require_settings
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
 from vla.model.vqa import answer_loss
@@ -33,7 +34,6 @@ from vla.processing.processor import Processor
 
 _TOTAL = "training.updates"  # a resumed run may be made longer
 _MAX_GRAD_NORM = 1.0
-_POSITIVE = ("batch", "log_every", "evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,7 @@ class GroundingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.heldout < 1:
-            raise ValueError(f"heldout must be at least 0 and below 1, got {self.heldout}")
+        require_settings(self)
 
 
 @dataclass(frozen=True)

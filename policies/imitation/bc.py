@@ -26,6 +26,7 @@ from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
+from policies.settings import require_settings
 from vla.contract import VecEnv
 from vla.model.cloning_loss import cloning_loss
 from vla.model.features import Features
@@ -88,15 +89,14 @@ class CloningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.perception == "frozen" and self.augmentation.is_on:
+        # Asked for first: its own bounds are checked whatever perception is.
+        if self.augmentation.is_on and self.perception == "frozen":
             raise ValueError(
                 "images are augmented only with perception='trained': a frozen one reads each once"
             )
-        if self.phrasings < 1:
-            raise ValueError(f"phrasings start at 1, got {self.phrasings}")
-        for name in ("updates", "batch", "evaluate_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        require_settings(self)
+        if self.updates < 1:
+            raise ValueError(f"updates must be at least 1, got {self.updates}")
 
     @property
     def augmentation(self) -> Augmentation:

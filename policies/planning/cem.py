@@ -13,6 +13,7 @@ decision to the next only the best sequence is carried, not the elite set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,11 @@ class CemConfig:
             raise ValueError(f"need 0 <= keep_elites <= elites <= samples, 1 <= elites: {self}")
         if self.planning_horizon < 2 or self.iterations < 1:
             raise ValueError(f"need planning_horizon >= 2 and iterations >= 1: {self}")
+        # Comparisons that NaN fails, too.
+        if not (0 < self.initial_std < math.inf and 0 <= self.min_std < math.inf):
+            raise ValueError(f"need finite initial_std > 0 and min_std >= 0: {self}")
+        if not (0 <= self.momentum < 1 and math.isfinite(self.noise_exponent)):
+            raise ValueError(f"need 0 <= momentum < 1 and a finite noise_exponent: {self}")
 
 
 class Cem:

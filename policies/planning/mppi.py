@@ -15,6 +15,7 @@ steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +47,11 @@ class MppiConfig:
     noise_exponent: float = 2.5
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.std <= 0 or not 0 < self.std_decay <= 1:
-            raise ValueError(f"need temperature > 0, std > 0 and 0 < std_decay <= 1: {self}")
+        # Comparisons that NaN fails, too.
+        if not (0 < self.temperature < math.inf and 0 < self.std < math.inf):
+            raise ValueError(f"need finite temperature > 0 and std > 0: {self}")
+        if not (0 < self.std_decay <= 1 and math.isfinite(self.noise_exponent)):
+            raise ValueError(f"need 0 < std_decay <= 1 and a finite noise_exponent: {self}")
         if self.planning_horizon < 2 or self.iterations < 1 or self.samples < 2:
             raise ValueError(
                 f"need planning_horizon >= 2, iterations >= 1 and samples >= 2: {self}"

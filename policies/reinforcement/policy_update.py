@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -82,6 +80,7 @@ def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
+    # [m, k]
     moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
     return {
         "policy/loss": float(loss.detach()),
@@ -90,28 +89,3 @@ def describe_step(
         "policy/grad_norm": grad_norm,
         "policy/gradient_steps": 1.0,
     }
-
-
-_LOWEST = {"gamma": 0.0, "gae_lambda": 0.0, "epochs": 1, "minibatch_size": 1}
-# Rewards are scaled by 1 - gamma, see `gae`: gamma 1 would make all of them 0.
-_HIGHEST = {"gamma": 1 - 1e-6, "gae_lambda": 1.0}
-_ABOVE_ZERO = ("clip_range", "target_kl", "max_grad_norm")
-
-
-def require_settings(config: Any) -> None:
-    """Refuse settings with which nothing could be learned.
-
-    Raises:
-        ValueError: naming the setting, its value and its range.
-    """
-    for field in fields(config):
-        name, value = field.name, getattr(config, field.name)
-        # None is for what has a default of its own, such as a head's learning rate.
-        if value is None:
-            continue
-        low, high = _LOWEST.get(name, 0.0), _HIGHEST.get(name, math.inf)
-        # A comparison that NaN fails, too.
-        if not low <= value <= high or (name in _ABOVE_ZERO and value == 0):
-            least = "above 0" if name in _ABOVE_ZERO else f"at least {low}"
-            most = "" if high == math.inf else f" and at most {high}"
-            raise ValueError(f"{name} must be {least}{most}, got {value}")
