@@ -55,19 +55,20 @@ class CloningConfig:
         perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
-            units: at inference it meets states a little off the demonstrated ones.
+            units: later it has to act near the demonstrated states, not exactly in them.
         max_grad_norm: gradients are clipped to this norm.
-        evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
-        image_shift: augmentation, see `Augmentation`; like the next two only where perception is
-            trained, since a frozen one reads every image once.
-        image_light: augmentation.
-        image_colour: augmentation.
-        static_points: points that do not move during an episode, so that their position is an
-            average over it (see `fuse_static_points`); only where perception is frozen, since one
-            that is trained reads every frame alone.
-        phrasings: where there are paraphrases and perception is frozen, in how many of them, drawn
-            anew for each frame, features are computed; trained perception draws at every sample.
-        bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
+        evaluate_every: updates between checkpoints, each with its success and held-out loss.
+        image_shift: augmentation: largest share of height and width by which an image is shifted;
+            like the next two only where perception is trained, since a frozen one reads every
+            image once.
+        image_light: augmentation: largest relative change of brightness and of contrast.
+        image_colour: augmentation: largest relative change of each colour channel.
+        static_points: points that do not move during an episode: their positions are averaged over
+            it, weighted by inverse variances; only where perception is frozen, since one that is
+            trained reads every frame alone. Without names, none is averaged.
+        phrasings: with paraphrases and frozen perception, how many phrasings of each frame, drawn
+            at random, get features; trained perception draws one at every sample.
+        bf16: train perception in bfloat16 by autocast; the embedded backbone always does.
         seed: of everything random.
     """
 

@@ -31,6 +31,9 @@ from policies.evaluation.report.goals import goals_section
 from policies.evaluation.report.training import training_section
 from policies.rollout import Episode
 
+REPORT_FILES = ("report.json", "report.html")
+"""In the order in which they are written."""
+
 
 def write_report(path: Path, report: Report) -> None:
     """Write `report.json` and the self-contained `report.html` into a folder.
@@ -38,7 +41,7 @@ def write_report(path: Path, report: Report) -> None:
     Each file appears whole or not at all.
     """
     path.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", to_json(report)), ("report.html", render(report))):
+    for name, text in zip(REPORT_FILES, (to_json(report), render(report)), strict=True):
         # A report is written again after every policy: a browser never loads half a page.
         part = path / f"{name}.part"
         part.write_text(text, encoding="utf-8")
