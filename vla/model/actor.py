@@ -19,7 +19,8 @@ from vla.model.heads.registry import make_head, require_likelihood
 from vla.model.pointer import POINTS
 
 _RELATIVE_GAIN = 16.0
-"""Of the relative positions hand to object and object to target: millimetres decide at contact."""
+"""Scales the positions of object and target relative to gripper and object: at contact millimetres
+matter."""
 
 
 class Actor(nn.Module):
@@ -37,7 +38,7 @@ class Actor(nn.Module):
         action_dim: dimensions of a control step.
         head: which head, and its settings.
         action_bound: largest magnitude of each normalised action dimension; empty for 1.
-        shared: several robots act with it, so the head is told which dimensions a robot has.
+        shared: several robots act with it, so the head reads which dimensions a robot has.
     """
 
     action_bound: Tensor
@@ -56,23 +57,28 @@ class Actor(nn.Module):
         super().__init__()
         self.readout_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, readout_dim))
         mask_dim = proprio_dim + action_dim if shared else 0
+        # Readout, points, two relative positions, proprioception and, where shared, the mask: the
+        # order in which `head_inputs` concatenates them.
         vector = readout_dim + 3 * len(POINTS) + 6 + proprio_dim + mask_dim
         self.head: ActionHead = make_head(HeadDims(vector, width, chunk_length, action_dim), head)
         self.shared, self.action_dim = shared, action_dim
+        # From the configuration, so a checkpoint holds it there and not among the weights.
         bound = torch.tensor(action_bound or (1.0,) * action_dim)
         self.register_buffer("action_bound", bound, persistent=False)
 
     def head_inputs(self, features: Features) -> HeadInputs:
         """What the head reads."""
-        hand, thing, goal = features.points.unbind(1)  # [n, 3] each
-        relative = _RELATIVE_GAIN * torch.cat([thing - hand, goal - thing], dim=1)  # [n, 6]
+        gripper, obj, target = features.points.unbind(1)  # [n, 3] each, in the order of POINTS
+        relative = _RELATIVE_GAIN * torch.cat([obj - gripper, target - obj], dim=1)  # [n, 6]
         parts = [self.readout_projection(features.readout), features.points.flatten(1), relative]
         parts.append(features.proprio)
         action_mask = None
         if self.shared:
             parts.append(features.dim_mask.to(features.proprio.dtype))
+            # `dim_mask` is [proprio, action]; the head leaves missing action dimensions out of its
+            # loss.
             action_mask = features.dim_mask[:, -self.action_dim :]
-        vector = torch.cat(parts, dim=1)
+        vector = torch.cat(parts, dim=1)  # [n, vector]
         return HeadInputs(vector, features.prompt, features.prompt_mask, action_mask)
 
     def loss(
@@ -82,6 +88,7 @@ class Actor(nn.Module):
         is_pad: Bool[Tensor, "n chunk"],
     ) -> Float32[Tensor, ""]:
         """Cloning loss for normalised actions [n, chunk_length, action]."""
+        # The head learns in [-1, 1]: demonstrated actions may be beyond that, see `action_bound`.
         return self.head.loss(self.head_inputs(features), actions / self.action_bound, is_pad)
 
     def act(self, features: Features) -> Float32[Tensor, "n chunk action"]:
@@ -95,6 +102,8 @@ class Actor(nn.Module):
 
     def actions(self, samples: Tensor) -> Float32[Tensor, "n chunk action"]:
         """The chunks that samples stand for, normalised [n, chunk_length, action]."""
+        # Samples stay as the head drew them, since likelihoods are of them; only the chunk is
+        # scaled.
         return require_likelihood(self.head, "sampling").actions(samples) * self.action_bound
 
     def likelihood(self, features: Features, samples: Tensor) -> Likelihood:

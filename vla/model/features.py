@@ -21,9 +21,10 @@ class Features:
 
     Attributes:
         readout: float32 [n, width], the hidden state that was learned for acting.
-        points: float32 [n, points, 3], where things are thought to be, in the model's units.
+        points: float32 [n, points, 3], estimated positions of `POINTS`, in the model's units.
         localisation_std: float32 [n, points], how unsure the images left each point, see
-            `Pointing.localisation_std`. It weighs sightings; the head does not read it.
+            `Pointing.localisation_std`. It weighs estimates of static points; the head does not
+            read it.
         proprio: float32 [n, proprio], normalised.
         dim_mask: bool [n, proprio + action], False at dimensions that the robot does not have.
         prompt: [n, tokens, width], the prompt's hidden states in the backbone's precision; no
@@ -42,6 +43,7 @@ class Features:
     @classmethod
     def of_vector(cls, vector: Float32[Tensor, "n d"], action_dim: int) -> Features:
         """Features of a policy that reads one vector [n, d] and nothing else."""
+        # Empty tensors instead of None: selecting and concatenating need no special case.
         count, width = vector.shape
         return cls(
             readout=vector.new_zeros(count, 0),
@@ -72,8 +74,10 @@ class Features:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """All rows of all parts, in order."""
+        # Fails unless all prompts have one length, which padding="fixed" gives.
         columns = zip(*(part._columns() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
     def _columns(self) -> list[Tensor]:
+        # In the order of the fields, so that the list can be passed back to the constructor.
         return [getattr(self, field.name) for field in fields(self)]

@@ -1,6 +1,6 @@
-"""What a policy remembers of an episode: where the points that do not move have been seen.
+"""What a policy remembers of an episode: its estimates of the points that do not move.
 
-A static point may be hidden behind the hand for a while. Its position is an inverse-variance
+A static point may be hidden behind the gripper for a while. Its position is an inverse-variance
 average over the episode, which is what the filter of Kalman 1960 (doi:10.1115/1.3662552) makes of a
 constant.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 _LEAST_STD = 0.02
-"""Standard deviation of the sharpest sighting, an image being 2 wide: some millimetres."""
+"""Least standard deviation of an observation; an image is 2 wide, so this is some millimetres."""
 
 
 def fuse_static_points(
@@ -23,19 +23,21 @@ def fuse_static_points(
     localisation_std: Float32[Tensor, "n static"],
     evidence: Float32[Tensor, "n static 4"],
 ) -> tuple[Float32[Tensor, "n static 3"], Float32[Tensor, "n static 4"]]:
-    """Average the present sightings with those before.
+    """Average the present observations with those before.
 
     Args:
-        points: float32 [n, static, 3], where the points are thought to be now.
+        points: float32 [n, static, 3], their estimates at present.
         localisation_std: float32 [n, static], how unsure the images left each.
         evidence: float32 [n, static, 4], sums of weights and of weighted positions; 0 at first.
 
     Returns:
-        The averages [n, static, 3], and the evidence with the present sightings.
+        The averages [n, static, 3], and the evidence with the present observations.
     """
+    # w = 1 / variance, bounded: one very sharp softmax must not outweigh the rest of the episode.
     weight = 1 / (_LEAST_STD**2 + localisation_std[..., None].square())  # [n, static, 1]
+    # Sums of w and w x are the whole state of the filter; nothing decays, the point stands still.
     evidence = evidence + torch.cat([weight, weight * points], -1)
-    return evidence[..., 1:] / evidence[..., :1], evidence
+    return evidence[..., 1:] / evidence[..., :1], evidence  # sum(w x) / sum(w)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PolicyState:
     def reset(self, rows: Sequence[int]) -> PolicyState:
         """A new episode begins in these rows; rows that do not exist are passed over."""
         rows = [row for row in rows if row < len(self)]
+        # Copies: the state is a value, and whoever holds the old one must not see it change.
         evidence, instructions = self.evidence.clone(), [*self.instructions]
         evidence[rows] = 0.0
         for row in rows:
@@ -76,8 +79,9 @@ class PolicyState:
         return PolicyState(torch.cat([self.evidence, more]), (*self.instructions, *added))
 
     def follow(self, instructions: Sequence[str]) -> PolicyState:
-        """Memory for these instructions: a row that is told something else begins anew."""
+        """Memory for these instructions: a row with another instruction begins anew."""
         pairs = zip(self.instructions, instructions, strict=True)
+        # Another instruction may name another object, whose position was never averaged.
         changed = [row for row, (old, new) in enumerate(pairs) if old != new]
         fresh = self.reset(changed) if changed else self
         return PolicyState(fresh.evidence, tuple(instructions))

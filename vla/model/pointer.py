@@ -1,7 +1,7 @@
-"""Pointing: where, in every image and in the world, the things are that the words name.
+"""Pointing: positions, in every image and in the world, of what the instruction names.
 
 A query (the language model's hidden state at a readout position) is compared with the hidden state
-of every image token. The softmax over an image's tokens says in which of them the thing is, each
+of every image token. The softmax over an image's tokens says which of them holds the object, each
 token says where within it, and the expectation is a point in the image: the spatial softmax of
 Levine et al. 2016 (arXiv:1504.00702), with a learned query as in pointer networks (Vinyals et al.
 2015, arXiv:1506.03134) and an offset a token. The points of all images and proprioception together
@@ -20,17 +20,17 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 POINTS = ("gripper", "object", "target")
-"""What is pointed at: the robot's hand, the thing to move, and where it shall go."""
+"""What is pointed at: the robot's hand, the object to move, and where it shall go."""
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """Where things are thought to be; `p` is over `POINTS`, `t` over an image's tokens.
+    """Estimated positions; `p` is over `POINTS`, `t` over an image's tokens.
 
     Attributes:
         world: float32 [n, p, 3], in the model's units of length.
         scores: float32 [n, p, cameras, t], before the softmax over t.
-        token_points: float32 [n, p, cameras, t, 2], image coordinates if the thing is in that
+        token_points: float32 [n, p, cameras, t, 2], image coordinates if the object is in that
             token; x to the right and y down, from -1 to 1.
         localisation_std: float32 [n, p], standard deviation of the softmax in image coordinates,
             of the second sharpest image, since a point in the world takes two; of the only one
@@ -47,7 +47,7 @@ class Pointing:
     ) -> Float32[Tensor, ""]:
         """How far this is from the truth, a scalar.
 
-        Cross-entropy of the token that holds the thing, smooth L1 of the point within that token
+        Cross-entropy of the token that holds the object, smooth L1 of the point within that token
         (in tokens), and smooth L1 in the world (in the model's units).
 
         Args:
@@ -75,7 +75,7 @@ class Pointer(nn.Module):
         width: of the hidden states.
         cameras: images an observation.
         tokens: of one image, a square grid row by row.
-        proprio_dim: numbers of proprioception.
+        proprio_dim: dimensions of proprioception.
 
     Raises:
         ValueError: the tokens are no square grid.
@@ -103,7 +103,7 @@ class Pointer(nn.Module):
         )
 
     def take_wider(self, old: Pointer) -> None:
-        """Point as `old` does where the cameras and numbers that it does not know are padding."""
+        """Point as `old` does where cameras and dimensions that it does not know are padding."""
         before, after = 3 * old.cameras, 3 * self.cameras
         width = self.mix.in_features
         columns = torch.cat(
@@ -114,6 +114,7 @@ class Pointer(nn.Module):
             ]
         )
         state = old.state_dict()
+        # Columns of new inputs start at 0, so those inputs change nothing before they are trained.
         for name in ("line.weight", "bend.0.weight"):
             wide = torch.zeros_like(self.get_parameter(name))
             wide[:, columns] = state[name]
