@@ -179,7 +179,7 @@ def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
         # The key of the dictionary ("motors", "axes") is free, so the first list counts.
         recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
     names = tuple(map(str, recorded or ()))
-    # Names that repeat or are too few cannot tell dimensions apart: numbers do.
+    # Names that repeat, or are not one a dimension, are replaced by numbers.
     return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
 
 

@@ -58,7 +58,6 @@ class RecordedFrames:
 
     def tables(self, key: str) -> Iterator[tuple[Path, np.ndarray, pa.Array]]:
         """Of each table its path, the frames in it (int64 [rows]) and one column."""
-        # `order` inverted: frame -> row becomes row -> frame.
         position = np.empty(len(self), np.int64)  # row in the tables -> frame
         position[self.order] = np.arange(len(self))
         begin = 0
@@ -144,7 +143,7 @@ class RecordedFrames:
     def _numbers(self, key: str, flat: pa.Array) -> np.ndarray:
         kind = flat.type
         if pa.types.is_boolean(kind) or pa.types.is_null(kind):
-            # A gripper may be recorded as bool; a column that holds nothing but nulls has the type null.
+            # A gripper may be recorded as bool; a column of nothing but nulls has the type null.
             flat = flat.cast(pa.float32())
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(f"data set {self.root}: {key} holds {kind}, numbers are needed")
