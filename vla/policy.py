@@ -35,7 +35,7 @@ class VLAPolicy:
 
     Args:
         model: the network; it is put into evaluation mode at every decision.
-        conversions: its processor, which holds the contract; or those of several robots.
+        conversions: its processor, which holds the robot's contract; or those of several robots.
         embodiment: which of the robots it controls; see `Embodiments.choose`.
         ledger: what was spent on the weights so far.
 
@@ -44,11 +44,11 @@ class VLAPolicy:
         processor: of the robot that this policy controls.
         network: the model in that robot's units.
         spec: that robot's contract.
-        ledger: trainings add to it, and checkpoints hold it.
+        ledger: what was spent on the weights; trainers add to it, checkpoints store it.
 
     Raises:
-        ValueError: the sizes of processor and model differ, or there are several robots and none
-            was chosen.
+        ValueError: the processor's sizes are not the model's, or there are several robots and none
+            is chosen.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class VLAPolicy:
     def compile(self) -> None:
         """Compile what `forward` computes, for CUDA into graphs; the first decision takes minutes.
 
-        Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
+        Apart from rounding its chunks stay the same. Each batch size is compiled separately.
         """
-        # At batch size 1 launching the operations takes about as long as computing them: CUDA
-        # graphs, or a wrapper in C++, avoid most of that.
+        # At batch 1 the overhead of each call costs as much as the arithmetic: CUDA graphs, or a
+        # C++ wrapper in the place of Python, remove it.
         if self.device.type == "cuda":
             self._network = torch.compile(self.network, mode="reduce-overhead")
         else:
@@ -98,7 +98,7 @@ class VLAPolicy:
 
     @property
     def actor(self) -> Actor:
-        """The part that decides; all that trains with frozen perception."""
+        """Features to actions; with frozen perception the only part that is trained."""
         return self.model.actor
 
     @property
@@ -158,7 +158,7 @@ class VLAPolicy:
 
         Args:
             observation: one row a robot, always in the same order.
-            remember: store the memory with this observation, as a decision does.
+            remember: add this observation to the memory, as `act` does.
         """
         features, state = self.features(observation, self._rows(observation))
         if remember:
@@ -205,7 +205,7 @@ class VLAPolicy:
 
         Args:
             folder: where; replaces a checkpoint of that name.
-            training_state: what a training needs to go on exactly.
+            training_state: what a trainer needs to resume exactly.
             command: the shell line that trained it, for the card.
             weights: the model's, where a distributed training has gathered them.
             lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
@@ -266,7 +266,7 @@ def vlm_policy(
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is of no architecture that can be used, or its image tokens are no square.
+        ValueError: its architecture is not supported, or its image tokens are no square.
     """
     specs = [robot.spec for robot in robots.values()]
     size_px = common_size_px(specs, processor)
@@ -307,9 +307,9 @@ def load_policy(
     Args:
         folder: the checkpoint.
         device: where to compute.
-        embodiment: where it controls several robots, the name of one, or the contract of what it
-            meets, which has to fit exactly one.
-        bf16: perceive in bfloat16 where the device multiplies it natively, see `Backbone`.
+        embodiment: where it controls several robots, the name of one, or the contract of the
+            present one, which has to match exactly one.
+        bf16: run the backbone in bfloat16 where the device multiplies it natively.
 
     Raises:
         CheckpointError: missing, damaged, or of another format.

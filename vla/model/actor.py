@@ -1,4 +1,4 @@
-"""What decides: features of an observation to a chunk of normalised actions."""
+"""The actor: features of an observation to a chunk of normalised actions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vla.model.heads.registry import make_head, require_likelihood
 from vla.model.pointer import POINTS
 
 _RELATIVE_GAIN = 16.0
-"""Scales the positions of object and target relative to gripper and object: at contact millimetres
-matter."""
+"""Factor on the relative positions gripper to object and object to target: at contact, millimetres
+decide."""
 
 
 class Actor(nn.Module):
-    """The trainable end of the model; with a frozen backbone it is all that learns.
+    """The last part of the model, features to actions; with a frozen backbone only this is trained.
 
     A head works in [-1, 1]. What normalised actions reach beyond that, such as three standard
     deviations, is scaled by `action_bound` on the way in and out, so that every normalisation can
@@ -68,8 +68,8 @@ class Actor(nn.Module):
 
     def head_inputs(self, features: Features) -> HeadInputs:
         """What the head reads."""
-        gripper, obj, target = features.points.unbind(1)  # [n, 3] each, in the order of POINTS
-        relative = _RELATIVE_GAIN * torch.cat([obj - gripper, target - obj], dim=1)  # [n, 6]
+        gripper, moved, target = features.points.unbind(1)  # [n, 3] each, in the order of POINTS
+        relative = _RELATIVE_GAIN * torch.cat([moved - gripper, target - moved], dim=1)  # [n, 6]
         parts = [self.readout_projection(features.readout), features.points.flatten(1), relative]
         parts.append(features.proprio)
         action_mask = None

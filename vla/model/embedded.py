@@ -1,7 +1,7 @@
-"""The embedded backbone: a small SmolVLM that is made here, for a robot's images and words.
+"""The embedded backbone: a small SmolVLM made here, for a robot's images and instructions.
 
 It is called part by part instead of through its own `forward`, which saves the head over the
-vocabulary and every check for missing images. Its weights are float32. It trains in
+vocabulary and the checks for missing images. Its weights are float32. It trains in
 bfloat16 where the device multiplies such matrices natively, and decides in float32 unless asked
 (`Backbone.bf16`), so that a robot and every evaluation compute the same.
 """
@@ -124,14 +124,17 @@ class EmbeddedBackbone(Backbone):
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
         # [n, cameras * t, width]: every image alone through the vision tower, then side by side.
-        images = self._see(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
+        images = (
+            self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
+        )
         # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
-        # known, so nothing waits for the device, and the whole can be compiled or captured.
+        # known beforehand, so nothing waits for the device, and the whole can be compiled or
+        # captured as a graph.
         is_image = (inputs.input_ids == self.language_model.config.image_token_id).byte()
-        places = is_image.argsort(dim=1, descending=True, stable=True)[:, : images.shape[1]]
-        places = places[..., None].expand(-1, -1, self.width)
+        positions = is_image.argsort(dim=1, descending=True, stable=True)[:, : images.shape[1]]
+        positions = positions[..., None].expand(-1, -1, self.width)
         # The tokens in those positions only reserve room: their own embeddings are replaced.
-        embeddings = embeddings.scatter(1, places, images.to(embeddings.dtype))
+        embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
         mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
         # The readouts come last, so that under causal attention they see the whole prompt.
@@ -141,13 +144,13 @@ class EmbeddedBackbone(Backbone):
             use_cache=False,  # one pass, nothing is generated
         ).last_hidden_state.float()
         prompt = hidden[:, :-READOUTS]
-        image_states = prompt.gather(1, places).unflatten(1, (cameras, -1))
-        return Hidden(image_states, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+        at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
+        return Hidden(at_images, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
 
-    def _see(self, pixels: Tensor) -> Tensor:
-        """Complete square images [n, 3, size, size] as tokens [n, tokens, width].
+    def _encode_images(self, pixels: Tensor) -> Tensor:
+        """Square images [n, 3, size, size] as tokens [n, tokens, width].
 
-        The model's own `get_image_features` first looks for images and patches that are missing.
+        The model's own `get_image_features` first looks for missing images and patches.
         """
         model = self.language_model.model
         tower, table = model.vision_model, model.vision_model.embeddings
@@ -156,8 +159,8 @@ class EmbeddedBackbone(Backbone):
         return model.connector(tower.post_layernorm(hidden.last_hidden_state))
 
     def _positions(self, table: Any) -> Tensor:
-        # [patches], row by row. Bucketed as the model does it: its rounding may give two patches
-        # one position, and the shipped weights were trained with that.
+        # [patches], row by row. Bucketed as the model does it, whose rounding may give two patches
+        # one position: the shipped weights were trained with that.
         side, device = table.num_patches_per_side, table.position_embedding.weight.device
         bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
         where = torch.arange(side, dtype=torch.float32, device=device) * (1.0 / side)

@@ -1,4 +1,4 @@
-"""What a policy remembers of an episode: its estimates of the points that do not move.
+"""What a policy remembers of an episode: where the static points have been localised so far.
 
 A static point may be hidden behind the gripper for a while. Its position is an inverse-variance
 average over the episode, which is what the filter of Kalman 1960 (doi:10.1115/1.3662552) makes of a
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 _LEAST_STD = 0.02
-"""Least standard deviation of an observation; an image is 2 wide, so this is some millimetres."""
+"""Floor of a localisation's standard deviation, in image coordinates (2 wide): some millimetres."""
 
 
 def fuse_static_points(
@@ -23,15 +23,15 @@ def fuse_static_points(
     localisation_std: Float32[Tensor, "n static"],
     evidence: Float32[Tensor, "n static 4"],
 ) -> tuple[Float32[Tensor, "n static 3"], Float32[Tensor, "n static 4"]]:
-    """Average the present observations with those before.
+    """Average the present localisations with the earlier ones, weighted by inverse variances.
 
     Args:
-        points: float32 [n, static, 3], their estimates at present.
-        localisation_std: float32 [n, static], how unsure the images left each.
+        points: float32 [n, static, 3], estimated positions now.
+        localisation_std: float32 [n, static], standard deviation of each estimate.
         evidence: float32 [n, static, 4], sums of weights and of weighted positions; 0 at first.
 
     Returns:
-        The averages [n, static, 3], and the evidence with the present observations.
+        The averages [n, static, 3], and the evidence with the present localisations.
     """
     # w = 1 / variance, bounded: one very sharp softmax must not outweigh the rest of the episode.
     weight = 1 / (_LEAST_STD**2 + localisation_std[..., None].square())  # [n, static, 1]
@@ -54,14 +54,14 @@ class PolicyState:
 
     @classmethod
     def initial(cls, rows: int, static_points: int, device: torch.device) -> PolicyState:
-        """Nothing seen so far, in so many rows."""
+        """An empty memory of so many rows."""
         return cls(torch.zeros(rows, static_points, 4, device=device), (None,) * rows)
 
     def __len__(self) -> int:
         return len(self.instructions)
 
     def reset(self, rows: Sequence[int]) -> PolicyState:
-        """A new episode begins in these rows; rows that do not exist are passed over."""
+        """A new episode begins in these rows; rows that do not exist are ignored."""
         rows = [row for row in rows if row < len(self)]
         # Copies: the state is a value, and whoever holds the old one must not see it change.
         evidence, instructions = self.evidence.clone(), [*self.instructions]
@@ -79,7 +79,7 @@ class PolicyState:
         return PolicyState(torch.cat([self.evidence, more]), (*self.instructions, *added))
 
     def follow(self, instructions: Sequence[str]) -> PolicyState:
-        """Memory for these instructions: a row with another instruction begins anew."""
+        """Memory for these instructions: a row whose instruction changed starts empty."""
         pairs = zip(self.instructions, instructions, strict=True)
         # Another instruction may name another object, whose position was never averaged.
         changed = [row for row, (old, new) in enumerate(pairs) if old != new]
