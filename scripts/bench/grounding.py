@@ -6,8 +6,8 @@ With the grounded start perception is frozen; without it perception is trained w
 the demonstrations alone. Both train on equally many samples, with every head and every seed. The
 heads attend to all image tokens, so that the ungrounded start is not held back by points that
 nothing taught it. `--tabletop` adds the tabletop without two pairs of colours: success on what was
-demonstrated, in other words, and on those pairs. That they are new takes a start that was never
-told them either: `vla ground --keep-pairs-apart`.
+demonstrated, in other words, and on those pairs. For those to be new, the start must not know them
+either: `vla ground --keep-pairs-apart`.
 """
 
 from __future__ import annotations
