@@ -1,11 +1,11 @@
-"""What grounding buys: cloning from the grounded start and from one that has never seen anything.
+"""What grounding contributes: cloning from the grounded start and from an untrained one.
 
     python -m scripts.bench.grounding --grounded runs/ground/grounded
 
 With the grounded start perception is frozen; without it perception is trained with the head, from
 the demonstrations alone. First the same task from few and from more demonstrations, then the
-tabletop without two pairs of colours: success on what was told, in other words, and on those pairs.
-That they are new takes a start that was never told them either: `vla ground --keep-pairs-apart`.
+tabletop without two pairs of colours: success on trained instructions, on held-out phrasings, and
+on those pairs. The start must not have learned the pairs either: `vla ground --keep-pairs-apart`.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class BenchGroundingConfig:
 def main(config: BenchGroundingConfig) -> int:
     """Clone and evaluate; what has been done before is not done again."""
     results: dict[str, dict[str, float]] = {}
+    # A finished cloning resumes at its end, so repeating the command clones only what is missing.
     for count in config.demonstrations:
         for start in _STARTS:
             folder = config.out / f"{config.task}-{count}-{start}"
             _clone(config, config.task, start, folder, episodes=count)
             results[f"{count} demonstrations, {start}"] = _success(config, config.task, folder)
     if config.tabletop:
+        # `PretrainConfig.without` takes pairs joined by "+".
         pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
         for start in _STARTS:
             folder = config.out / f"Tabletop-{start}"
@@ -69,6 +71,7 @@ def main(config: BenchGroundingConfig) -> int:
             results[f"tabletop, {start}, held-out phrasing"] = _success(
                 config, "Tabletop", folder, phrasing="heldout"
             )
+            # Half as many: only one state in twelve asks for such a pair.
             for pair in Tabletop.unseen_pairs:
                 results[f"tabletop, {start}, {' to '.join(pair)}, never told together"] = _success(
                     config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
@@ -83,6 +86,7 @@ def main(config: BenchGroundingConfig) -> int:
 def _clone(
     config: BenchGroundingConfig, task: str, start: str, folder: Path, **changes: Any
 ) -> None:
+    # The presets' settings throughout: what differs between the starts is stated below.
     settings = replace(preset(task).pretrain, start=config.grounded, out=folder, **changes)
     training = replace(settings.training, seed=config.seed)
     if start == "ungrounded":
@@ -100,6 +104,7 @@ def _clone(
             )
         training = replace(
             training,
+            # Perception starts untrained too, so it takes more updates than a head alone.
             perception="trained",
             perception_learning_rate=5e-4,
             updates=config.updates,
@@ -114,6 +119,7 @@ def _success(
     config: BenchGroundingConfig, task: str, folder: Path, **changes: Any
 ) -> dict[str, float]:
     """Share of episodes that end in success, with its interval."""
+    # A folder name for each variation of the evaluation.
     words = "".join(c for c in str([*changes.values()]) if c.isalnum())
     settings = evaluate.EvaluateConfig(
         task,
