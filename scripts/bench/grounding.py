@@ -1,4 +1,4 @@
-"""What grounding buys: cloning from the grounded start and from one that has never seen anything.
+"""What grounding contributes: cloning from the grounded start and from an untrained one.
 
     python -m scripts.bench.grounding --grounded runs/ground/grounded
 
