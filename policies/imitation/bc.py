@@ -353,6 +353,8 @@ class Cloner:
                     name: {split: len(robot.rows(split)) for split in _SPLITS}
                     for name, robot in self.data.robots.items()
                 },
+                # Other demonstrations may have equal numbers of frames and equal statistics.
+                "content": {name: robot.fingerprint() for name, robot in self.data.robots.items()},
                 "instructions": self.data.instructions,
             },
             "selection": describe_seeds(selection_seeds),
