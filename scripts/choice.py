@@ -27,4 +27,6 @@ def read_choice(what: str, flag: str, text: str, configs: Mapping[str, type[Any]
         raise ValueError(f"no {what} {name!r}; valid: {', '.join(configs)}")
     # The settings become flags of a parser of their own, so help and errors come from there.
     words = [f"--{setting}" for setting in settings.split(",") if setting]
-    return tyro.cli(configs[name], prog=f"{flag} {name}:", args=words)
+    # Without its own help, which its errors would advise as `--head l1: --help`.
+    is_help = settings == "help"
+    return tyro.cli(configs[name], prog=f"{flag} {name}:", args=words, add_help=is_help)

@@ -95,6 +95,8 @@ class PretrainConfig:
         for name in ("chunk_length", "num_envs", "selection_episodes"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.tolerance_s >= 0:  # NaN, too
+            raise ValueError(f"tolerance_s must be at least 0, got {self.tolerance_s}")
 
 
 def main(config: PretrainConfig) -> int:

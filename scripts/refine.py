@@ -54,6 +54,8 @@ class RefineConfig:
         for name in ("num_envs", "selection_episodes"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.stop_at is not None and not 0 <= self.stop_at <= 1:  # NaN would never be reached
+            raise ValueError(f"stop_at is a share from 0 to 1, got {self.stop_at}")
 
 
 def main(config: RefineConfig) -> int:

@@ -329,3 +329,33 @@ def test_a_head_is_described_in_one_word(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         read_head("flow:step=5")
     assert "--steps INT" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_advises_nothing_that_shows_other_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`name:help` shows the settings; `--help` after the choice would be the command's."""
+    from policies.reinforcement.ppo import PPOConfig
+    from scripts.choice import read_choice
+
+    configs = {"ppo": PPOConfig}
+    with pytest.raises(SystemExit):
+        read_choice("algorithm", "--algorithm", "ppo:foo=3", configs)
+    captured = capsys.readouterr()
+    assert "--foo=3" in captured.out + captured.err
+    assert "--help" not in captured.out + captured.err
+    with pytest.raises(SystemExit, match="0"):
+        read_choice("algorithm", "--algorithm", "ppo:help", configs)
+    assert "--clip-range" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_shares_and_tolerances_out_of_range_are_refused(value: float) -> None:
+    """A share that no success can reach would never stop a refinement."""
+    from scripts.pretrain import PretrainConfig
+    from scripts.refine import RefineConfig
+
+    with pytest.raises(ValueError, match="stop_at is a share"):
+        RefineConfig(stop_at=value)
+    with pytest.raises(ValueError, match="tolerance_s must be at least 0"):
+        PretrainConfig(tolerance_s=-abs(value))

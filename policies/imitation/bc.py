@@ -372,7 +372,8 @@ class Cloner:
                     name: {split: len(robot.rows(split)) for split in _SPLITS}
                     for name, robot in self.data.robots.items()
                 },
-                # Frames and words stand for the data, which is not hashed.
+                # Other demonstrations may have equal numbers of frames and equal statistics.
+                "content": {name: robot.fingerprint() for name, robot in self.data.robots.items()},
                 "instructions": self.data.instructions,
             },
             "selection": describe_seeds(selection_seeds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -236,6 +237,19 @@ class DemoDataset:
         rows = self._rows["train"]
         # Without the held-out ones: their extremes must not shape the normalisation.
         return Statistics.measure(self._actions[rows], self._proprio[rows])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is trained on, and in which order: equal ones are equal.
+
+        Of the images up to a hundred count, of as many episodes' beginnings: all may be gigabytes.
+        """
+        found = hashlib.sha256("\n".join(self._instructions).encode())
+        first = np.unique(self._begin)
+        first = first[:: len(first) // 100 + 1]
+        images = [self._gather_images(camera.name, first).numpy() for camera in self.spec.cameras]
+        for array in (self._proprio, self._actions, self._episode, *images):
+            found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        return found.hexdigest()
 
     @property
     def instructions(self) -> list[str]:

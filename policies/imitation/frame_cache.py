@@ -166,6 +166,10 @@ def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: fl
         "frame": frames.frame,
         "task": np.array([numbers[text] for text in texts], np.int64),
     }
+    if not (frames.root / "meta" / "contract.json").is_file():
+        # Derived limits; those of a recorded contract are the robot's, whatever an expert asked.
+        frames.require_within(spec.features.proprio, spec.proprio)
+        frames.require_within(spec.features.action, spec.action)
     keys = [spec.features.camera(camera.name) for camera in spec.cameras]
     # All of them are checked before the first is decoded, which may take hours.
     sources = [open_images(frames, key, tolerance_s) for key in keys]

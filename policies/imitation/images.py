@@ -83,7 +83,8 @@ class VideoImages:
 
     Raises:
         ValueError: an episode that `meta/episodes` does not list, a video that is missing or cut
-            short, or a frame further from any image than allowed; names them.
+            short, a frame further from any image than allowed, or two frames with one image; names
+            them.
     """
 
     def __init__(self, frames: RecordedFrames, key: str, tolerance_s: float = TOLERANCE_S):
@@ -124,11 +125,15 @@ class VideoImages:
             apart_s[rows] = np.abs(nearest * time_base - wanted_s)
             segments.append(_Segment(video, rows, nearest))
         self._require_near(apart_s, segments)
+        # A tolerance of half a frame or more lets frames share an image, as in slower videos.
+        if self._tolerance_s < 0.5 / frames.info["fps"]:
+            self._require_own(segments)
         return segments
 
     def _read_starts(self) -> dict[int, tuple[Path, float]]:
         """In which video each episode lies, and at how many seconds it begins there."""
-        root, template = self._frames.root, self._frames.info["video_path"]
+        root = self._frames.root
+        template: Any = self._frames.info.get("video_path")
         names = {c: f"videos/{self._key}/{c}" for c in ("chunk_index", "file_index")}
         start = f"videos/{self._key}/from_timestamp"
         listed = read_episodes(root, [*names.values(), start])
@@ -141,10 +146,16 @@ class VideoImages:
                 f"episodes {missing} is (it does for {len(complete)} of {len(wanted)}). A complete "
                 "copy of meta/episodes is needed; data and videos can stay as they are"
             )
-        videos = {
-            n: template.format(video_key=self._key, **{c: entry[k] for c, k in names.items()})
-            for n, entry in complete.items()
-        }
+        try:
+            videos = {
+                n: template.format(video_key=self._key, **{c: entry[k] for c, k in names.items()})
+                for n, entry in complete.items()
+            }
+        except (AttributeError, LookupError, ValueError) as error:
+            raise ValueError(
+                f"data set {root}: meta/info.json has the video_path {template!r}, which may have "
+                f"the fields video_key, chunk_index and file_index alone: {error!r}"
+            ) from error
         return {n: (root / videos[n], float(complete[n][start])) for n in wanted}
 
     def _require_near(self, apart_s: np.ndarray, segments: list[_Segment]) -> None:
@@ -171,6 +182,24 @@ class VideoImages:
             f"does not fit the recorded timestamps: {found}, {1e3 * self._tolerance_s:g} ms are "
             f"allowed ({len(far)} of {len(apart_s)} frames, up to {1e3 * worst_s:.3g} ms); {mend}",
         )
+
+    def _require_own(self, segments: list[_Segment]) -> None:
+        """Refuse two frames with the same image, of which one would be another moment's."""
+        numbers = {
+            video: index for index, video in enumerate(dict.fromkeys(s[0] for s in segments))
+        }
+        # Of each frame, int64 [frames]: segments come in the order of the frames.
+        which = np.concatenate([np.full(len(s.pts), numbers[s.video]) for s in segments])
+        times = np.concatenate([s.pts for s in segments])
+        order = np.lexsort((times, which))
+        shared = (np.diff(which[order]) == 0) & (np.diff(times[order]) == 0)
+        if shared.any():
+            first, second = map(self._frames.name, order[shared.argmax() :][:2].tolist())
+            raise self._error(
+                list(numbers)[which[order[shared.argmax()]]],
+                f"has one image for two frames, {first} and {second}: the timestamps in data/ or "
+                "in meta/episodes are wrong",
+            )
 
     def _read_index(self, video: Path) -> tuple[np.ndarray, float]:
         """Presentation times of its images, int64 ascending, and their unit in seconds."""

@@ -97,6 +97,13 @@ def test_a_column_of_places_that_is_missing_is_refused(video: Path) -> None:
     refuse(video, "episodes [0, 1, 2] is")
 
 
+@pytest.mark.parametrize("template", [None, "videos/{camera}.mp4"])
+def test_a_template_that_leads_to_no_video_is_named(template: str | None, video: Path) -> None:
+    """It is part of `meta/info.json`, which tools of others write too."""
+    edit_json(video / "meta" / "info.json", lambda info: info.update(video_path=template))
+    refuse(video, f"has the video_path {template!r}")
+
+
 def test_tables_that_lack_an_episode_name_it(image: Path) -> None:
     """Whoever copied only some of the files."""
     edit_tables(image, "data/*/*.parquet", lambda table: table.slice(0, 6))
@@ -105,6 +112,23 @@ def test_tables_that_lack_an_episode_name_it(image: Path) -> None:
     )
     (image / ".recording").mkdir()
     refuse(image, "an interrupted recording: run the same `vla collect` again")
+
+
+def test_a_frame_in_another_episode_than_the_metadata_say_is_refused(image: Path) -> None:
+    """The sum is right, so that the number of frames alone would not tell."""
+    edit_column(image, "episode_index", lambda _: [0] * 3 + [1] * 4 + [2] * 2)
+    edit_column(image, "frame_index", lambda _: [0, 1, 2, 0, 1, 2, 3, 0, 1])
+    refuse(image, "episodes have other lengths than meta/episodes says", "episode 0 has 3 of 4")
+
+
+def test_limits_of_older_data_are_refused(image: Path) -> None:
+    """Commands are clipped to them: what was demonstrated since could never be commanded."""
+
+    def narrow(statistics: dict[str, Any]) -> None:
+        statistics["action"]["max"] = [1.5, 0]
+
+    edit_json(image / "meta" / "stats.json", narrow)
+    refuse(image, "action reaches 3.5 at episode 0, frame 3, dimension 'a'", "to 1.5", "uploads no")
 
 
 def test_a_data_set_without_tables_is_refused(image: Path) -> None:
@@ -179,6 +203,15 @@ def test_a_frame_off_the_grid_is_named_with_what_accepts_it(
     assert cli.main(["lerobot-train", *flags]) == 2
     assert "episode 1, frame 1 is 4 ms" in capsys.readouterr().err
     assert cli.main(["lerobot-train", *flags, flag]) == 0
+
+
+def test_two_frames_with_one_image_are_named(video: Path) -> None:
+    """An episode that begins in the video where another does would be trained on its images."""
+    start = f"videos/{TOP}/from_timestamp"
+    edit_column(video, start, lambda times: [times[0], *times[:-1]], "meta/episodes/*/*.parquet")
+    refuse(video, "one image for two frames, episode 0, frame 0 and episode 1, frame 0")
+    # Wide enough for videos that have fewer images than there are frames.
+    assert len(DemoDataset(video, chunk_length=2, tolerance_s=0.5)) == 9
 
 
 def test_frames_further_off_are_not_taken_for_a_short_video(video: Path) -> None:

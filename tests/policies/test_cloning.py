@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from learners import files
+from lerobot_folder import edit_column
+from PIL import Image
 from point_env import PointVecEnv
 from two_robots import record, tiny_policy
 
@@ -135,6 +139,25 @@ def test_a_longer_run_takes_the_rates_of_the_longer_run(folder: Path, tmp_path: 
     assert rates == sorted(rates, reverse=True)
     with pytest.raises(ResumeError, match="updates: 8 are done in the run, 4 now"):
         make_cloner(folder, tmp_path, updates=4).run(None, [])
+
+
+def test_other_demonstrations_of_equal_size_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Images that were recorded anew, or folders in another order."""
+    make_cloner(folder, tmp_path / "run", updates=2).run(None, [])
+    other = shutil.copytree(folder, tmp_path / "other")
+    shutil.rmtree(other / ".cache", ignore_errors=True)
+    black = io.BytesIO()
+    [camera] = POINT.cameras
+    Image.new("RGB", (camera.width, camera.height)).save(black, "PNG")
+
+    def darken(cells: list[Any]) -> list[Any]:
+        return [cell | {"bytes": black.getvalue()} for cell in cells]
+
+    edit_column(other, POINT.features.camera(camera.name), darken)
+    before = files(tmp_path / "run")
+    with pytest.raises(ResumeError, match=r"written.*\n  demonstrations\.content\.point: "):
+        make_cloner(other, tmp_path / "run", updates=2).run(None, [])
+    assert files(tmp_path / "run") == before
 
 
 def config_of(recorded: Path, begun: Path, out: Path, **changes: Any) -> PretrainConfig:

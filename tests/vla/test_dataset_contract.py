@@ -52,6 +52,20 @@ def write(root: Path, info: dict[str, Any], statistics: dict[str, Any] | None) -
     return root
 
 
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ([], "meta/info.json is no table"),
+        (changed(action={"dtype": "float32", "shape": None}), "of 'action' .* a shape are needed"),
+        (changed(action={"shape": [2]}), "of 'action' .* a dtype and"),
+    ],
+)
+def test_metadata_of_another_form_are_named(info: Any, message: str, tmp_path: Path) -> None:
+    """Instead of a traceback out of the code that reads them."""
+    with pytest.raises(ValueError, match=message):
+        read_contract(write(tmp_path / "set", info, STATISTICS))
+
+
 def test_names_rate_cameras_and_limits_come_from_the_data(tmp_path: Path) -> None:
     """Names from a list or a dictionary; limits are what was recorded."""
     spec = read_contract(write(tmp_path / "set", INFO, STATISTICS))

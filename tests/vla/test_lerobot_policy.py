@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from vla.contract import ContractMismatchError
 from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin import modeling_vla
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
-from vla.lerobot_plugin.modeling_vla import LeRobotVLAPolicy, observation_of
+from vla.lerobot_plugin.modeling_vla import DivergedError, LeRobotVLAPolicy, observation_of
 from vla.lerobot_plugin.safe_files import UnsafeFileError
 from vla.model.cloning_loss import cloning_loss
 from vla.policy import VLAPolicy, load_policy
@@ -96,6 +97,27 @@ def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
         moved = {n.split(".")[1] for n, w in policy.named_parameters() if not w.equal(before[n])}
         assert ("backbone" in moved) is (perception == "trained")
         assert "actor" in moved
+
+
+def test_a_training_that_diverges_stops(data: Path) -> None:
+    """LeRobot itself goes on with a loss of NaN, to the end and exit 0."""
+    policy = new_policy(data)
+    batch = training_batch(policy, data)
+    assert policy.forward(batch)[0].isfinite()
+    with torch.no_grad():
+        next(policy.model.actor.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"the loss is nan.*smaller --policy.learning_rate"):
+        policy.forward(batch)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "perception_learning_rate", "weight_decay", "feature_noise"]
+)
+def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
+    """A negative rate would ascend."""
+    with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got"):
+        LeRobotVLAConfig(device="cpu", **{name: value})
 
 
 def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:

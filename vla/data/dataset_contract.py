@@ -63,6 +63,8 @@ def read_info(root: Path) -> dict[str, Any]:
             f"Record it: vla collect --task {root.name} --root {root}"
         )
     info = _read_json(root, "info.json")
+    if not isinstance(info, dict):
+        raise ValueError(f"data set {root}: meta/info.json is no table of settings")
     if not str(version := info.get("codebase_version", "")).startswith("v3."):
         raise ValueError(
             f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed. "
@@ -73,6 +75,13 @@ def read_info(root: Path) -> dict[str, Any]:
         )
     if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
         raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
+    for name, feature in dict(info["features"]).items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        if not isinstance(shape, list) or "dtype" not in feature:
+            raise ValueError(
+                f"data set {root}: meta/info.json says of {name!r} {feature}, a dtype and a shape "
+                "are needed"
+            )
     # NaN and infinity fail the comparison too; JSON as Python reads it can hold both.
     if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
         raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
@@ -165,7 +174,7 @@ def require_statistics(
         what = f"no statistics {missing}" if missing else f"no finite statistics {endless}"
         raise ValueError(
             f"data set {where} has {what} of {feature!r}. LeRobot measures them, and uploads "
-            f"nothing, with: {_recompute_command(where)}"
+            f"nothing, with: {recompute_command(where)}"
         )
     return numbers
 
@@ -196,7 +205,8 @@ def describe_unusual_camera(feature: Mapping[str, Any]) -> str:
     return ""
 
 
-def _recompute_command(where: Path | str) -> str:
+def recompute_command(where: Path | str) -> str:
+    """The shell line that measures a data set's statistics anew."""
     # LeRobot's augment_dataset_quantile_stats would do too, but always uploads.
     return (
         f"lerobot-edit-dataset --repo_id=local/{Path(where).name} --root={where} "
@@ -210,7 +220,7 @@ def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     if not (root / "meta" / "stats.json").is_file():
         raise ValueError(
             f"data set {root} has no meta/stats.json, so its numbers cannot be scaled. LeRobot "
-            f"measures them, and uploads nothing, with: {_recompute_command(root)}"
+            f"measures them, and uploads nothing, with: {recompute_command(root)}"
         )
     statistics = _read_json(root, "stats.json")
     for key in (ACTION, PROPRIO):

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vla.data.dataset_contract import read_info, vector_names
+from vla.contract import VectorSpec
+from vla.data.dataset_contract import read_info, recompute_command, vector_names
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,26 @@ class RecordedFrames:
                 "values, and each has to be a finite number"
             )
         return values
+
+    def require_within(self, key: str, spec: VectorSpec) -> None:
+        """Refuse limits that the recorded numbers leave, as of data that have grown since.
+
+        Raises:
+            ValueError: names the frame that is furthest beyond, and the command that measures anew.
+        """
+        values = self.vectors(key).astype(np.float64)  # [frames, dim]
+        low, high = np.array(spec.low), np.array(spec.high)
+        # Statistics may have been measured in float32.
+        rounding = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+        beyond = np.maximum(low - values, values - high) - 1e-5 * (high - low) - rounding
+        if (beyond > 0).any():
+            row, column = np.unravel_index(beyond.argmax(), beyond.shape)
+            raise ValueError(
+                f"data set {self.root}: {key} reaches {values[row, column]:g} at "
+                f"{self.name(int(row))}, dimension {spec.names[column]!r}, meta/stats.json says "
+                f"{low[column]:g} to {high[column]:g}. LeRobot measures it anew, and uploads "
+                f"nothing, with: {recompute_command(self.root)}"
+            )
 
     def scalars(self, key: str) -> np.ndarray:
         """A feature of one number, [frames]; as `vectors`."""
@@ -275,10 +296,18 @@ def _require_unique(frames: RecordedFrames) -> None:
 def _require_complete(frames: RecordedFrames) -> None:
     """Refuse tables that hold other frames than the metadata say."""
     root, wanted = frames.root, frames.info["total_frames"]
-    if len(frames) == wanted and wanted > 0:
-        return
     held = {number: rows.stop - rows.start for number, rows in frames.episodes()}
     listed = {n: e["length"] for n, e in read_episodes(root, ["length"]).items()}
+    if len(frames) == wanted and wanted > 0:
+        # The sum is right; an episode that is not listed has no length that could be wrong.
+        other = [n for n in held if held[n] != (listed.get(n) or held[n])]
+        if other:
+            found = ", ".join(f"episode {n} has {held[n]} of {listed[n]} frames" for n in other)
+            raise ValueError(
+                f"data set {root}: episodes have other lengths than meta/episodes says: {found}. "
+                "Files of one version of data/ and meta/ are needed"
+            )
+        return
     lacking = [n for n, length in listed.items() if held.get(n, 0) < (length or 0)]
     surplus = [n for n in held if n not in listed]
     found = [f"episodes {lacking} lack frames"] if lacking else []

@@ -39,6 +39,10 @@ from vla.processing.normalisation import Statistics, VectorStatistics
 _STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
+class DivergedError(ArithmeticError):
+    """A training computed NaN or infinity."""
+
+
 class LeRobotVLAPolicy(PreTrainedPolicy):
     """A vision-language-action policy for LeRobot.
 
@@ -165,7 +169,11 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         self._waiting: deque[Tensor] = deque()
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Cloning loss of a batch, the same as that of `vla pretrain`."""
+        """Cloning loss of a batch, the same as that of `vla pretrain`.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
         processor, names = self.policy.processor, self.policy.spec.features
         observation = observation_of(batch, self.policy.spec)
         noise_std = 0.0
@@ -179,7 +187,13 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         features = self.policy.network.features(inputs)
         actions = processor.encode_actions(batch[names.action])  # [n, chunk, action]
         is_pad = batch[f"{names.action}_is_pad"]
-        return cloning_loss(self.model.actor, features, actions, is_pad, noise_std), {}
+        loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std)
+        if not loss.isfinite():  # LeRobot would go on, and save weights of NaN
+            raise DivergedError(
+                f"the loss is {float(loss)}: training diverged. Checkpoints that were saved before "
+                "are good; try a smaller --policy.learning_rate in another folder"
+            )
+        return loss, {}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
