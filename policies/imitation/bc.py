@@ -26,13 +26,14 @@ from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
+from policies.settings import require_settings
 from vla.contract import VecEnv
 from vla.model.cloning_loss import cloning_loss
 from vla.model.features import Features
 from vla.model.point_filter import PolicyState
 from vla.policy import VLAPolicy
 
-_ENCODE_BATCH = 64
+_ENCODE_BATCH = 64  # frames that pass through the backbone at once
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 _TOTAL = "training.updates"  # a resumed run may be made longer
 
@@ -89,15 +90,14 @@ class CloningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.perception == "frozen" and self.augmentation.is_on:
+        # Asked for first: its own bounds are checked whatever perception is.
+        if self.augmentation.is_on and self.perception == "frozen":
             raise ValueError(
                 "images are augmented only with perception='trained': a frozen one reads each once"
             )
-        if self.phrasings < 1:
-            raise ValueError(f"phrasings start at 1, got {self.phrasings}")
-        for name in ("updates", "batch", "evaluate_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        require_settings(self)
+        if self.updates < 1:
+            raise ValueError(f"updates must be at least 1, got {self.updates}")
 
     @property
     def augmentation(self) -> Augmentation:
@@ -123,16 +123,19 @@ class Cloner:
         folder: RunFolder,
     ):
         for name, robot in data.robots.items():
+            # Names, units and limits: actions of another robot would be cloned without an error.
             ours = policy.embodiments[name].spec
             ours.require_match(robot.spec, "the model", f"the demonstrations of {name}")
         self.policy, self.model, self.data = policy, policy.model, data
         model = policy.model
         self.config, self.folder = config, folder
+        # In the model itself: checkpoints carry it, and inference fuses as training did.
         static = config.static_points if config.perception == "frozen" else ()
         model.config = replace(model.config, static_points=static)
         self.step = 0
         self.checkpoints = Checkpoints(folder, policy)
         self._rng = torch.Generator().manual_seed(config.seed)
+        # Two rates: steps that suit a new head would destroy pretrained perception.
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
         if config.perception == "trained":
@@ -142,6 +145,7 @@ class Cloner:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         # The optimizer's own are overwritten at every step.
         self._rates = [group["lr"] for group in groups]
+        # One model; each view of it has its robot's processor.
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._frozen_features: dict[Split, Encoded] = {}
 
@@ -181,9 +185,11 @@ class Cloner:
                 if self.step % self.config.evaluate_every and self.step < self.config.updates:
                     continue
                 values, score = self._measure(env, selection_seeds)
+                # Before `save`, so that the state of a resume knows the best score.
                 self.checkpoints.offer_best(score)
             self.checkpoints.save(self.step, self._state())
             values = {"loss/train": float(np.mean(losses)), **values}
+            # The logged loss is a mean since the last entry.
             losses.clear()
             self.folder.log(self.step, values | self.policy.ledger.metrics())
             progress(self.step, values)
@@ -195,6 +201,7 @@ class Cloner:
         factor = cosine(self.step, self.config.updates)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
+        # Features carry gradients to perception only where it is trained.
         loss = cloning_loss(self.model.actor, *self._sample(), self.config.feature_noise, self._rng)
         optimizer_step(self._optimizer, loss, self.config.max_grad_norm)
         return float(loss.detach())
@@ -218,15 +225,18 @@ class Cloner:
         size = self.config.batch
         if self.config.perception == "frozen":
             features, actions, is_pad = self._frozen("train")
+            # [batch], positions in the training frames of all robots.
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             if (copies := self._copies) > 1:
                 copy = torch.randint(copies, (size,), generator=self._rng)
                 # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
+            # [batch, chunk_length, action] and [batch, chunk_length]
             return features.select(rows), actions[rows], is_pad[rows]
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
             for batch in batches.values():
+                # uint8 [b, h, w, 3]
                 for camera, images in batch.images.items():
                     batch.images[camera] = augmentation.apply(images, self._rng)
         return _join(self._encode(n, b) for n, b in batches.items())
@@ -237,6 +247,7 @@ class Cloner:
         device = policy.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             features = policy.network.features(inputs.to(device))
+        # Normalised, and padded to the action size that all robots share.
         actions = policy.processor.encode_actions(batch.actions)
         return features, actions.to(device), batch.is_pad.to(device)
 
@@ -245,6 +256,7 @@ class Cloner:
     ) -> Encoded:
         """What a policy sees at each frame of an episode; `words` draws its phrasings."""
         parts, recorded = [], []
+        # In parts: a long episode's images do not fit through the backbone at once.
         for first in range(0, len(rows), _ENCODE_BATCH):
             batch = data.batch(rows[first : first + _ENCODE_BATCH])
             recorded += batch.instructions
@@ -261,6 +273,8 @@ class Cloner:
             features: of an episode's frames in their order.
             instructions: of each frame.
         """
+        # A policy decides every `length` frames, beginning at any of the first `length` ones:
+        # frame i continues the memory of frame i - length.
         length = self.model.config.chunk_length
         state = self.policy.initial_state(length)  # a row for each phase of deciding
         fused = []
@@ -270,6 +284,7 @@ class Cloner:
             state = PolicyState(state.evidence[: len(words)], state.instructions[: len(words)])
             state = state.follow(words)
             rows = slice(first, first + length)
+            # Rows are phases: features of consecutive frames, evidence [length, static, 4].
             part, evidence = self.model.fuse_static_points(features.select(rows), state.evidence)
             state = replace(state, evidence=evidence)
             fused.append(part)
@@ -291,6 +306,7 @@ class Cloner:
             parts = []
             for _ in range(self._copies if words else 1):
                 for name, data in self.data.robots.items():
+                    # Episode by episode, since static points are averages over one.
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
             self._frozen_features[split] = _join(parts)
@@ -316,7 +332,9 @@ class Cloner:
         self.model.eval()
         features, actions, is_pad = self._frozen("heldout")
         if self.config.perception == "trained":
+            # Perception changes until the next measurement, so nothing of it may be kept.
             self._frozen_features.clear()
+        # By key of the log, which rows it is a mean over.
         parts = {"loss/heldout": slice(None)}
         if len(counts) > 1:
             # Rows lie robot by robot, as `_frozen` has joined them.
@@ -354,6 +372,7 @@ class Cloner:
                     name: {split: len(robot.rows(split)) for split in _SPLITS}
                     for name, robot in self.data.robots.items()
                 },
+                # Frames and words stand for the data, which is not hashed.
                 "instructions": self.data.instructions,
             },
             "selection": describe_seeds(selection_seeds),

@@ -20,9 +20,10 @@ from torch import Tensor
 from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
 from policies.reinforcement.advantages import gae
 from policies.reinforcement.experience import Batch, Experience
-from policies.reinforcement.policy_update import Metrics, describe_step, require_settings
+from policies.reinforcement.policy_update import Metrics, describe_step
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
+from policies.settings import require_settings
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class A2C:
         likelihood = self._actor.likelihood(batch.features, batch.sample)
         entropy = batch.mean(likelihood.entropy())
         gain = batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
+        # Section 4: ascent on log pi * A + beta * H, as descent for the optimizer.
         loss = -gain - self.config.entropy * entropy
         # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -90,26 +88,3 @@ def describe_step(
         "policy/grad_norm": grad_norm,
         "policy/gradient_steps": 1.0,
     }
-
-
-_LOWEST = {"gamma": 0.0, "gae_lambda": 0.0, "epochs": 1, "minibatch_size": 1}
-_HIGHEST = {"gamma": 1 - 1e-6, "gae_lambda": 1.0}
-_ABOVE_ZERO = ("clip_range", "target_kl", "max_grad_norm")
-
-
-def require_settings(config: Any) -> None:
-    """Refuse settings outside their range.
-
-    Raises:
-        ValueError: naming the setting, its value and its range.
-    """
-    for field in fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if value is None:
-            continue
-        low, high = _LOWEST.get(name, 0.0), _HIGHEST.get(name, math.inf)
-        # A comparison that NaN fails, too.
-        if not low <= value <= high or (name in _ABOVE_ZERO and value == 0):
-            least = "above 0" if name in _ABOVE_ZERO else f"at least {low}"
-            most = "" if high == math.inf else f" and at most {high}"
-            raise ValueError(f"{name} must be {least}{most}, got {value}")

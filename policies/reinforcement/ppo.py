@@ -22,9 +22,10 @@ from torch import Tensor
 from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
 from policies.reinforcement.advantages import gae
 from policies.reinforcement.experience import Batch, Experience
-from policies.reinforcement.policy_update import Metrics, k3, mean_metrics, require_settings
+from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
+from policies.settings import require_settings
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class PPO:
         # The minimum: beyond the range nothing more is gained, but what is lost counts in full.
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)  # [m, k]
         entropy = batch.mean(likelihood.entropy())
+        # Equation 9 without its value term: the critic is fitted apart, with weights of its own.
         loss = -batch.mean(surrogate) - config.entropy * entropy
         if config.reference_kl:
             moved = reference.kl(likelihood, batch.features, batch.sample)

@@ -23,6 +23,7 @@ class Reference:
         # Copied before a checkpoint is loaded: in a resumed run it is the clone, too.
         self._actor = deepcopy(actor)
         self._log_std = self._actor.log_std_parameters()
+        # The penalty's gradient must move the policy, not what it is compared with.
         for parameter in self._actor.parameters():
             parameter.requires_grad_(False)
 

@@ -23,9 +23,10 @@ from torch import Tensor
 from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
 from policies.reinforcement.advantages import monte_carlo
 from policies.reinforcement.experience import Batch, Experience
-from policies.reinforcement.policy_update import Metrics, describe_step, require_settings
+from policies.reinforcement.policy_update import Metrics, describe_step
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
+from policies.settings import require_settings
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from policies.reinforcement.registry import ALGORITHMS, algorithm_of
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
 from policies.rollout import Episodes
 from policies.run_folder import RunFolder, plain
+from policies.settings import require_settings
 from vla.contract import VecEnv
 
 _TOTAL = "training.iterations"  # a resumed run may be made longer
@@ -73,18 +74,7 @@ class OnPolicyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "episodes",
-            "critic_epochs",
-            "critic_minibatch_size",
-            "warmup_epochs",
-            "evaluate_every",
-        ):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("iterations", "warmup_iterations", "seed"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        require_settings(self)
 
 
 class OnPolicyTrainer[State: PolicyState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -200,15 +201,26 @@ def test_coloured_noise_has_unit_variance_and_its_colour() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"elites": 0}, {"elites": 99}, {"keep_elites": 7}, {"planning_horizon": 1}, {"iterations": 0}],
+    [
+        {"elites": 0},
+        {"elites": 99},
+        {"keep_elites": 7},
+        {"planning_horizon": 1},
+        {"iterations": 0},
+        {"initial_std": math.nan},
+        {"momentum": math.nan},
+        {"noise_exponent": math.nan},
+    ],
 )
-def test_cem_refuses_impossible_settings(wrong: dict[str, int]) -> None:
+def test_cem_refuses_impossible_settings(wrong: dict[str, float]) -> None:
     """At construction, not in the middle of an episode."""
     with pytest.raises(ValueError, match="need"):
         replace(CemConfig(), **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"std_decay": 1.5}, {"samples": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"std_decay": 1.5}, {"samples": 1}, {"std": math.nan}]
+)
 def test_mppi_refuses_impossible_settings(wrong: dict[str, float]) -> None:
     """At construction, not in the middle of an episode."""
     with pytest.raises(ValueError, match="need"):

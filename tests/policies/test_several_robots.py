@@ -340,7 +340,7 @@ def test_wrong_paraphrases_are_named(text: str, message: str, tmp_path: Path) ->
     path.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         Paraphrases.read(path, WORDS)
-    with pytest.raises(ValueError, match="phrasings start at 1"):
+    with pytest.raises(ValueError, match="phrasings must be at least 1"):
         CloningConfig(phrasings=0)
 
 
