@@ -15,7 +15,6 @@ from vla.contract import ObservationBatch, Policy
 from vla.model.heads.base import InpaintingHead
 from vla.policy import VLAPolicy
 
-
 _MOST_DECAY = 100.0
 """Of either sign: beyond that one chunk has all the weight."""
 
