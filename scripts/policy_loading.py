@@ -163,6 +163,7 @@ def read_policy(
         # A policy's memory is a value beside its weights: a shallow copy shares these alone.
         return make_executor(copy.copy(ours), words.execution or "chunk")
 
+    make()  # an execution that does not exist is refused before other policies are played
     # An empty ledger means that nothing was recorded, hence None.
     return Candidate(words.name, words.kind, make, ours.spec, ours.ledger.amounts or None)
 

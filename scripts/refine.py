@@ -34,7 +34,8 @@ class RefineConfig:
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
         num_envs: environments stepped together.
-        selection_episodes: initial states that choose the checkpoint; of 100, chance picks one.
+        selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
+            chance.
         stop_at: end early once greedy success on them reaches this; None never does.
         training: what is the same for every algorithm.
     """

@@ -141,6 +141,12 @@ def test_a_run_stands_for_its_best_checkpoint(run):
         assert first.folder == run / "best"
 
 
+def test_an_execution_is_refused_when_the_policy_is_read(run):
+    """Before the policies that stand in front of it are played."""
+    with pytest.raises(ValueError, match=r"'bogus' is none of chunk, receding:STEPS"):
+        read_policy(f"clone={run}@bogus", "cpu", "FetchReach")
+
+
 def test_policies_are_read_or_refused_by_name(tmp_path):
     """Built-in names, renamed ones, and an error that lists what is valid."""
     assert read_policy("expert", "cpu", "FetchPush").kind == "expert"

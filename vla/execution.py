@@ -15,9 +15,12 @@ from vla.contract import ObservationBatch, Policy
 from vla.model.heads.base import InpaintingHead
 from vla.policy import VLAPolicy
 
+_MOST_DECAY = 100.0
+"""Of either sign: beyond that one chunk has all the weight."""
+
 
 class RecedingHorizon:
-    """Execute the first steps of a chunk, then decide anew.
+    """Execute the first steps of a chunk, then decide again.
 
     Source: Chi et al. 2023 (Diffusion Policy, arXiv:2303.04137), section III.C.
 
@@ -50,10 +53,15 @@ class TemporalEnsemble:
 
     Args:
         policy: decides.
-        decay: 0 weighs all alike; larger trusts older chunks more.
+        decay: 0 weighs all equally; larger weighs older chunks more.
+
+    Raises:
+        ValueError: a decay that is no number, or beyond 100 in magnitude.
     """
 
     def __init__(self, policy: VLAPolicy, decay: float = 0.01):
+        if not abs(decay) <= _MOST_DECAY:  # NaN fails this comparison, too
+            raise ValueError(f"decay must lie from -{_MOST_DECAY} to {_MOST_DECAY}, got {decay}")
         self.spec, self._policy, self._decay = policy.spec, policy, decay
         # Row -> its latest chunks in physical units, the oldest first, each [chunk_length, action].
         self._chunks: dict[int, list[Tensor]] = {}
@@ -78,8 +86,9 @@ class TemporalEnsemble:
         # [past, action.dim]
         predictions = torch.stack([old[age] for age, old in zip(ages, past, strict=True)])
         # The chunks are within the contract's limits, so their weighted mean is too.
-        weight = torch.exp(-self._decay * torch.arange(len(past), device=chunk.device))
-        return (predictions * (weight / weight.sum())[:, None]).sum(0)
+        # exp(-decay * i), normalised; a softmax does not overflow where the decay is negative.
+        weight = torch.softmax(-self._decay * torch.arange(len(past), device=chunk.device), 0)
+        return (predictions * weight[:, None]).sum(0)
 
 
 class RealTimeChunking:
@@ -87,7 +96,7 @@ class RealTimeChunking:
 
     Source: Black et al. 2025 (arXiv:2506.07339), algorithm 1 and equation 5: the next chunk is
     inpainted, with the steps fixed that will have been executed by the time it is ready, and those
-    that both chunks predict as a softer and softer target. The delay is simulated: at a decision
+    that both chunks predict as a target of decreasing weight. The delay is simulated: at a decision
     the first `delay` steps come from the old chunk, the rest from the new one.
 
     Args:

@@ -13,7 +13,7 @@ from vla.model.heads.base import ActionHead
 from vla.model.heads.registry import HEADS
 
 LEARNING_RATES = {"gaussian": 3e-4, "token": 2e-5, "fast": 2e-5, "flow": 2e-5}
-"""Of Adam by kind of head: a step moves the policy a little, unlike one of cloning."""
+"""Of Adam, by kind of head: smaller than in cloning, so that one step changes the policy little."""
 
 
 class OptimizerSettings(Protocol):
@@ -51,7 +51,7 @@ class ActorOptimizer:
         log_std = actor.log_std_parameters()
         # By identity: `in` would compare the tensors' values.
         means = [p for p in actor.parameters() if all(p is not other for other in log_std)]
-        # Exploration has to follow within one run what means need for a fraction of it.
+        # In one run a log standard deviation has to change by about 1, each weight by far less.
         groups: list[dict[str, Any]] = [
             {"params": means, "lr": _rate_for(actor.head) if rate is None else rate},
             {"params": log_std, "lr": settings.log_std_learning_rate},
@@ -80,7 +80,7 @@ class ActorOptimizer:
 
 def _rate_for(head: ActionHead) -> float:
     for name, rate in LEARNING_RATES.items():
-        # Exactly this kind: a subclass may move at another scale.
+        # Exactly this kind: a subclass may need another rate.
         if type(head) is HEADS[name].head:
             return rate
     raise ValueError(

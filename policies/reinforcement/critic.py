@@ -13,7 +13,7 @@ from policies.reinforcement.experience import sample_std, shuffled
 
 
 class Critic(nn.Module):
-    """An MLP from a vector to a state value; it standardises its input and carries the numbers.
+    """An MLP from a vector to a state value; it standardises its input by statistics that it keeps.
 
     Asymmetric actor-critic (Pinto et al. 2017, arXiv:1710.06542) when the vector is privileged
     state; an image critic when it is the actor's features, detached from the backbone.
@@ -41,10 +41,10 @@ class Critic(nn.Module):
         )
 
     def update_statistics(self, critic_obs: Float[Tensor, "m inputs"]) -> None:
-        """Standardise by all vectors seen so far, with these [m, inputs] among them.
+        """Update the mean and variance of all inputs so far with vectors [m, inputs].
 
-        What is seen changes while the actor learns, so statistics of the first collection alone
-        would leave later inputs far out.
+        The distribution of states changes while the actor learns, so statistics of the first
+        collection alone would put later inputs far from 0.
 
         Source: Chan et al. 1979, Updating formulae and a pairwise algorithm for computing sample
         variances, equation 2.1.
@@ -63,7 +63,7 @@ class Critic(nn.Module):
 
     def forward(self, critic_obs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows"]:
         """Values [...] of vectors [..., inputs]."""
-        # A number that hardly varies must not be blown up, nor a far one saturate all units.
+        # A nearly constant input must not be amplified, nor an outlier saturate all units.
         scale = self.var.sqrt().clamp_min(1e-4)
         return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
 

@@ -87,7 +87,7 @@ class PPO:
         for _ in range(self.config.epochs):
             for minibatch in batch.minibatches(self.config.minibatch_size, generator):
                 loss, metrics = self.loss(minibatch, reference)
-                # Measured at the present weights, so the step that went too far is the last one.
+                # Measured before the step: the step that exceeded the target was the last one.
                 if (kl := metrics["policy/kl"]) > self.config.target_kl:
                     return mean_metrics([*measured, {"policy/kl": kl}])
                 measured.append(metrics | {"policy/grad_norm": self._optimizer.step(loss)})
@@ -102,7 +102,7 @@ class PPO:
         ratio = log_ratio.exp()
         advantage = batch.advantage[:, None]  # [m, 1]
         clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        # The lower one: no gain from moving beyond the range, full loss from having done so.
+        # The minimum: beyond the range nothing more is gained, but what is lost counts in full.
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)  # [m, k]
         entropy = batch.mean(likelihood.entropy())
         # Equation 9 without its value term: the critic is fitted apart, with weights of its own.

@@ -20,7 +20,7 @@ class Reference:
     """
 
     def __init__(self, actor: StochasticActor):
-        # Before a run is resumed: it is the clone also then.
+        # Copied before a checkpoint is loaded: in a resumed run it is the clone, too.
         self._actor = deepcopy(actor)
         self._log_std = self._actor.log_std_parameters()
         # The penalty's gradient must move the policy, not what it is compared with.
@@ -29,14 +29,14 @@ class Reference:
 
     @torch.no_grad()
     def match_exploration(self, actor: StochasticActor) -> None:
-        """Explore as this actor does: a KL then tells how far the means went, and nothing else."""
-        # Else a schedule that lowers the noise would look like a policy that moves away.
+        """Take this actor's log standard deviations: a KL then measures the means alone."""
+        # Otherwise a schedule that lowers the noise would count as distance to the clone.
         for mine, theirs in zip(self._log_std, actor.log_std_parameters(), strict=True):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def likelihood(self, features: Features, sample: Tensor) -> Likelihood:
-        """How likely the reference would have drawn samples."""
+        """Likelihood of samples under the reference."""
         return self._actor.likelihood(features, sample)
 
     def kl(self, likelihood: Likelihood, features: Features, sample: Tensor) -> Tensor:

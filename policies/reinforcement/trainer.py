@@ -45,16 +45,16 @@ class OnPolicyConfig:
 
     Attributes:
         iterations: collect, then learn.
-        episodes: episodes collected an iteration; 10 are noise, 200 are a gradient.
+        episodes: episodes collected each iteration; with 10 the gradient is mostly noise.
         critic: what the critic sees: "privileged" simulator state, or the actor's "features".
         critic_learning_rate: of Adam.
         critic_epochs: passes of the critic over a collection.
         critic_minibatch_size: macro-steps a gradient step of the critic, roughly.
         warmup_iterations: iterations in which the critic learns alone.
-        warmup_epochs: passes of the critic over each of those collections: it starts from nothing.
+        warmup_epochs: passes of the critic over each of those collections: it starts untrained.
         max_grad_norm: the critic's gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
-        log_std_end: it is learned, and kept below a line from `log_std_start` to this.
+        log_std_end: it is learned, below a ceiling that falls from `log_std_start` to this.
         evaluate_every: iterations between greedy evaluations and checkpoints.
         seed: of everything random.
     """

@@ -153,5 +153,8 @@ def test_executions_are_read_and_refused_by_name() -> None:
         make_executor(counting(), "backwards")
     with pytest.raises(ValueError, match="steps must lie from 1 to 6, got 9"):
         make_executor(counting(), "receding:9")
+    for decay in ("nan", "inf", "-1e9"):
+        with pytest.raises(ValueError, match=r"decay must lie from -100.0 to 100.0"):
+            make_executor(counting(), f"ensemble:{decay}")
     with pytest.raises(ValueError, match=r"head that can inpaint, such as flow.*L1Head"):
         make_executor(counting(), "realtime:3:1")
