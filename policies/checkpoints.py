@@ -84,7 +84,7 @@ class Checkpoints:
                 only one that may differ.
 
         Returns:
-            What `save` was told of that step; None where there is no checkpoint yet.
+            The trainer state that `save` was given at that step; None without a checkpoint.
 
         Raises:
             ResumeError: the folder's run has other settings, or has trained for longer already;
@@ -106,6 +106,7 @@ class Checkpoints:
         # A checkpoint and its settings are one atomic folder; `run.json` speaks for runs that were
         # interrupted before their first one.
         theirs = self._folder.settings() if saved is None else saved["settings"]
+        # None is a new folder: a checkpoint without settings was refused above.
         if theirs is not None:
             self._compare(theirs, total, 0 if saved is None else saved["step"])
         # From here on something is written.

@@ -1,4 +1,4 @@
-"""What all trainers do with an optimizer: a step that refuses NaN, and a learning rate's course."""
+"""What all trainers do with an optimizer: a step that refuses NaN, and a learning-rate schedule."""
 
 from __future__ import annotations
 

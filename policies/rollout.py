@@ -47,6 +47,7 @@ class Episode:
     @property
     def success_at_end(self) -> bool:
         """The task's condition held after the last step."""
+        # The last executed step and not the last of the chunk: an object may have been lost again.
         return bool(self.success[-1])
 
     @property
@@ -57,6 +58,7 @@ class Episode:
     @property
     def first_success_step(self) -> int | None:
         """Control steps until the condition first held, counted from 1; None if it never did."""
+        # argmax of booleans is the position of the first True.
         return int(self.success.argmax()) + 1 if self.success_ever else None
 
 
@@ -158,21 +160,26 @@ def rollout(
     """
     if len(seeds) == 0:
         raise ValueError("a rollout needs at least one seed")
+    # Once, before anything is simulated; shapes and finiteness are checked at every step.
     policy.spec.require_match(env.spec, "the policy", "the environment")
     tracks = [_Track(seed) for seed in seeds]
     waiting = iter(range(len(seeds)))
+    # [n], position in `seeds` of the episode that each row plays; -1 where it is idle.
     playing = np.full(env.num_envs, -1)
     if spare := range(len(seeds), env.num_envs):
         # More environments than episodes: the rest need some state to be stepped with the others.
         env.reset(spare, [seeds[0]] * len(spare))
     observation, privileged = _begin(env, policy, tracks, waiting, playing)
     while (playing >= 0).any():
+        # Idle rows are decided and stepped along: a batch of constant size keeps row numbers valid.
         chunks = policy.act(observation)
         _check_chunks(env, chunks)
         step = env.step(chunks)
         _check_step(env, step)
         if on_step is not None:
+            # A copy: `_record` frees the rows of ended episodes in this array.
             on_step(Transition(playing.copy(), observation, privileged, chunks, step))
+        # At an end this is the final observation; `_begin` replaces it by that of the new episode.
         observation, privileged = step.observation, step.privileged
         ended = _record(tracks, playing, chunks, step)
         if on_episode is not None:
@@ -193,16 +200,19 @@ def _begin(
     """Give every idle environment the next waiting episode, and observe."""
     begun = [
         (int(row), episode)
+        # Rows come first: zip then stops before it takes an episode that no row is free for.
         for row, episode in zip(np.flatnonzero(playing < 0), waiting, strict=False)
     ]
     rows = [row for row, _ in begun]
     if begun:
+        # Only these rows: the other episodes go on undisturbed.
         env.reset(rows, [tracks[episode].seed for _, episode in begun])
         policy.reset(rows)
     observation, privileged = env.observe()
     _check_observation(env, observation, privileged)
     for row, episode in begun:
         playing[row] = episode
+        # From the observation: the environment chooses the instruction when it is reset.
         tracks[episode].instruction = observation.instructions[row]
     return observation, privileged
 
@@ -211,6 +221,7 @@ def _record(
     tracks: list[_Track], playing: np.ndarray, chunks: Tensor, step: StepBatch
 ) -> list[int]:
     """Add a macro-step to the tracks; free the environments that ended, and say which episodes."""
+    # One transfer a tensor and not one a row: on a GPU each of them waits for the device.
     actions, rewards, success, valid, terminated, truncated = (
         tensor.cpu().numpy()
         for tensor in (
@@ -226,6 +237,7 @@ def _record(
     for row in np.flatnonzero(playing >= 0):
         episode, executed = int(playing[row]), valid[row]
         track = tracks[episode]
+        # `executed` is bool [k]: steps of the chunk after the end were never played.
         track.actions.append(actions[row][executed])
         track.rewards.append(rewards[row][executed])
         track.success.append(success[row][executed])
@@ -233,6 +245,7 @@ def _record(
         if track.terminated or track.truncated:
             playing[row] = -1
             ended.append(episode)
+        # `rollout` would ask for the next step of this episode for ever.
         elif not executed.any():
             raise RuntimeError(f"environment {row} (seed {track.seed}) neither steps nor ends")
     return ended
@@ -244,6 +257,7 @@ def _check_chunks(env: VecEnv, chunks: Tensor) -> None:
             f"the policy gave chunks of shape {tuple(chunks.shape)}, "
             f"expected [{env.num_envs}, chunk_length, {env.spec.action.dim}]"
         )
+    # The chunk length is free: executors shorten chunks, and environments take any number of steps.
     _check_vectors("action", chunks, env.spec.action.names)
 
 
@@ -254,6 +268,7 @@ def _check_observation(env: VecEnv, observation: ObservationBatch, privileged: T
 
 def _check_step(env: VecEnv, step: StepBatch) -> None:
     _check_observation(env, step.observation, step.privileged)
+    # One NaN in a reward would make every advantage of the collection NaN.
     if not torch.isfinite(step.rewards).all():
         rows = torch.nonzero(~torch.isfinite(step.rewards).all(dim=1)).flatten().tolist()
         raise ContractMismatchError(f"reward is not finite in environments {rows}")
@@ -264,6 +279,7 @@ def _check_vectors(label: str, values: Tensor, names: Sequence[str]) -> None:
         raise ContractMismatchError(
             f"{label} has {values.shape[-1]} dimensions, contract says {len(names)}: {list(names)}"
         )
+    # All leading dimensions at once, so that the message can name the dimension: bool [names].
     finite = torch.isfinite(values).reshape(-1, len(names)).all(dim=0)
     if not finite.all():
         bad = [name for name, good in zip(names, finite.tolist(), strict=True) if not good]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+# Those whose version can change a figure.
 _PACKAGES = ("torch", "transformers", "mujoco", "gymnasium-robotics", "lerobot", "numpy")
 
 
@@ -42,6 +43,7 @@ class RunFolder:
     ):
         self.path, self.command = Path(path), command
         self.origin = dict(origin or {})
+        # A copy: what is written is what the run was started with.
         self._config = plain(config)
         self._writer: SummaryWriter | None = None
         _require_writable(self.path)
@@ -61,7 +63,7 @@ class RunFolder:
         os.replace(partial, self.path / "run.json")
 
     def settings(self) -> dict[str, Any] | None:
-        """What `open` was told when it last wrote `run.json`; None where that is unknown.
+        """The settings that `open` last wrote to `run.json`; None where there are none.
 
         Raises:
             ValueError: `run.json` is not JSON.
@@ -80,6 +82,7 @@ class RunFolder:
             self._events().add_scalar(name, value, step)
         # NaN and inf are no JSON; other programs would refuse the whole line.
         kept = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        # Appended, never rewritten: a kill costs at most the line that was being written.
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **kept}) + "\n")
 
@@ -89,6 +92,7 @@ class RunFolder:
 
     def _events(self) -> SummaryWriter:
         if self._writer is None:
+            # Made at the first entry: a writer creates its file at once, also for a refused run.
             self._writer = SummaryWriter(str(self.path), flush_secs=10)
         return self._writer
 
@@ -148,6 +152,7 @@ def plain(data: Any) -> Any:
 
 def _require_writable(path: Path) -> None:
     """Refuse a folder that cannot be written before hours are spent on what it should hold."""
+    # The nearest folder that exists: `open` makes those below it.
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
         raise NotADirectoryError(f"cannot write to {path}: {place} is a file")

@@ -18,10 +18,10 @@ from typing import NoReturn
 # or, where another program's flags are taken over, as `main(flags)`.
 COMMANDS = {
     "collect": "record expert demonstrations into a LeRobotDataset",
-    "ground": "teach the vision-language model where the words' objects are",
+    "ground": "train the vision-language model to point at the objects that words name",
     "pretrain": "clone the demonstrations into a vision-language-action policy",
     "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded images",
-    "refine": "improve a cloned policy with PPO",
+    "refine": "improve a cloned policy by reinforcement learning: PPO, A2C or REINFORCE",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
     "demo": "do all of the above on a small scale and print where the report is",

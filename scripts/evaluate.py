@@ -18,7 +18,7 @@ from rich.progress import Progress
 from policies.evaluation.baselines import BlankImages
 from policies.evaluation.report.curves import Log, read_log
 from policies.evaluation.report.data import PolicyResult, Report, Unfinished, table
-from policies.evaluation.report.page import write_report
+from policies.evaluation.report.page import REPORT_FILES, write_report
 from policies.evaluation.speed import Speed, time_decisions
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import Episode, Episodes, rollout
@@ -38,6 +38,9 @@ from sim.instruction_swap import original_success, swap_instruction
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
+
+# Pixels a side of each of two cameras: an H.264 frame is at most 8,192 wide.
+_LARGEST_FILM = 4096
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,15 @@ class EvaluateConfig:
             with 1 and 16, while decisions for 16 rows at once changed 26 outcomes in float32. On
             one CPU core a decision costs 17 ms instead of 4.
         num_workers: simulator processes; None is one per CPU core.
-        films: filmed successes, and as many failures, of each policy; 0 draws none.
-        film_size: pixels a side, even.
-        phrasing: instruction templates.
-        only: only initial states whose goal names all of these, such as "red block".
+        films: filmed successes, and as many failures, of each policy; 0 makes none.
+        film_size: pixels a side of each camera in a film, even, at most 4096.
+        phrasing: instruction templates: those of training, or held-out ones.
+        only: keep only initial states whose goal names all of these, such as "red block".
         swap_instructions: give every scene another goal that it allows, and report success on the
             goal of the instruction and on the scene's original one, in the same episodes.
         blank_images: show the policies black images.
-        device: of the checkpoints.
-        bf16: checkpoints compute in bfloat16 where the device multiplies it, instead of float32:
+        device: where checkpoints compute.
+        bf16: checkpoints compute in bfloat16 where the device supports it, instead of float32:
             faster, slightly other actions.
         compile: compile our policies, which takes minutes and pays in long evaluations.
         seed: of random actions, planners and policies that draw noise.
@@ -101,9 +104,10 @@ class EvaluateConfig:
             raise ValueError("need policies, episodes >= 1, num_envs >= 1 and films >= 0")
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
-        if self.film_size < 2 or self.film_size % 2:
+        if not 2 <= self.film_size <= _LARGEST_FILM or self.film_size % 2:
             raise ValueError(
-                f"film_size must be even, as H.264 needs it, and positive: {self.film_size}"
+                f"film_size must be even, as H.264 needs it, and 2 to {_LARGEST_FILM}: "
+                f"{self.film_size}"
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
@@ -121,7 +125,7 @@ def main(config: EvaluateConfig) -> int:
     require_comparable(candidates, config.task, reference)
     seeds = choose_seeds(config.task, config.states, config.episodes, config.only)
     evaluation = Evaluation(config, candidates, reference, seeds)
-    _require_possible(config, seeds)
+    _require_possible(config, seeds, [candidate.name for candidate in candidates])
     with Progress() as progress:
         report = evaluation.run(progress)
     print_table(table(report), report.reference)
@@ -137,15 +141,19 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
-def _require_possible(config: EvaluateConfig, seeds: Sequence[int]) -> None:
+def _require_possible(config: EvaluateConfig, seeds: Sequence[int], names: Sequence[str]) -> None:
     """Try whatever comes after the episodes, so that it cannot fail there.
 
     Raises:
         OSError: nothing can be written where the report goes.
         NoRendererError: films were asked for and nothing can be drawn.
-        ValueError: there is no instruction to swap, or films cannot have this size.
+        ValueError: there is no instruction to swap, films cannot have this size, or two rows of the
+            table would have one name.
     """
     if config.swap_instructions:
+        rows = [row for name in names for row in (name, original_row(name))]
+        if len(set(rows)) != len(rows):
+            raise ValueError(f"the table would have two rows of one name; rename a policy: {rows}")
         task = make_task(config.task)
         data = task.make_data()
         for seed in seeds:
@@ -155,6 +163,11 @@ def _require_possible(config: EvaluateConfig, seeds: Sequence[int]) -> None:
 
         try_film(config.task, seeds[0], config.film_size)
     config.out.mkdir(parents=True, exist_ok=True)
+    for name in REPORT_FILES:
+        if (file := config.out / name).is_dir():
+            raise IsADirectoryError(
+                f"{file} is a folder, and the report writes a file of that name"
+            )
     with tempfile.TemporaryFile(dir=config.out) as file:
         file.write(b"it can be written")
 
@@ -236,7 +249,7 @@ class Evaluation:
         if not self.config.swap_instructions:
             return [result]
         original = PolicyResult(
-            name=f"{result.name}, original goal",
+            name=original_row(result.name),
             source="the same episodes",
             episodes=by_original_goal(self.config.task, episodes),
             ledger=candidate.ledger,
@@ -296,6 +309,11 @@ def measure_speed(candidate: Candidate, config: EvaluateConfig, seeds: Sequence[
             env.reset(range(count), list(seeds[:count]))
             seconds[count] = time_decisions(policy, env.observe()[0])
     return Speed.of(seconds[1], seconds[batch], batch)
+
+
+def original_row(name: str) -> str:
+    """The row of a policy whose instructions were swapped, judged by the scenes' own goals."""
+    return f"{name}, original goal"
 
 
 def by_original_goal(name: str, episodes: Episodes) -> Episodes:

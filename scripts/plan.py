@@ -70,7 +70,7 @@ def main(config: PlanConfig) -> int:
     # One environment, so that the decision rate is that of one robot with the whole machine.
     with CpuVecEnv(config.task, num_envs=1, num_workers=1, render=False) as env, Progress() as bar:
         policy = make_policy(config, env)
-        decisions = -(-env.horizon // config.execute_steps) * config.episodes
+        decisions = -(-env.episode_length // config.execute_steps) * config.episodes
         progress = bar.add_task(f"{config.planner} on {config.task}", total=decisions)
         try:
             rollout(env, policy, seeds, lambda _: bar.advance(progress), ended.append)

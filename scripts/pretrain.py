@@ -35,8 +35,8 @@ class PretrainConfig:
     """Clone demonstrations into a policy.
 
     Attributes:
-        task: registry name of the task in which checkpoints are tried and the best is chosen; None
-            for data of a robot that is not simulated here, where held-out episodes choose.
+        task: registry name of the task in which checkpoints are evaluated and the best is chosen;
+            None for data of a robot that is not simulated here: the held-out loss chooses.
         data: LeRobotDataset v3 folders, ours or others'; by default `data/<task>`.
         weights: share of the samples that each data folder gets, in any unit; by default every
             frame is drawn equally often.
@@ -44,17 +44,17 @@ class PretrainConfig:
             one policy learns to control them all. By default the robot that the data set names.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
             of the phrasings.
-        episodes: only the first ones of each data folder.
-        without: instructions are left out that name all parts of one of these, parts joined by "+"
-            such as "red block+purple zone".
+        episodes: use only so many, the first ones of each data folder; None uses all.
+        without: leave out instructions that name all parts of one of these, with the parts joined
+            by "+", such as "red block+purple zone".
         cameras: names of the cameras that are used; by default all, which have to be RGB: an
             infrared or depth camera is left out by naming the others.
-        tolerance_s: how far a frame may be from the nearest image of its video.
-        start: checkpoint that brings the vision-language model.
+        tolerance_s: seconds by which a frame's time may differ from that of its video image.
+        start: checkpoint whose vision-language model and pointer are used.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
         backbone: how `vlm` is used.
-        conversions: how observations and actions reach `vlm`.
+        conversions: how observations and actions are converted for `vlm`.
         head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
             off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
             `gaussian:help` shows them all. A start with another head gets an untrained one.
@@ -62,7 +62,7 @@ class PretrainConfig:
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
         device: where to train.
-        num_envs: environments stepped together when a checkpoint is tried.
+        num_envs: environments stepped together when a checkpoint is evaluated.
         selection_episodes: initial states that choose the checkpoint.
         training: how to clone.
     """

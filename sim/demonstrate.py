@@ -100,7 +100,7 @@ def play(
     episode = task.reset(data, seed, "train")
     rows: dict[str, list[np.ndarray | np.bool_]] = {}
     held = 0
-    while episode.steps < task.horizon and held <= config.hold_steps:
+    while episode.steps < task.episode_length and held <= config.hold_steps:
         task.place_markers(data, episode)
         images = renderer.images(data)
         clean = np.clip(task.expert_action(data, episode), low, high)

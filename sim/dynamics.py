@@ -61,11 +61,11 @@ class ExactDynamics:
 
         Args:
             state: float64 [state] from `sim.tasks.base.pack_state`.
-            actions: float64 [samples, horizon, action.dim], rounded to float32 and clipped to the
-                limits as the environment does.
+            actions: float64 [samples, planning_horizon, action.dim], rounded to float32 and clipped
+                to the limits as the environment does.
 
         Returns:
-            float64 [samples, horizon]; +inf from the step at which a simulation broke.
+            float64 [samples, planning_horizon]; +inf from the step at which a simulation broke.
 
         Raises:
             ValueError: a wrong shape.
@@ -73,9 +73,11 @@ class ExactDynamics:
         if actions.ndim != 3 or actions.shape[2] != self.spec.action.dim:
             raise ValueError(
                 f"actions have shape {actions.shape}, "
-                f"expected [samples, horizon, {self.spec.action.dim}]"
+                f"expected [samples, planning_horizon, {self.spec.action.dim}]"
             )
-        received = actions.astype(np.float32)  # [samples, horizon, action], as `step` gets them
+        received = actions.astype(
+            np.float32
+        )  # [samples, planning_horizon, action], as `step` gets them
         return np.stack(list(self._pool.map(lambda one: self._rollout_one(state, one), received)))
 
     def _rollout_one(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:

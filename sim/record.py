@@ -191,7 +191,9 @@ class _SeedPlan:
 
 def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> None:
     missing = max(config.episodes * len(config.task) - len(store.episodes), 0)
-    raw = sum(3 * camera.height * camera.width for camera in task.spec.cameras) * task.horizon
+    raw = (
+        sum(3 * camera.height * camera.width for camera in task.spec.cameras) * task.episode_length
+    )
     unplayed = max(missing - (len(store.succeeded) - len(store.episodes)), 0)
     needed = int(missing * raw * _PNG_RATIO) + min(unplayed, _GROUP) * raw
     free = shutil.disk_usage(config.folder).free

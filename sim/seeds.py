@@ -1,8 +1,7 @@
 """Which initial states are for what: named ranges of episode seeds that cannot overlap.
 
-An equal seed is an equal episode, so a seed that is used twice is a state that was met before. A
-policy is judged on states that nothing was trained, selected or tuned on, and these ranges keep
-them apart.
+An equal seed is an equal episode, so a policy has to be evaluated on seeds other than those that it
+was trained, selected or tuned on. These ranges keep them apart.
 """
 
 from __future__ import annotations
@@ -75,12 +74,12 @@ class SeedRange:
 DEMONSTRATIONS = SeedRange("demonstrations", 0, 500_000)
 """Recorded with the scripted experts."""
 GROUNDING = SeedRange("grounding", 500_000, 900_000)
-"""Scenes that teach where the named objects are."""
+"""Scenes for training the vision-language model to point."""
 SELECTION = SeedRange("selection", 900_000, 1_000_000)
 """Choose the best checkpoint of a run."""
 DEVELOPMENT = SeedRange("development", 1_000_000, 1_900_000)
-"""Evaluation while something is being built. Failures on them may be looked at and acted upon, so
-a success rate on them is no measure of what is new."""
+"""Evaluation while something is being built. Failures on them may be inspected and mended, so a
+success rate on them may be too high."""
 FINAL = SeedRange("final", 1_900_000, 2_000_000)
 """Played once a release, for the table that is published; nothing else uses them."""
 TRAINING = SeedRange("training", 2_000_000, 2**53)

@@ -79,7 +79,7 @@ class CpuVecEnv:
             self.task.spec, cameras=tuple(known[name] for name in drawn)
         )
         self.num_envs = num_envs
-        self.horizon = self.task.horizon
+        self.episode_length = self.task.episode_length
         self.privileged_names = self.task.privileged_names
         self._instructions = [""] * num_envs
         self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
@@ -105,7 +105,7 @@ class CpuVecEnv:
 
     def _layout(self) -> Layout:
         # The longest chunk is an episode, so no step ever needs more memory than this.
-        n, k, action = self.num_envs, self.horizon, self.spec.action.dim
+        n, k, action = self.num_envs, self.episode_length, self.spec.action.dim
         layout: Layout = {
             f"image/{camera.name}": ((n, camera.height, camera.width, 3), "uint8")
             for camera in self.spec.cameras
@@ -155,7 +155,7 @@ class CpuVecEnv:
         return self._observation(), self._copy("privileged")
 
     def step(self, chunks: Tensor) -> StepBatch:
-        """Execute float32 [n, k, action.dim], k <= horizon, clipped to the action's range.
+        """Execute float32 [n, k, action.dim], k <= episode_length, clipped to the action's range.
 
         Reward is 1 at each step after which the task's condition holds. An environment that ended
         keeps its last observation and its `truncated` flag, with `valid` False, until `reset`.
@@ -251,8 +251,10 @@ class CpuVecEnv:
         shape = (self.num_envs, "k", len(names))
         if actions.ndim != 3 or actions.shape[::2] != shape[::2] or not actions.shape[1]:
             raise ValueError(f"chunks have shape {actions.shape}, expected {shape}, k >= 1")
-        if actions.shape[1] > self.horizon:
-            raise ValueError(f"a chunk of {actions.shape[1]} exceeds the horizon {self.horizon}")
+        if actions.shape[1] > self.episode_length:
+            raise ValueError(
+                f"a chunk of {actions.shape[1]} exceeds the episode length {self.episode_length}"
+            )
         if not np.isfinite(actions).all():
             env, step, dim = np.argwhere(~np.isfinite(actions))[0]
             raise ValueError(

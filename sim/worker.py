@@ -81,7 +81,7 @@ class Worker:
     def _step(self, index: int, length: int) -> None:
         arrays, task = self._arrays, self._task
         data, episode = self._data[index], self._episodes[index]
-        executed = min(length, task.horizon - episode.steps)  # 0 once the episode has ended
+        executed = min(length, task.episode_length - episode.steps)  # 0 once the episode has ended
         valid, success = arrays["valid"][index], arrays["success"][index]
         # What an earlier, longer chunk left must not count for this one.
         valid[:length] = False
@@ -92,7 +92,7 @@ class Worker:
         # An ended episode keeps its last observation, which is the final one.
         if executed:
             valid[:executed] = True
-            arrays["truncated"][index] = episode.steps >= task.horizon
+            arrays["truncated"][index] = episode.steps >= task.episode_length
             self._observe(index)
 
     def _observe(self, index: int) -> None:

@@ -92,7 +92,11 @@ def test_one_command_clones_into_a_foreign_model(smolvlm: Path, tmp_path: Path) 
     robots = {"fetch": Embodiment(policy.spec, statistics)}
     fresh = vlm_policy(str(smolvlm), config.backbone, robots, VLAConfig(), config.conversions)
     changed = moved(fresh.model.state_dict(), policy)
-    assert {"backbone.readout", "pointer.query.weight", "actor.summary.1.weight"} <= changed
+    assert {
+        "backbone.readout",
+        "pointer.query.weight",
+        "actor.readout_projection.1.weight",
+    } <= changed
     assert not any(name.startswith("backbone.language_model.") for name in changed)
 
 

@@ -290,6 +290,19 @@ def test_what_cannot_be_written_is_refused_before_anything_is_played(tmp_path, m
         with pytest.raises(OSError, match=str(out)):
             main(_config(out))
     assert blocked.read_text() == "mine"
+    for name in ("report.json", "report.html"):
+        out = tmp_path / name.replace(".", "_")
+        (out / name).mkdir(parents=True)
+        with pytest.raises(OSError, match=f"{name} is a folder"):
+            main(_config(out))
+
+
+def test_rows_of_one_name_are_refused_before_anything_is_played(tmp_path, monkeypatch):
+    """Swapped instructions add a row a policy, whose name another policy may already have."""
+    _untouched(monkeypatch)
+    names = ("expert", "expert, original goal=zero")
+    with pytest.raises(ValueError, match="two rows of one name"):
+        main(_config(tmp_path, task="Tabletop", policies=names, swap_instructions=True))
 
 
 @pytest.mark.render
@@ -297,6 +310,8 @@ def test_films_that_cannot_be_made_are_refused_before_anything_is_played(tmp_pat
     """H.264 has even sides, a temporary folder is needed, and something that draws."""
     with pytest.raises(ValueError, match=r"film_size must be even.*241"):
         EvaluateConfig(film_size=241)
+    with pytest.raises(ValueError, match=r"2 to 4096: 100000"):
+        EvaluateConfig(film_size=100_000)
     _untouched(monkeypatch)
     config = _config(tmp_path / "out", films=1, film_size=32)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))

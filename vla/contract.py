@@ -207,7 +207,7 @@ class ActionChunk:
     """Consecutive control steps' commands, the first to be executed now.
 
     Attributes:
-        actions: float32 [horizon, action.dim], in the contract's units.
+        actions: float32 [chunk_length, action.dim], in the contract's units.
     """
 
     actions: np.ndarray
@@ -220,7 +220,7 @@ class ActionChunk:
         """
         if self.actions.ndim != 2:
             raise ContractMismatchError(
-                f"action chunk has shape {self.actions.shape}, expected [horizon, action]"
+                f"action chunk has shape {self.actions.shape}, expected [chunk_length, action]"
             )
         _require_vector("action chunk", self.actions, spec.action)
 
@@ -293,7 +293,7 @@ class Policy(Protocol):
         ...
 
     def act(self, observation: ObservationBatch) -> Tensor:
-        """Float32 [n, horizon, action.dim] on the observation's device, in contract units."""
+        """Float32 [n, chunk_length, action.dim] on the observation's device, in contract units."""
         ...
 
 
@@ -305,14 +305,14 @@ class VecEnv(Protocol):
         spec: the contract of the simulated robot.
         device: of every tensor that it takes and gives.
         num_envs: how many.
-        horizon: control steps until an episode is truncated.
+        episode_length: control steps until an episode is truncated.
         privileged_names: one name per privileged dimension.
     """
 
     spec: RobotSpec
     device: torch.device
     num_envs: int
-    horizon: int
+    episode_length: int
     privileged_names: tuple[str, ...]
 
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
@@ -343,9 +343,9 @@ class Dynamics(Protocol):
 
         Args:
             state: float64 [state], as the environment that is controlled exports it.
-            actions: float64 [samples, horizon, action.dim], in contract units.
+            actions: float64 [samples, planning_horizon, action.dim], in contract units.
 
         Returns:
-            float64 [samples, horizon]; a broken rollout costs +inf from where it broke.
+            float64 [samples, planning_horizon]; a broken rollout costs +inf from where it broke.
         """
         ...

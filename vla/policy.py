@@ -35,7 +35,7 @@ class VLAPolicy:
 
     Args:
         model: the network; it is put into evaluation mode at every decision.
-        conversions: its processor, which brings the contract; or those of several robots.
+        conversions: its processor, which holds the robot's contract; or those of several robots.
         embodiment: which of the robots it controls; see `Embodiments.choose`.
         ledger: what was spent on the weights so far.
 
@@ -44,11 +44,11 @@ class VLAPolicy:
         processor: of the robot that this policy controls.
         network: the model in that robot's units.
         spec: that robot's contract.
-        ledger: whoever trains adds to it, and checkpoints hold it.
+        ledger: what was spent on the weights; trainers add to it, checkpoints store it.
 
     Raises:
-        ValueError: the processor gives something else than the model takes, or several robots and
-            none of them chosen.
+        ValueError: the processor's sizes are not the model's, or there are several robots and none
+            is chosen.
     """
 
     def __init__(
@@ -79,9 +79,10 @@ class VLAPolicy:
     def compile(self) -> None:
         """Compile what `forward` computes, for CUDA into graphs; the first decision takes minutes.
 
-        Apart from rounding its chunks stay the same, and every size of batch is compiled anew.
+        Apart from rounding its chunks stay the same. Each batch size is compiled separately.
         """
-        # For one observation the calls count as much as the products: graphs, or C++ that calls.
+        # At batch 1 the overhead of each call costs as much as the arithmetic: CUDA graphs, or a
+        # C++ wrapper in the place of Python, remove it.
         if self.device.type == "cuda":
             self._network = torch.compile(self.network, mode="reduce-overhead")
         else:
@@ -94,7 +95,7 @@ class VLAPolicy:
 
     @property
     def actor(self) -> Actor:
-        """What decides; all that learns with frozen perception."""
+        """Features to actions; with frozen perception the only part that is trained."""
         return self.model.actor
 
     @property
@@ -152,7 +153,7 @@ class VLAPolicy:
 
         Args:
             observation: one row a robot, always in the same order.
-            remember: it is decided in, so it counts among what has been seen.
+            remember: add this observation to the memory, as `act` does.
         """
         features, state = self.features(observation, self._rows(observation))
         if remember:
@@ -197,7 +198,7 @@ class VLAPolicy:
 
         Args:
             folder: where; replaces a checkpoint of that name.
-            training_state: what a training needs to go on exactly.
+            training_state: what a trainer needs to resume exactly.
             command: the shell line that trained it, for the card.
             weights: the model's, where a distributed training has gathered them.
             lerobot_config: LeRobot's settings, where it trains; it then writes its pipelines.
@@ -255,7 +256,7 @@ def vlm_policy(
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: it is of no architecture that can be used, or its image tokens are no square.
+        ValueError: its architecture is not supported, or its image tokens are no square.
     """
     specs = [robot.spec for robot in robots.values()]
     size_px = common_size_px(specs, processor)
@@ -294,9 +295,9 @@ def load_policy(
     Args:
         folder: the checkpoint.
         device: where to compute.
-        embodiment: where it controls several robots, the name of one, or the contract of what it
-            meets, which has to fit exactly one.
-        bf16: perceive in bfloat16 where the device multiplies it natively, see `Backbone`.
+        embodiment: where it controls several robots, the name of one, or the contract of the
+            present one, which has to match exactly one.
+        bf16: run the backbone in bfloat16 where the device multiplies it natively.
 
     Raises:
         CheckpointError: missing, damaged, or of another format.

@@ -21,6 +21,7 @@ class RandomPolicy:
     def __init__(self, spec: RobotSpec, chunk: int = 1, seed: int = 0) -> None:
         self.spec = spec
         self.chunk = chunk
+        # `spawn` counts: the n-th reset gets the n-th stream, whichever row it is.
         self._seeds = np.random.SeedSequence(seed)
         self._streams: dict[int, np.random.Generator] = {}
 
@@ -33,6 +34,7 @@ class RandomPolicy:
         """Float32 [n, chunk, action.dim], uniform within the limits."""
         low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
         shape = (self.chunk, self.spec.action.dim)
+        # [n, chunk, action.dim]; rows that were never reset play no episode and stay zero.
         actions = np.zeros((len(observation), *shape), dtype=np.float32)
         for row, stream in self._streams.items():
             actions[row] = stream.uniform(low, high, size=shape)
@@ -72,12 +74,14 @@ class ExpertPolicy:
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """The expert's actions, float32 [n, 1, action.dim]."""
+        # From the simulator and not from `observation`, which holds no privileged state.
         actions = torch.as_tensor(self._get_actions(), dtype=torch.float32)
+        # [n, 1, action.dim]: a feedback law has nothing to say about later steps.
         return actions.to(observation.proprio.device)[:, None]
 
 
 class BlankImages:
-    """A policy that is given black images: what it does without seeing."""
+    """A policy that is given black images: what it achieves without vision."""
 
     def __init__(self, policy: Policy) -> None:
         self.spec = policy.spec
@@ -89,5 +93,6 @@ class BlankImages:
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """Act on black images, the true proprioception and the true instruction."""
+        # Same shapes and type: what differs is only what the images show.
         black = {name: torch.zeros_like(image) for name, image in observation.images.items()}
         return self._policy.act(replace(observation, images=black))

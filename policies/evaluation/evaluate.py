@@ -1,4 +1,4 @@
-"""What a trainer asks of its policy while it trains: how good is it on these initial states?"""
+"""Success rates during training, on given initial states."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def evaluate(env: VecEnv, policy: Policy, seeds: Sequence[int]) -> tuple[dict[st
     Raises:
         ContractMismatchError, RuntimeError, ValueError: see `rollout`.
     """
+    # The same loop as collection and final evaluation, so scores can be compared.
     episodes = rollout(env, policy, seeds)
     metrics = {
+        # Ranks checkpoints: "ever" would favour a policy that only passes through the goal.
         "success/end": float(episodes.success_at_end.mean()),
         "success/ever": float(episodes.success_ever.mean()),
         "success/return": float(np.mean([e.total_reward for e in episodes.episodes])),

@@ -22,7 +22,7 @@ class Speed:
 
     Attributes:
         latency_median_s: seconds for one observation, batch 1.
-        latency_p90_s: nine of ten decisions are as fast.
+        latency_p90_s: its 90% quantile.
         throughput_hz: decisions a second with `batch` observations at once.
         batch: of the throughput.
     """
@@ -35,6 +35,7 @@ class Speed:
     @classmethod
     def of(cls, single: np.ndarray, together: np.ndarray, batch: int) -> Speed:
         """From seconds for one observation, float64 [decisions], and for `batch` at once."""
+        # Medians: one pause of the operating system would dominate a mean of thirty.
         return cls(
             latency_median_s=float(np.median(single)),
             latency_p90_s=float(np.quantile(single, 0.9)),
@@ -52,7 +53,7 @@ def time_decisions(
     be timed while it computes nothing.
 
     Args:
-        policy: one that has played nothing yet; a planner's environment must be in the state.
+        policy: a fresh one; a planner's environment must be in the observed state.
         observation: n rows, all of which are decided at once.
         most: decisions.
         limit_s: begin no further one after so many seconds of deciding; at least three are timed.
@@ -60,6 +61,7 @@ def time_decisions(
     rows = range(len(observation))
 
     def decide() -> float:
+        # Outside the measured time: a robot resets once an episode.
         policy.reset(rows)
         start = time.perf_counter()
         policy.act(observation).cpu()  # waits for a GPU
@@ -69,6 +71,7 @@ def time_decisions(
         if decide() > _WARM_UP_S:
             break
     seconds: list[float] = []
+    # A slow planner would take minutes for thirty decisions: time limits it, but not below three.
     while len(seconds) < most and (len(seconds) < _LEAST or sum(seconds) < limit_s):
         seconds.append(decide())
     return np.array(seconds)

@@ -49,6 +49,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
         raise ValueError(f"need 0 <= successes <= trials and trials >= 1: {successes} of {trials}")
     z = _quantile(confidence)
     rate = successes / trials
+    # The bounds solve |rate - p| = z * sqrt(p (1 - p) / n) for p.
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     variance = rate * (1 - rate) / trials + z**2 / (4 * trials**2)
     half = z * math.sqrt(variance) / (1 + z**2 / trials)
@@ -80,11 +81,13 @@ def paired_difference(
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise ValueError(f"paired outcomes need one equal, positive length: {a.shape}, {b.shape}")
     n = a.size
+    # The discordant pairs: states that both solve, or neither, say nothing of the difference.
     only_ours, only_theirs = int((a & ~b).sum()), int((~a & b).sum())
     first = wilson_interval(int(a.sum()), n, confidence)
     second = wilson_interval(int(b.sum()), n, confidence)
     correlation = _correlation(int((a & b).sum()), only_ours, only_theirs, int((~a & ~b).sum()))
 
+    # Distances of the bounds from the difference; 0 under the root only catches rounding.
     def reach(down: float, up: float) -> float:
         return math.sqrt(max(0.0, down**2 - 2 * correlation * down * up + up**2))
 
@@ -106,6 +109,7 @@ def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
     n, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
     # Whole numbers until the last division: exact for any count.
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    # Doubling counts the middle term twice where both counts are equal: above 1.
     return min(1.0, 2 * tail / 2**n)
 
 
@@ -124,6 +128,7 @@ def median_of_ratios(
     if not all(0 < value < math.inf for value in (*ours, *theirs)):  # NaN fails this too
         raise ValueError(f"measurements must be positive and finite: {ours}, {theirs}")
     ratios = [float(a) / float(b) for a, b in zip(ours, theirs, strict=True)]
+    # The bounds are the extremes and not a confidence interval: there are only a few rounds.
     return Interval(median(ratios), min(ratios), max(ratios))
 
 
@@ -138,6 +143,7 @@ def _outcomes(values: Sequence[bool] | np.ndarray) -> np.ndarray:
 def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1: {confidence}")
+    # Two-sided: half of what is left lies in each tail.
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
@@ -148,6 +154,7 @@ def _correlation(both: int, only_ours: int, only_theirs: int, neither: int) -> f
     margins = ours * (n - ours) * theirs * (n - theirs)
     if margins == 0:
         return 0.0
+    # Newcombe corrects a positive association only, and never beyond 0.
     association = both * neither - only_ours * only_theirs
     if association > 0:
         association = max(association - n / 2, 0.0)

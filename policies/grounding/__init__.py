@@ -1,1 +1,1 @@
-"""Teaching the vision-language model where things are."""
+"""Grounding: training the vision-language model to point at the objects that words name."""

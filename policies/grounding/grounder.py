@@ -1,10 +1,10 @@
-"""Grounding: teach the vision-language model where the objects are that words name.
+"""Grounding: teach the vision-language model to locate the objects that an instruction names.
 
 The model sees a scene and reads an instruction or a phrase; its pointer must give the position of
-the hand, the object and the goal, in every image and in the world. Beside that it answers
+the gripper, the object and the target, in every image and in the world. Beside that it answers
 questions in words: it captions, locates, tells colours and what is gripped. Only images, words
-and simulator positions are used, no actions. It is what gives the small embedded model, which has
-no internet-scale pretraining, eyes for the robot's table before any demonstration is seen.
+and simulator positions are used, no actions. The small embedded model has no internet-scale
+pretraining: this is where it learns to perceive the scene, before any demonstration is used.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class GroundingSampler:
         self._sets = sets
         self._model_config = model.config
         self._processor = processor
+        # Frames [0, kept) of each set are trained on, the rest is held out.
         self._kept = [s.kept(heldout) for s in sets]
 
     def train(self, rng: np.random.Generator, size: int) -> PointingBatch:
@@ -121,6 +122,7 @@ class GroundingSampler:
     ) -> PointingBatch:
         """Held-out frames of the set `index`, the same ones for the same seed."""
         rng = np.random.default_rng(seed)
+        # A sample where there are many: errors are quantiles, which need no more.
         rows = np.arange(self._kept[index], len(self._sets[index].images))
         rows = rng.choice(rows, size=min(most, len(rows)), replace=False)
         return self._draw(self._sets[index], prompts, np.sort(rows), rng)
@@ -132,16 +134,20 @@ class GroundingSampler:
         rows: np.ndarray,
         rng: np.random.Generator,
     ) -> PointingBatch:
+        # Any prompt of the set fits any of its frames, so both are drawn apart.
         prompts = [choice[i] for i in rng.integers(len(choice), size=len(rows))]
         texts = [prompt.text for prompt in prompts]
         spec = self._processor.spec
         observation = observe(spec, source.images[rows], source.proprio[rows], texts)
-        # [n, POINTS] columns of `points`: hand, object, goal
+        # [n, POINTS] columns of `points`: gripper, object, target
         column = source.phrases.index
         asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
+        # [n, POINTS, 3], world, metres
         points = torch.from_numpy(source.points[rows[:, None], asked])
         config = self._model_config
+        # To the model's units, in which positions are of order 1.
         scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
+        # [n, POINTS, cameras, 2]
         image_points = torch.from_numpy(source.image_points[rows[:, None], asked])
         inputs = self._processor.encode_observation(observation)
         return PointingBatch(inputs, scaled.float(), image_points)
@@ -172,6 +178,7 @@ class Grounder:
         self._questions = VqaSampler(sets, policy.processor, config.heldout)
         self._rng = np.random.default_rng(config.seed)
         model = policy.model
+        # Without the actor: no action is known here.
         self._trained = model.perception_parameters()
         self._optimizer = torch.optim.AdamW(
             self._trained,
@@ -196,6 +203,7 @@ class Grounder:
         if (state := self.checkpoints.resume(self._settings(), _TOTAL)) is not None:
             self._load_state(state)
         else:
+            # Once a run: a resumed one has them in its ledger already.
             self.policy.ledger.spend(grounding_frames=sum(len(s.images) for s in self._sets))
         started, begun, losses = time.perf_counter(), self.update, []
         while self.update < self.config.updates:
@@ -205,6 +213,7 @@ class Grounder:
             last = self.update == self.config.updates
             if not last and self.update % self.config.log_every:
                 continue
+            # Since this start and not since update 0, which may be another process.
             frames = (self.update - begun) * self.config.batch
             values = {
                 "loss/train": float(np.mean(losses)),
@@ -216,6 +225,7 @@ class Grounder:
                 with self.checkpoints.stop_on_nan(self.update):
                     require_finite_weights(self._trained)
                 if self.config.heldout:
+                    # The loss mixes several terms; an error in centimetres can be read by itself.
                     values |= self.pointing_errors()
                 if self.config.heldout and self.config.questions:
                     values |= self._questions.accuracy(self.policy.model.eval(), self.policy.device)
@@ -229,9 +239,10 @@ class Grounder:
         asked = self._sampler.train(self._rng, self.config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             pointing, _ = self.policy.network.point(asked.inputs.to(device))
-        # Points that lie outside of an image count in the world alone.
+        # In float32, outside autocast. Points outside of an image count in the world alone.
         loss = pointing.loss(asked.world.to(device), asked.image_points.to(device))
         if self.config.questions:
+            # Frames of its own: questions are asked of fewer frames than points.
             inputs, labels = self._questions.train(self._rng, self.config.questions)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
                 answered = answer_loss(model, inputs.to(device), labels.to(device))
@@ -251,6 +262,7 @@ class Grounder:
         """
         found: dict[str, float] = {}
         for index, source in enumerate(self._sets):
+            # "" is what was trained on: held-out frames, known prompts.
             for new, prompts in {"": source.prompts, **source.unseen}.items():
                 error_cm = self._error_cm(self._sampler.heldout(index, prompts))
                 for column, what in enumerate(POINTS):
@@ -276,6 +288,7 @@ class Grounder:
         """What a resumed run is compared with, beside what the policy is."""
         return {
             "training": self.config,
+            # Other frames would be other data, and move the border of what is held out.
             "frames": {s.name: len(s.images) for s in self._sets},
         }
 
@@ -283,6 +296,7 @@ class Grounder:
         return {
             "update": self.update,
             "optimizer": self._optimizer.state_dict(),
+            # Draws frames, prompts and questions; torch's own state is saved by `Checkpoints`.
             "generator": self._rng.bit_generator.state,
         }
 

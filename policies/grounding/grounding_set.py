@@ -11,8 +11,9 @@ import torch
 
 from vla.contract import ObservationBatch, RobotSpec
 
+# A callback: what a scene holds is known in `sim`, which this package does not import.
 Ask = Callable[[int, str, Literal["train", "heldout"], np.random.Generator], tuple[str, str]]
-"""Row, kind of question, phrasing and randomness to a question and its answer."""
+"""From row, kind of question, phrasing and generator: a question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class GroundingSet:
             ValueError: nothing would be left to train on.
         """
         count = len(self.images)
+        # A prefix and no random draw: pointing and questions hold out the same frames.
         kept = min(round(count * (1 - heldout)), count - 1 if heldout else count)
         if kept < 1:
             raise ValueError(
@@ -76,8 +78,10 @@ def observe(
     """Frames with a text each, as an actor would see them; images [n, cameras, h, w, 3]."""
     every = torch.from_numpy(images)
     return ObservationBatch(
+        # uint8 [n, h, w, 3] each; a view, nothing is copied.
         images={camera.name: every[:, i] for i, camera in enumerate(spec.cameras)},
         proprio=torch.from_numpy(proprio),
         instructions=list(texts),
+        # A single frame has no episode: every one is at its beginning.
         time_s=torch.zeros(len(images)),
     )

@@ -1,4 +1,4 @@
-"""Random changes of images that leave what is in them the same: place, light and colour."""
+"""Image augmentation for training: random shift, brightness, contrast and colour."""
 
 from __future__ import annotations
 
@@ -33,19 +33,26 @@ class Augmentation:
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Each image of uint8 [..., h, w, 3] changed on its own; a new tensor."""
+        # [count, h, w, 3]: each image draws its own change, cameras of one moment too.
         flat = images.flatten(0, -4)
         count, height, width, _ = flat.shape
 
         def draw(bound: float, *sizes: int) -> Tensor:
+            # Uniform in [-bound, bound), [count, *sizes].
             return bound * (2 * torch.rand(count, *sizes, generator=generator) - 1)
 
+        # [count, 2] whole pixels: no interpolation, which would blur.
         moved = (draw(self.shift, 2) * torch.tensor([height, width])).round().long()
+        # [count, h] and [count, w], the source of each pixel; clamping repeats the border.
         rows = (torch.arange(height) + moved[:, :1]).clamp(0, height - 1)
         columns = (torch.arange(width) + moved[:, 1:]).clamp(0, width - 1)
         which = torch.arange(count)[:, None, None]
+        # One gather for all images, float32 [count, h, w, 3].
         shifted = flat[which, rows[:, :, None], columns[:, None, :]].float()
+        # Of each image: contrast around it leaves the brightness as it is.
         mean = shifted.mean(dim=(1, 2, 3), keepdim=True)
         contrast = 1 + draw(self.light, 1, 1, 1)
         gain = (1 + draw(self.light, 1, 1, 1)) * (1 + draw(self.colour, 1, 1, 3))
         changed = ((shifted - mean) * contrast + mean) * gain
+        # Rounded, since `byte` cuts off and would darken every image by half a level.
         return changed.round().clamp(0, 255).byte().view(images.shape)

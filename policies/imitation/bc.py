@@ -33,7 +33,7 @@ from vla.model.features import Features
 from vla.model.point_filter import PolicyState
 from vla.policy import VLAPolicy
 
-_ENCODE_BATCH = 64
+_ENCODE_BATCH = 64  # frames that pass through the backbone at once
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 _TOTAL = "training.updates"  # a resumed run may be made longer
 
@@ -55,19 +55,20 @@ class CloningConfig:
         perception_learning_rate: of AdamW for perception when it is trained.
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
-            units: where it must act later is not exactly where was demonstrated.
+            units: later it has to act near the demonstrated states, not exactly in them.
         max_grad_norm: gradients are clipped to this norm.
-        evaluate_every: updates between rollouts, checkpoints and losses on held-out episodes.
-        image_shift: augmentation, see `Augmentation`; like the next two only where perception is
-            trained, since a frozen one reads every image once.
-        image_light: augmentation.
-        image_colour: augmentation.
-        static_points: points that do not move during an episode, so that their position is an
-            average over it (see `fuse_static_points`); only where perception is frozen, since one
-            that is trained reads every frame alone.
-        phrasings: where there are paraphrases and perception is frozen, in how many of them, drawn
-            anew for each frame, features are computed; trained perception draws at every sample.
-        bf16: autocast perception to bfloat16; the embedded backbone does so by itself.
+        evaluate_every: updates between checkpoints, each with its success and held-out loss.
+        image_shift: augmentation: largest share of height and width by which an image is shifted;
+            like the next two only where perception is trained, since a frozen one reads every
+            image once.
+        image_light: augmentation: largest relative change of brightness and of contrast.
+        image_colour: augmentation: largest relative change of each colour channel.
+        static_points: points that do not move during an episode: their positions are averaged over
+            it, weighted by inverse variances; only where perception is frozen, since one that is
+            trained reads every frame alone. Without names, none is averaged.
+        phrasings: with paraphrases and frozen perception, how many phrasings of each frame, drawn
+            at random, get features; trained perception draws one at every sample.
+        bf16: train perception in bfloat16 by autocast; the embedded backbone always does.
         seed: of everything random.
     """
 
@@ -122,16 +123,19 @@ class Cloner:
         folder: RunFolder,
     ):
         for name, robot in data.robots.items():
+            # Names, units and limits: actions of another robot would be cloned without an error.
             ours = policy.embodiments[name].spec
             ours.require_match(robot.spec, "the model", f"the demonstrations of {name}")
         self.policy, self.model, self.data = policy, policy.model, data
         model = policy.model
         self.config, self.folder = config, folder
+        # In the model itself: checkpoints carry it, and inference fuses as training did.
         static = config.static_points if config.perception == "frozen" else ()
         model.config = replace(model.config, static_points=static)
         self.step = 0
         self.checkpoints = Checkpoints(folder, policy)
         self._rng = torch.Generator().manual_seed(config.seed)
+        # Two rates: steps that suit a new head would destroy pretrained perception.
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
         if config.perception == "trained":
@@ -141,6 +145,7 @@ class Cloner:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         # The optimizer's own are overwritten at every step.
         self._rates = [group["lr"] for group in groups]
+        # One model; each view of it has its robot's processor.
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._frozen_features: dict[Split, Encoded] = {}
 
@@ -180,9 +185,11 @@ class Cloner:
                 if self.step % self.config.evaluate_every and self.step < self.config.updates:
                     continue
                 values, score = self._measure(env, selection_seeds)
+                # Before `save`, so that the state of a resume knows the best score.
                 self.checkpoints.offer_best(score)
             self.checkpoints.save(self.step, self._state())
             values = {"loss/train": float(np.mean(losses)), **values}
+            # The logged loss is a mean since the last entry.
             losses.clear()
             self.folder.log(self.step, values | self.policy.ledger.metrics())
             progress(self.step, values)
@@ -194,6 +201,7 @@ class Cloner:
         factor = cosine(self.step, self.config.updates)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
+        # Features carry gradients to perception only where it is trained.
         loss = cloning_loss(self.model.actor, *self._sample(), self.config.feature_noise, self._rng)
         optimizer_step(self._optimizer, loss, self.config.max_grad_norm)
         return float(loss.detach())
@@ -217,15 +225,18 @@ class Cloner:
         size = self.config.batch
         if self.config.perception == "frozen":
             features, actions, is_pad = self._frozen("train")
+            # [batch], positions in the training frames of all robots.
             rows = torch.from_numpy(self.data.draw(self._rng, size))
             if (copies := self._copies) > 1:
                 copy = torch.randint(copies, (size,), generator=self._rng)
                 # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
+            # [batch, chunk_length, action] and [batch, chunk_length]
             return features.select(rows), actions[rows], is_pad[rows]
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
             for batch in batches.values():
+                # uint8 [b, h, w, 3]
                 for camera, images in batch.images.items():
                     batch.images[camera] = augmentation.apply(images, self._rng)
         return _join(self._encode(n, b) for n, b in batches.items())
@@ -236,6 +247,7 @@ class Cloner:
         device = policy.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
             features = policy.network.features(inputs.to(device))
+        # Normalised, and padded to the action size that all robots share.
         actions = policy.processor.encode_actions(batch.actions)
         return features, actions.to(device), batch.is_pad.to(device)
 
@@ -244,6 +256,7 @@ class Cloner:
     ) -> Encoded:
         """What a policy sees at each frame of an episode; `words` draws its phrasings."""
         parts, recorded = [], []
+        # In parts: a long episode's images do not fit through the backbone at once.
         for first in range(0, len(rows), _ENCODE_BATCH):
             batch = data.batch(rows[first : first + _ENCODE_BATCH])
             recorded += batch.instructions
@@ -260,6 +273,8 @@ class Cloner:
             features: of an episode's frames in their order.
             instructions: of each frame.
         """
+        # A policy decides every `length` frames, beginning at any of the first `length` ones:
+        # frame i continues the memory of frame i - length.
         length = self.model.config.chunk_length
         state = self.policy.initial_state(length)  # a row for each phase of deciding
         fused = []
@@ -269,6 +284,7 @@ class Cloner:
             state = PolicyState(state.evidence[: len(words)], state.instructions[: len(words)])
             state = state.follow(words)
             rows = slice(first, first + length)
+            # Rows are phases: features of consecutive frames, evidence [length, static, 4].
             part, evidence = self.model.fuse_static_points(features.select(rows), state.evidence)
             state = replace(state, evidence=evidence)
             fused.append(part)
@@ -290,6 +306,7 @@ class Cloner:
             parts = []
             for _ in range(self._copies if words else 1):
                 for name, data in self.data.robots.items():
+                    # Episode by episode, since static points are averages over one.
                     for rows in data.episodes(split):
                         parts.append(self._episode(name, data, rows, words))
             self._frozen_features[split] = _join(parts)
@@ -315,7 +332,9 @@ class Cloner:
         self.model.eval()
         features, actions, is_pad = self._frozen("heldout")
         if self.config.perception == "trained":
+            # Perception changes until the next measurement, so nothing of it may be kept.
             self._frozen_features.clear()
+        # By key of the log, which rows it is a mean over.
         parts = {"loss/heldout": slice(None)}
         if len(counts) > 1:
             # Rows lie robot by robot, as `_frozen` has joined them.

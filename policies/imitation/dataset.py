@@ -47,7 +47,7 @@ class DemoBatch:
         return len(self.instructions)
 
     def observation(self) -> ObservationBatch:
-        """What an actor may see of it; shares memory."""
+        """The observation, without the actions; shares memory."""
         return ObservationBatch(
             images=self.images,
             proprio=self.proprio,
@@ -113,6 +113,7 @@ class DemoDataset:
             {f"data set {f}": p.spec for f, p in zip(folders, parts, strict=True)}
         )
         self.chunk_length = chunk_length
+        # Not concatenated: images are memory-mapped files that may exceed the memory.
         self._images = [part.images for part in parts]
         self._starts = np.cumsum([0] + [len(part) for part in parts])  # [folders + 1]
         self._proprio = np.concatenate([part.proprio for part in parts])
@@ -133,6 +134,7 @@ class DemoDataset:
             return None
         source = self._folder(self._rows[split])
         counts = np.bincount(source, minlength=len(self._weights))
+        # A folder's weight over its frames: long folders do not drown short ones.
         return np.divide(self._weights, counts.clip(1))[source]
 
     def _folder(self, rows: np.ndarray) -> np.ndarray:
@@ -141,10 +143,12 @@ class DemoDataset:
 
     def _number_episodes(self, parts: Sequence[Frames]) -> None:
         """Count episodes through all folders, and find where each begins and ends."""
+        # Recorded numbers may have gaps: the inverse counts 0, 1, 2 without any.
         numbered = [np.unique(part.episode, return_inverse=True)[1] for part in parts]
         counts = [int(numbers.max()) + 1 for numbers in numbered]
         self._first_episodes = np.cumsum([0, *counts])  # [folders + 1]
         shifted = zip(numbered, self._first_episodes[:-1], strict=True)
+        # int64 [frames], unique through all folders.
         self._episode = np.concatenate([numbers + first for numbers, first in shifted])
         _, first, lengths = np.unique(self._episode, return_index=True, return_counts=True)
         # Of each frame, the first of its episode and the one behind its last, int64 [frames].
@@ -155,11 +159,13 @@ class DemoDataset:
         """Which frames are used at all, bool [frames]."""
         left_out = [entry.split("+") for entry in without]
         is_used = {
+            # Decided once a distinct text; there are far fewer than frames.
             text: not any(all(part in text for part in entry) for entry in left_out)
             for text in set(self._instructions)
         }
         kept = np.array([is_used[text] for text in self._instructions])
         if episodes is not None:
+            # Counted within each folder: of several tasks each gives its first ones.
             first = self._first_episodes[self._folder(np.arange(len(self)))]
             kept &= self._episode - first < episodes
         if not kept.any():
@@ -175,8 +181,10 @@ class DemoDataset:
         for first, end in pairwise(self._first_episodes.tolist()):
             order = first + rng.permutation(end - first)
             order = order[np.isin(order, used)]
+            # `fraction > 0` is 1: at least one episode, but never all of them.
             count = min(max(round(fraction * len(order)), fraction > 0), len(order) - 1)
             heldout += order[: max(count, 0)].tolist()
+        # By episode: neighbouring frames are nearly equal, and would leak into the measurement.
         is_heldout = np.isin(self._episode, heldout)
         return {
             "train": np.flatnonzero(kept & ~is_heldout),
@@ -193,10 +201,12 @@ class DemoDataset:
     def episodes(self, split: Split = "train") -> list[np.ndarray]:
         """Frame numbers of each whole episode of a split."""
         rows = self._rows[split]
+        # Rows ascend, so the number changes only where an episode ends.
         return np.split(rows, np.flatnonzero(np.diff(self._episode[rows])) + 1) if len(rows) else []
 
     def batch(self, rows: np.ndarray) -> DemoBatch:
         """The samples that begin at these frames (int64 [b])."""
+        # [b, k, action.dim] and [b, k]
         actions, is_pad = self._future(rows)
         return DemoBatch(
             images={c.name: self._gather_images(c.name, rows) for c in self.spec.cameras},
@@ -205,6 +215,7 @@ class DemoDataset:
             is_pad=is_pad,
             instructions=[self._instructions[row] for row in rows],
             time_s=torch.from_numpy(
+                # From the number of control steps, so that every episode begins at 0.
                 ((rows - self._begin[rows]) / self.spec.control_rate_hz).astype(np.float32)
             ),
         )
@@ -224,6 +235,7 @@ class DemoDataset:
     def statistics(self) -> Statistics:
         """Over the training episodes, in the contract's units."""
         rows = self._rows["train"]
+        # Without the held-out ones: their extremes must not shape the normalisation.
         return Statistics.measure(self._actions[rows], self._proprio[rows])
 
     def fingerprint(self) -> str:
@@ -258,6 +270,7 @@ class DemoDataset:
     def _gather_images(self, camera: str, rows: np.ndarray) -> Tensor:
         parts = [images[camera] for images in self._images]
         if len(parts) == 1:
+            # Indexing copies: only these frames are read from disk, uint8 [b, h, w, 3].
             return torch.from_numpy(parts[0][rows])
         out = np.empty((len(rows), *parts[0].shape[1:]), np.uint8)
         source = self._folder(rows)
@@ -280,8 +293,10 @@ class WeightedSampler:
     def __init__(self, split: Split, counts: Sequence[int], shares: Sequence[np.ndarray | None]):
         self._split, self._count = split, sum(counts)
         weighted = [share for share in shares if share is not None]
+        # [frames], the distribution function that `draw` inverts.
         self._cumulative = np.cumsum(np.concatenate(weighted)) if weighted else None
         if self._cumulative is not None and self._count:
+            # Exactly 1 at the end, so that a uniform number below 1 always finds a frame.
             self._cumulative /= self._cumulative[-1]
 
     def draw(self, generator: np.random.Generator | torch.Generator, size: int) -> np.ndarray:
@@ -305,5 +320,6 @@ class WeightedSampler:
         if with_numpy:
             uniform = generator.random(size)
         else:
+            # float64: the 24 bits of float32 miss some of tens of millions of frames.
             uniform = torch.rand(size, generator=generator, dtype=torch.float64).numpy()
         return np.searchsorted(self._cumulative, uniform, side="right")

@@ -64,7 +64,9 @@ class Demonstrations:
                 raise ValueError(f"need one {what} a folder, got {list(given)} for {listed}")
         names = names or [read_contract(root, cameras).robot for root in roots]
         self.robots: dict[str, DemoDataset] = {}
+        # Each name once, in the order of the folders, which decides the order of the frames.
         for name in dict.fromkeys(names):
+            # All folders of one robot share one contract and its statistics.
             indices = [index for index, other in enumerate(names) if other == name]
             folders, shares = [roots[i] for i in indices], [weights[i] for i in indices if weights]
             try:
@@ -89,7 +91,9 @@ class Demonstrations:
         self.paraphrases = Paraphrases.read(paraphrases, recorded) if paraphrases else Paraphrases()
         self.instructions = self.paraphrases.every(recorded)
         parts = self.robots.values()
+        # Weights through all robots: shares of each are weight over frames, in one unit.
         counts = [len(data.rows("train")) for data in parts]
+        # [robots + 1], where the frames of each robot begin.
         self._starts = np.cumsum([0, *counts])
         self._sampler = WeightedSampler("train", counts, [data.shares("train") for data in parts])
 
@@ -107,11 +111,14 @@ class Demonstrations:
 
     def sample(self, generator: torch.Generator, size: int) -> dict[str, DemoBatch]:
         """`size` samples by weight in any of their phrasings, apart by robot; none is empty."""
+        # Robots differ in shapes and cameras, so a batch is split into one for each.
         positions, batches = self.draw(generator, size), {}
+        # [size], the robot of each position
         source = np.searchsorted(self._starts, positions, side="right") - 1
         for index, (name, data) in enumerate(self.robots.items()):
             if len(mine := positions[source == index]):
                 batch = data.batch(data.rows("train")[mine - self._starts[index]])
+                # After the frames and always in this order: a resumed run draws the same.
                 batch.instructions = self.paraphrases.draw(batch.instructions, generator)
                 batches[name] = batch
         return batches

@@ -76,6 +76,7 @@ def open_frames(
     cache = root / ".cache" / _fingerprint(root, spec, tolerance_s)
     with contextlib.suppress(FileNotFoundError):  # none yet, or another process exchanges it
         return _load(cache, spec)
+    # Asked again below: another process may have built it while this one waited.
     with _locked(root, cache.parent):
         if not cache.is_dir():
             _build(root, spec, cache, tolerance_s)
@@ -84,6 +85,7 @@ def open_frames(
 
 def _load(cache: Path, spec: RobotSpec) -> Frames:
     texts = json.loads((cache / "manifest.json").read_text())["instructions"]
+    # Numbers into memory, images only mapped: those are gigabytes.
     arrays = {name: np.load(cache / f"{name}.npy") for name in _ARRAYS}
     return Frames(
         spec=spec,
@@ -104,10 +106,12 @@ def _fingerprint(root: Path, spec: RobotSpec, tolerance_s: float) -> str:
     source = hashlib.sha256(b"frame cache 3")  # raise the number when the layout changes
     for path in (path for pattern in _SOURCES for path in list_files(root, pattern)):
         if path.is_file():
+            # Size and time, not the content: hashing videos would take minutes at every start.
             stat = path.stat()
             line = f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n"
             source.update(line.encode())
     keys = [spec.features.camera(camera.name) for camera in spec.cameras]
+    # Another choice of cameras is another cache beside the first, not in its place.
     read = hashlib.sha256(json.dumps([keys, tolerance_s]).encode())
     return f"{source.hexdigest()[:16]}-{read.hexdigest()[:8]}"
 
@@ -118,6 +122,7 @@ def _locked(root: Path, folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(exist_ok=True)
         with (folder / "lock").open("w") as lock:
+            # Freed by the system when the process dies, so a crash leaves no stale lock.
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
@@ -144,6 +149,7 @@ def _build(root: Path, spec: RobotSpec, cache: Path, tolerance_s: float) -> None
     unfinished.mkdir()
     try:
         _fill(unfinished, read_frames(root), spec, tolerance_s)
+        # Atomic within one folder: a cache that has its name is complete.
         unfinished.rename(cache)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -151,6 +157,7 @@ def _build(root: Path, spec: RobotSpec, cache: Path, tolerance_s: float) -> None
 
 def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: float) -> None:
     texts = frames.instructions()
+    # Each text once; a frame stores its index.
     numbers = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     arrays = {
         "proprio": frames.vectors(spec.features.proprio),

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from vla.data.recorded_frames import RecordedFrames, read_episodes
 
 TOLERANCE_S = 1e-4
-"""How far LeRobot lets a frame be from its time, unless told otherwise."""
+"""LeRobot's default for how far a frame may be from its image in time, seconds."""
 _MORE_THAN_8_BITS = ("I", "F")  # modes as "I;16", which Pillow clips when it converts to RGB
 
 
@@ -59,6 +59,7 @@ class EmbeddedImages:
                         f"{where} has pixels of more than 8 bits (mode {image.mode}), a policy "
                         "sees RGB; leave this camera out with --cameras and the others' names"
                     )
+                # Palettes, grey and alpha become RGB, as a camera of the contract has it.
                 return np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
@@ -88,6 +89,7 @@ class VideoImages:
 
     def __init__(self, frames: RecordedFrames, key: str, tolerance_s: float = TOLERANCE_S):
         self._frames, self._key, self._tolerance_s = frames, key, tolerance_s
+        # By video: presentation times and their unit; several episodes share a file.
         self._indices: dict[Path, tuple[np.ndarray, float]] = {}
         self._segments = self._match()
 
@@ -101,6 +103,7 @@ class VideoImages:
                     _require_size(self._frames, self._key, found[0], image.shape, out)
                     out[found] = image
                     yield len(found)
+                # The rest of the file belongs to other episodes.
                 if not waiting:
                     break
             if waiting:
@@ -118,6 +121,7 @@ class VideoImages:
             pts, time_base = self._read_index(video)
             wanted_s = start_s + time_s[rows]  # in float64: hours into a file, 0.1 ms still counts
             nearest = pts[_nearest(pts * time_base, wanted_s)]
+            # [rows], seconds
             apart_s[rows] = np.abs(nearest * time_base - wanted_s)
             segments.append(_Segment(video, rows, nearest))
         self._require_near(apart_s, segments)
@@ -133,6 +137,7 @@ class VideoImages:
         start = f"videos/{self._key}/from_timestamp"
         listed = read_episodes(root, [*names.values(), start])
         complete = {n: entry for n, entry in listed.items() if None not in entry.values()}
+        # Only episodes that have frames: a listed one without any needs no video.
         wanted = [number for number, _ in self._frames.episodes()]
         if missing := [number for number in wanted if number not in complete]:
             raise ValueError(
@@ -203,6 +208,8 @@ class VideoImages:
                 with av.open(str(video)) as container:
                     stream = container.streams.video[0]
                     unit_s = float(stream.time_base or 0)
+                    # Listed, not decoded: seconds for hours of video. Packets come in the order
+                    # of decoding, so their presentation times are sorted.
                     packets = container.demux(stream)
                     pts = np.sort([p.pts for p in packets if p.size and p.pts is not None])
             except (FFmpegError, OSError, IndexError) as error:
@@ -247,6 +254,7 @@ def _find(root: Path, table: Path, path: str | None) -> Path:
     if not path:
         raise FileNotFoundError("the table holds neither an image nor the path of one")
     parts = Path(path).parts
+    # Longest tail first: a bare file name may exist in several folders.
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     places = [Path(path), *(base / tail for tail in tails for base in (root, table.parent))]
     for place in places:
@@ -257,6 +265,7 @@ def _find(root: Path, table: Path, path: str | None) -> Path:
 
 def _nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     """Of ascending times the index of the one nearest to each wanted time, int64 [wanted]."""
+    # Index of the first time that is not before the wanted one; its neighbour may be nearer.
     after = np.searchsorted(times_s, wanted_s).clip(1, max(len(times_s) - 1, 1))
     before = after - 1
     after = after.clip(max=len(times_s) - 1)

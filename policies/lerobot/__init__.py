@@ -1,1 +1,1 @@
-"""LeRobot's own policies, trained and played faster."""
+"""LeRobot's own policies, trained and run faster."""

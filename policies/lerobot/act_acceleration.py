@@ -1,7 +1,7 @@
-"""The same ACT with less work, in training and in playing.
+"""The same ACT with less work, in training and in inference.
 
 Nobody reads the attention weights that LeRobot's network averages over heads, nor, of the
-variational encoder's last layer, any token but the first. For playing alone, what it computes again
+variational encoder's last layer, any token but the first. For inference, what it computes again
 at every decision, or camera by camera, is computed once: frozen batch norms go into the
 convolutions before them, all cameras pass through the vision tower together, and the decoder's
 first self-attention, which sees no observation, is kept; on a CPU the large weights are kept in the
@@ -28,6 +28,7 @@ def optimise_training(policy: Any) -> None:
     _skip_attention_averages(policy.model)
     if policy.config.use_vae:
         last = policy.model.vae_encoder.layers[-1]
+        # Patched on the instance and no module of its own: weights keep their names in checkpoints.
         last.forward = _FirstToken(last)
 
 
@@ -48,12 +49,15 @@ def optimise_inference(policy: Any, bf16: bool = False) -> None:
         _fold_batch_norms(model.backbone)
         model.backbone.to(memory_format=torch.channels_last)
         model.forward = _BatchedCameras(model)
+    # ACT feeds zeros and learned position embeddings to its decoder, so this attention sees
+    # no observation.
     attention = model.decoder.layers[0].self_attn
     attention.forward = _CachedByBatchSize(attention.forward)
     if bf16:
         for module in policy.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
                 module.bfloat16()
+    # Last: what is packed are the folded and cast weights.
     if can_pack(policy.config.device, bf16):
         pack(model)
 
@@ -62,14 +66,18 @@ def _skip_attention_averages(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
             attention: Any = module
+            # Callers take the output alone; without weights torch uses its fused attention kernel.
             attention.forward = partial(attention.forward, need_weights=False)
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
     """Put every frozen batch norm into the convolution that stands before it."""
     children: list[tuple[str, Any]] = list(module.named_children())
+    # Torchvision's ResNets register each norm right after the convolution that feeds it.
     for (_, conv), (name, norm) in pairwise(children):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+            # scale = gamma / sqrt(var + eps), w * scale and (b - mean) * scale + beta: exact but
+            # for rounding, as the statistics are frozen.
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight,
                 conv.bias,
@@ -79,6 +87,7 @@ def _fold_batch_norms(module: nn.Module) -> None:
                 norm.weight,
                 norm.bias,
             )
+            # Not removed: the ResNet's own forward still calls it.
             setattr(module, name, nn.Identity())
     for _, child in children:
         _fold_batch_norms(child)
@@ -91,11 +100,14 @@ class _FirstToken:
         self._layer, self._forward = layer, layer.forward
         self._attend = layer.self_attn.forward
         layer.self_attn.forward = self._attend_to_all
+        # Set by `__call__` for the attention inside the same pass.
         self._keys = self._values = torch.empty(0)
 
     def __call__(self, x: Tensor, pos_embed: Tensor, key_padding_mask: Tensor) -> Tensor:
+        # All tokens [tokens, n, width], as the layer itself would attend to them.
         self._values = self._layer.norm1(x) if self._layer.pre_norm else x
         self._keys = self._values + pos_embed
+        # The mask stays whole: it hides keys, not queries.
         return self._forward(x[:1], pos_embed[:1], key_padding_mask)
 
     def _attend_to_all(self, query: Tensor, _key: Tensor, value: Tensor, **mask: Any) -> Any:
@@ -107,13 +119,16 @@ class _BatchedCameras:
 
     def __init__(self, model: Any):
         self._forward, self._see = model.forward, model.backbone.forward
+        # ACT's own loop over cameras then gets features back for the features it passes.
         model.backbone.forward = lambda features: {"feature_map": features}
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         images = batch["observation.images"]
         if len({image.shape for image in images}) == 1:
+            # [cameras * n, 3, h, w] in one pass, and [n, channels, h, w] a camera again.
             features = self._see(torch.cat(images))["feature_map"].chunk(len(images))
         else:
+            # Cameras of different sizes cannot share a batch.
             features = [self._see(image)["feature_map"] for image in images]
         return self._forward(batch | {"observation.images": features})
 
@@ -126,6 +141,7 @@ class _CachedByBatchSize:
         self._size, self._result = -1, ()
 
     def __call__(self, query: Tensor, *args: Any, **options: Any) -> Any:
+        # [queries, n, width]
         if query.shape[1] != self._size:
             self._size, self._result = query.shape[1], self._compute(query, *args, **options)
         return self._result

@@ -24,7 +24,7 @@ _IMAGES, _WORDS = ("image", "video"), ("string", "language")
 
 
 class DecodedDataset(Dataset[dict[str, Any]]):
-    """The samples of a LeRobotDataset; all that is not said here is that data set's own.
+    """The samples of a LeRobotDataset; attributes that are not defined here are that data set's.
 
     Args:
         dataset: whose samples; its episodes, windows of time, tolerance and image transforms hold.
@@ -50,6 +50,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
             )
         self._images = dict(zip(keys, frames.images.values(), strict=True))
         numbers = [key for key, ft in meta.features.items() if ft["dtype"] not in _IMAGES]
+        # All numbers at once: a data set's tables without its images fit into memory.
         columns = table.select_columns(numbers)[:]
         found = _find_frames(frames, columns["episode_index"], columns["frame_index"])
         # Everything lies by episode and time here; `_position` says where a row of LeRobot's is.
@@ -66,10 +67,12 @@ class DecodedDataset(Dataset[dict[str, Any]]):
             return_inverse=True,
             return_counts=True,
         )
+        # First frame of each frame's episode, and the one behind its last: int64 [frames].
         self._begin, self._end = first[which], (first + lengths)[which]
         self._tasks = np.array(frames.instructions, dtype=object)[self._frame]
 
     def __getattr__(self, name: str) -> Any:
+        # Only called for what is missing here: `meta`, `num_frames` and whatever LeRobot asks for.
         return getattr(self._dataset, name)
 
     def __len__(self) -> int:
@@ -87,15 +90,17 @@ class DecodedDataset(Dataset[dict[str, Any]]):
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """Samples [n, ...] as LeRobot collates them; images uint8 [n, 3, height, width].
 
-        A feature for which the policy wants a window of t moments has [n, t, ...], drawn in to its
-        episode, and says where in `<feature>_is_pad` bool [n, t].
+        A feature for which the policy wants a window of t moments has [n, t, ...]; moments outside
+        the episode are its first or last frame, marked in `<feature>_is_pad` bool [n, t].
         """
+        # [n], rows in the order of this class
         at = self._position[np.asarray(indices)]
         begin, end = self._begin[at, None], self._end[at, None]
         batch: dict[str, Any] = {"task": self._tasks[at].tolist()}
         windows: dict[str, list[int]] = self._dataset.reader.delta_indices or {}
         rows = dict.fromkeys((*self._columns, *self._images), at)
         for key, steps in windows.items():
+            # [n, t]; rows are in the order of time, so neighbours in time are neighbours here.
             wanted = at[:, None] + np.asarray(steps)
             rows[key] = wanted.clip(begin, end - 1)
             batch[f"{key}_is_pad"] = torch.from_numpy(rows[key] != wanted)
@@ -106,12 +111,14 @@ class DecodedDataset(Dataset[dict[str, Any]]):
         found = torch.from_numpy(self._images[key][self._frame[rows]])
         images = found.movedim(-1, -3)  # [n, h, w, 3] -> [n, 3, h, w]
         if (change := self._dataset.image_transforms) is not None:
+            # One by one, as LeRobot does: each sample gets its own random transform.
             images = torch.stack([change(image) for image in images])
         return images
 
 
 def _find_frames(frames: Frames, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Rows of the cache that hold these frames of these episodes, int64 [n]."""
+    # One ascending number a frame, so that one binary search finds them all.
     width = max(int(frames.frame.max()), int(frame.max())) + 1
     return np.searchsorted(frames.episode * width + frames.frame, episode * width + frame)
 
@@ -165,7 +172,8 @@ def _to_tensor(
 
 
 class _Collated(dict[str, Any]):
-    """A batch already."""
+    """A batch that is collated already."""
 
 
+# Torch collates lists by the type of their elements; dicts would get one more dimension.
 default_collate_fn_map[_Collated] = lambda batch, **_: dict(batch[0])

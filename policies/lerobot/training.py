@@ -37,6 +37,7 @@ def train() -> None:
         ValueError: a streamed data set, or one that cannot be decoded, see `DecodedDataset`.
     """
     register_third_party_plugins()
+    # `lerobot_train` looks its parts up by name at each call; they are its own again afterwards.
     with patch.multiple(
         lerobot_train,
         make_train_eval_datasets=decoded_datasets,

@@ -83,29 +83,38 @@ class Cem:
         low, high = limits(dynamics.spec.action)
         shape = (config.planning_horizon, low.size)
         half_range = (high - low) / 2
+        # [planning_horizon, action.dim] both; the middle of the range where no plan came before.
         mean = np.broadcast_to((low + high) / 2, shape) if warm_start is None else warm_start
         std = np.broadcast_to(config.initial_std * half_range, shape)
         elites, elite_costs = np.empty((0, *shape)), np.empty(0)
 
         for iteration in range(config.iterations):
+            # [samples, planning_horizon, action.dim]
             noise = coloured_noise(rng, config.noise_exponent, config.samples, *shape)
             if iteration in (0, config.iterations - 1):
                 noise[0] = 0.0  # the warm start itself, and the converged mean, are candidates
+            # Clipped before the rollout: costs belong to commands that can be executed.
             sampled = np.clip(mean + std * noise, low, high)
             kept = slice(0, config.keep_elites)
+            # With keep_elites at least 1 the cheapest sequence so far is never lost.
             candidates = np.concatenate([sampled, elites[kept]])
             costs = np.concatenate([rollout_costs(dynamics, state, sampled), elite_costs[kept]])
 
+            # Cheapest first; a stable sort makes equal costs reproducible.
             order = np.argsort(costs, kind="stable")[: config.elites]
+            # A mean over a broken rollout would pull the Gaussian towards what broke it.
             order = order[np.isfinite(costs[order])]
             if order.size == 0:
                 continue  # every rollout broke: draw again from the same Gaussian
             elites, elite_costs = candidates[order], costs[order]
+            # Refit with momentum, iCEM algorithm 1: mean and deviation over the elites, per step.
             mean = config.momentum * mean + (1 - config.momentum) * elites.mean(axis=0)
             std = config.momentum * std + (1 - config.momentum) * elites.std(axis=0)
+            # In the units of each dimension, so that one floor serves radians and metres.
             std = np.maximum(std, config.min_std * half_range)
 
         simulator_steps = config.iterations * config.samples * config.planning_horizon
         if not elites.size:
             return fall_back(warm_start, simulator_steps)
+        # Not the mean: between two ways around an obstacle the mean may be the collision.
         return Plan(elites[0], float(elite_costs[0]), simulator_steps)

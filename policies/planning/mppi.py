@@ -81,15 +81,18 @@ class Mppi:
         low, high = limits(dynamics.spec.action)
         shape = (config.planning_horizon, low.size)
         nominal = np.broadcast_to((low + high) / 2, shape) if warm_start is None else warm_start
+        # [action.dim], in the units of each dimension.
         std = config.std * (high - low) / 2
         updated = False
 
         for _ in range(config.iterations):
+            # [samples, planning_horizon, action.dim]
             noise = coloured_noise(rng, config.noise_exponent, config.samples, *shape)
             noise[0] = 0.0  # the nominal sequence competes too
             sampled = np.clip(nominal + std * noise, low, high)
             costs = rollout_costs(dynamics, state, sampled)
             if np.isfinite(costs).any():
+                # Equation 35: weighted mean over samples, [planning_horizon, action.dim].
                 nominal = np.einsum("s,sha->ha", path_weights(costs, config.temperature), sampled)
                 updated = True
             std = std * config.std_decay
@@ -110,7 +113,9 @@ def path_weights(costs: np.ndarray, temperature: float) -> np.ndarray:
 
     Source: Williams et al. 2017, eq. 34.
     """
+    # Broken samples must not count in the minimum or the deviation.
     finite = costs[np.isfinite(costs)]
+    # Not 0 where all costs are equal: every sample then weighs the same.
     deviation = max(float(finite.std()), np.finfo(np.float64).tiny)
     with np.errstate(over="ignore"):  # equal costs: 0 / tiny = 0; far ones: exp(-inf) = 0
         weights = np.exp(-(costs - finite.min()) / (temperature * deviation))

@@ -75,12 +75,16 @@ def coloured_noise(
     Source: Timmer and Koenig 1995; for planning Pinneri et al. 2020 (iCEM), section 3.1.
     """
     length = 2 * horizon
+    # [samples, 2 * horizon, dim]
     white = rng.standard_normal((samples, length, dim))
+    # [horizon + 1], in cycles a control step
     frequency = np.fft.rfftfreq(length)
     frequency[0] = frequency[1]  # a constant offset is as likely as the slowest wave
+    # Half the exponent: power is amplitude squared.
     gain = frequency ** (-exponent / 2)
     # Mean squared gain over the two-sided spectrum, in which only 0 and Nyquist appear once.
     variance = (2 * np.sum(gain**2) - gain[0] ** 2 - gain[-1] ** 2) / length
+    # Divided by the deviation, so that `std` of a planner means the same for every colour.
     spectrum = np.fft.rfft(white, axis=1) * (gain / np.sqrt(variance))[:, None]
     return np.fft.irfft(spectrum, n=length, axis=1)[:, :horizon]
 
@@ -98,10 +102,12 @@ def rollout_costs(dynamics: Dynamics, state: np.ndarray, actions: np.ndarray) ->
     Raises:
         ValueError: the dynamics returned another shape than [samples, horizon].
     """
+    # [samples, horizon]
     costs = dynamics.rollout(state, actions)
     if costs.shape != actions.shape[:2]:
         raise ValueError(f"dynamics returned costs {costs.shape}, expected {actions.shape[:2]}")
     broken = ~np.isfinite(costs)
+    # 0 in place of what broke, so that the discarded sum cannot warn of inf - inf.
     return np.where(broken.any(axis=1), np.inf, np.where(broken, 0.0, costs).sum(axis=1))
 
 

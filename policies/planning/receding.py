@@ -76,6 +76,7 @@ class PlannerPolicy:
         self._get_states = get_states
         self._execute_steps = execute_steps
         self._seed = seed
+        # [action.dim]; NaN keeps a dimension's last command, see `shift`.
         self._rest = np.array([rest_action.get(name, np.nan) for name in spec.action.names])
         self._resets = 0
         self._generators: dict[int, np.random.Generator] = {}
@@ -84,6 +85,7 @@ class PlannerPolicy:
     @property
     def decision_rate_hz(self) -> float:
         """Decisions a second of wall time; NaN before the first one."""
+        # Of the search alone: the simulated robot's own time is not in `seconds`.
         return self.decisions / self.seconds if self.seconds else float("nan")
 
     @property
@@ -94,7 +96,10 @@ class PlannerPolicy:
     def reset(self, indices: Sequence[int]) -> None:
         """Forget the warm starts of these environments and begin their next random stream."""
         for index in indices:
+            # A plan of the last episode would start the search at the old goal.
             self._warm_starts.pop(index, None)
+            # A stream an episode and not a row: `rollout` resets in the order of its seeds,
+            # whichever rows are free.
             self._generators[index] = np.random.default_rng([self._seed, self._resets])
             self._resets += 1
 
@@ -104,12 +109,14 @@ class PlannerPolicy:
         An environment that was never reset plays no episode: it gets zeros, clipped to the limits,
         and costs nothing.
         """
+        # [execute_steps, action.dim]; zero may lie outside of the limits.
         idle = np.zeros((self._execute_steps, self.spec.action.dim)).clip(
             self.spec.action.low, self.spec.action.high
         )
         chunks = np.stack(
             [
                 self._decide(index, state) if index in self._generators else idle
+                # [state] of each row: the simulator's own, not what the observation shows.
                 for index, state in enumerate(self._get_states())
             ]
         )
@@ -123,6 +130,7 @@ class PlannerPolicy:
             self._warm_starts.get(index),
             self._generators[index],
         )
+        # As many as are executed: the next plan begins where this one is then.
         self._warm_starts[index] = shift(plan.actions, self._execute_steps, self._rest)
         self.seconds += time.perf_counter() - start_s
         self.decisions += 1
@@ -136,5 +144,6 @@ def shift(actions: np.ndarray, steps: int, rest: np.ndarray) -> np.ndarray:
     What is appended is `rest` [action.dim], or the last row's value where `rest` is NaN. Repeating
     a last motion instead of resting made the arm leave its goal again (docs/planning.md).
     """
+    # [action.dim]
     tail = np.where(np.isnan(rest), actions[-1], rest)
     return np.concatenate([actions[steps:], np.tile(tail, (steps, 1))])

@@ -80,6 +80,7 @@ class A2C:
         likelihood = self._actor.likelihood(batch.features, batch.sample)
         entropy = batch.mean(likelihood.entropy())
         gain = batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
+        # Section 4: ascent on log pi * A + beta * H, as descent for the optimizer.
         loss = -gain - self.config.entropy * entropy
         # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)

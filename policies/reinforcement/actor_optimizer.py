@@ -46,6 +46,7 @@ class ActorOptimizer:
 
     def step(self, loss: Tensor) -> float:
         """Descend one step; the gradient's norm before it was clipped. See `optimizer_step`."""
+        # Both groups are clipped together, by one norm.
         return optimizer_step(self._adam, loss, self._max_grad_norm)
 
     @property

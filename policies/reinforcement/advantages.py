@@ -47,7 +47,7 @@ def generalised_advantages(
         values: float [t, n], of the observation before the step.
         next_values: float [t, n], of the observation after it, before any reset.
         discounts: float [t, n], over the whole macro-step.
-        terminated: bool [t, n], nothing is worth anything beyond.
+        terminated: bool [t, n], the value after the step is 0.
         ended: bool [t, n], terminated or truncated: the next row is another episode.
         gae_lambda: weight of longer returns, 0 to 1, applied once a macro-step (not once a control
             step as gamma is): a chunk is one decision.

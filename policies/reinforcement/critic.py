@@ -50,10 +50,12 @@ class Critic(nn.Module):
         variances, equation 2.1.
         """
         new = len(critic_obs)
+        # [inputs] both; correction 0, since variances of parts are combined by their weights.
         mean, var = critic_obs.mean(0), critic_obs.var(0, correction=0)
         total, shift = self.count + new, mean - self.mean
         # The weight of the new ones; 1 for the first, so that the initial zeros do not count.
         share = new / total
+        # Variance inside the parts, plus that between their means.
         within = (1 - share) * self.var + share * var
         self.var.copy_(within + share * (1 - share) * shift.square())
         self.mean.add_(share * shift)
@@ -99,6 +101,7 @@ class CriticLearner:
         # Returns stay as they were estimated: they are not refreshed within a collection.
         for _ in range(epochs):
             for rows in shuffled(len(returns), self._minibatch_size, generator):
+                # Plain squared error: a value clip as in some PPO code is not used.
                 loss = (self.critic(critic_obs[rows]) - returns[rows]).square().mean()
                 norms.append(optimizer_step(self.optimizer, loss, self._max_grad_norm))
                 losses.append(float(loss.detach()))
@@ -121,8 +124,8 @@ class CriticLearner:
 
 
 def describe_fit(values: Float[Tensor, " m"], returns: Float[Tensor, " m"]) -> dict[str, float]:
-    """How well values [m] foretold returns [m]."""
-    # 1 foretells all, 0 is as good as a constant, below 0 is worse than one.
+    """How well values [m] predicted returns [m]."""
+    # 1 is perfect, 0 is as good as a constant, below 0 is worse than one.
     variance = sample_std(returns).square().clamp_min(1e-8)
     return {
         "critic/predicted_value": float(values.mean()),

@@ -27,7 +27,7 @@ class Experience:
         log_prob: of each control step when it was drawn, float32 [t, n, k].
         rewards: float32 [t, n, k], zero where not executed.
         valid: bool [t, n, k], the control steps that were executed, a prefix.
-        terminated: bool [t, n], the episode ended inside the task: nothing is worth anything after.
+        terminated: bool [t, n], the episode ended inside the task: the value after it is 0.
         ended: bool [t, n], it terminated, or reached the time limit.
         active: bool [t, n], an episode was being played.
     """
@@ -100,6 +100,7 @@ class Batch:
 
     def mean(self, values: Shaped[Tensor, "m k"]) -> Float[Tensor, ""]:
         """Mean over the executed control steps of values [m, k], a scalar."""
+        # Steps after an episode's end weigh nothing; each executed step weighs the same.
         return (values * self.valid).sum() / self.valid.sum().clamp_min(1)
 
 
@@ -111,6 +112,7 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> tuple[Tensor,
     """
     # A CUDA generator can only draw on its own device.
     order = torch.randperm(count, generator=generator, device=generator.device)
+    # Equal parts also keep the noise of every gradient step the same.
     return order.tensor_split(max(1, round(count / size)))
 
 

@@ -37,5 +37,6 @@ class Exploration:
         """The mean standard deviation of the first `action_dim` numbers, which the robot has."""
         if not self._log_std:
             return {}
+        # The others are padding that is never executed, and would dilute the mean.
         stds = torch.cat([p.detach()[..., :action_dim].flatten() for p in self._log_std]).exp()
         return {"policy/std": float(stds.mean())}

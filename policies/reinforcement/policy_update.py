@@ -1,4 +1,4 @@
-"""What a method of on-policy learning is: advantages, and an update of the actor by them."""
+"""The interface of an on-policy method: its advantages, and its update of the actor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metrics = dict[str, float]
 
 
 class PolicyUpdate(Protocol):
-    """A method: made of an actor and its own settings, one file each.
+    """One on-policy method, constructed from an actor and its settings.
 
     Attributes:
         needs_critic: whether a critic's values are given to `advantages`; otherwise they are 0.
@@ -40,7 +40,7 @@ class PolicyUpdate(Protocol):
         ...
 
     def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
-        """Learn from one collection, and say what was measured; see `mean_metrics`.
+        """Update the actor from one collection; returns metrics, see `mean_metrics`.
 
         Raises:
             NotFiniteError: a loss or a gradient is not finite.
@@ -61,7 +61,7 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
     names = dict.fromkeys(name for metrics in measured for name in metrics)
     columns = {name: [m[name] for m in measured if name in m] for name in names}
     means = {name: sum(column) / len(column) for name, column in columns.items()}
-    # A method that stops early has measured more often than it has stepped.
+    # A method that stops early has measured its KL once more than it has stepped.
     steps = len(columns.get("policy/grad_norm", []))
     return means | {"policy/gradient_steps": float(steps)}
 
@@ -80,7 +80,6 @@ def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
-    # [m, k]
     moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
     return {
         "policy/loss": float(loss.detach()),

@@ -111,6 +111,7 @@ class PPO:
         # The lower one: no gain from moving beyond the range, full loss from having done so.
         surrogate = torch.minimum(ratio * advantage, clipped * advantage)  # [m, k]
         entropy = batch.mean(likelihood.entropy())
+        # Equation 9 without its value term: the critic is fitted apart, with weights of its own.
         loss = -batch.mean(surrogate) - config.entropy * entropy
         if config.reference_kl:
             moved = reference.kl(likelihood, batch.features, batch.sample)

@@ -23,6 +23,7 @@ class Reference:
         # Before a run is resumed: it is the clone also then.
         self._actor = deepcopy(actor)
         self._log_std = self._actor.log_std_parameters()
+        # The penalty's gradient must move the policy, not what it is compared with.
         for parameter in self._actor.parameters():
             parameter.requires_grad_(False)
 

@@ -52,6 +52,7 @@ def algorithm_of(config: Any) -> str:
         ValueError: of none; lists the valid names.
     """
     for name, algorithm in ALGORITHMS.items():
+        # The exact type: a subclass may belong to a method of its own.
         if type(config) is algorithm.config:
             return name
     raise ValueError(

@@ -96,8 +96,10 @@ class StatePolicy:
         self.spec: RobotSpec = env.spec
         self.ledger = Ledger()
         self._env, self._head = env, head or GaussianHeadConfig()
+        # State in the place of proprioception, and no hidden states of a prompt.
         self._dims = HeadDims(len(env.privileged_names), 0, chunk_length, self.spec.action.dim)
         self.actor = StateActor(self._dims, self._head)
+        # By the contract's limits alone: there are no demonstrations to measure statistics on.
         self._normaliser = AffineNormaliser("action", self.spec.action, None, "limits")
         self._limits = Limits("action", self.spec.action)
 
@@ -126,12 +128,14 @@ class StatePolicy:
     @torch.no_grad()
     def act(self, observation: ObservationBatch) -> Tensor:
         """The greedy chunk, float32 [n, k, action.dim]."""
+        # The observation only gives the device: the state is the environment's present one.
         features, _ = self.features(observation, NoMemory())
         return self.decode(self.actor.act(features)).to(observation.proprio.device)
 
     def describe(self) -> dict[str, Any]:
         """Sizes, head and contract."""
         return {
+            # Compared when a run resumes, see `Checkpoints`.
             "dims": vars(self._dims),
             "head": head_to_dict(self._head),
             "contract": self.spec.to_dict(),
@@ -148,6 +152,7 @@ class StatePolicy:
             folder,
             model_config=self.describe(),
             weights=self.actor.state_dict(),
+            # Nothing is normalised by statistics, so the contract is all that conversion needs.
             processor=_Contract(self.spec),
             training_state=training_state,
             ledger=self.ledger.amounts,

@@ -32,8 +32,10 @@ class PolicyState(Protocol):
 class StochasticActor(Protocol):
     """Features to samples, and how likely samples are; a sample stands for one chunk of actions."""
 
+    # Its kind chooses the default learning rate, see `learning_rate_for`.
     head: ActionHead
 
+    # As `nn.Module` declares it, so that a module fulfils the protocol.
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """What is trained."""
         ...
@@ -122,6 +124,7 @@ def log_probs(
     actor: StochasticActor, features: Features, sample: Shaped[Tensor, "m ..."]
 ) -> Float[Tensor, "m k"]:
     """Log-probabilities of samples a control step, [m, k], without a gradient."""
+    # [rows, k] a part
     return torch.cat(
         [actor.likelihood(part, drawn).log_prob() for part, drawn in in_parts(features, sample)]
     )

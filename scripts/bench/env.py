@@ -65,7 +65,7 @@ def ours_state(config: BenchEnvConfig) -> Contender:
     def run(steps: int) -> float:
         begun = time.perf_counter()
         for step in range(steps // config.num_envs):
-            if step % env.horizon == 0:
+            if step % env.episode_length == 0:
                 env.reset(range(config.num_envs), range(config.num_envs))
             env.step(torch.from_numpy(_actions(rng, config.num_envs)[:, None]))
         return steps / (time.perf_counter() - begun)

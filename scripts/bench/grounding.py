@@ -3,9 +3,11 @@
     python -m scripts.bench.grounding --grounded runs/ground/grounded
 
 With the grounded start perception is frozen; without it perception is trained with the head, from
-the demonstrations alone. First the same task from few and from more demonstrations, then the
-tabletop without two pairs of colours: success on what was told, in other words, and on those pairs.
-That they are new takes a start that was never told them either: `vla ground --keep-pairs-apart`.
+the demonstrations alone. Both train on equally many samples, with every head and every seed. The
+heads attend to all image tokens, so that the ungrounded start is not held back by points that
+nothing taught it. `--tabletop` adds the tabletop without two pairs of colours: success on what was
+demonstrated, in other words, and on those pairs. For those to be new, the start must not know them
+either: `vla ground --keep-pairs-apart`.
 """
 
 from __future__ import annotations
@@ -27,52 +29,39 @@ _STARTS = ("grounded", "ungrounded")
 
 @dataclass(frozen=True)
 class BenchGroundingConfig:
-    """What is cloned, and for how long.
+    """What is cloned, and how often.
 
     Attributes:
         grounded: made by `vla ground --keep-pairs-apart`.
         task: a preset's name; its demonstrations lie in `data/<task>`.
         demonstrations: how many; every count is cloned from both starts.
-        updates: optimizer steps where perception is trained; frozen, the preset's.
-        batch: samples an update where perception is trained.
+        heads: names in the registry.
+        seeds: of the cloning; every one is run.
+        batch: samples an update where perception is trained. There are as many more updates as it
+            is smaller than the preset's, so that both starts train on equally many samples.
         tabletop: clone the tabletop, too.
-        episodes: held-out initial states.
-        seed: of the cloning.
+        episodes: initial states of the development range.
         out: run folders and results.json.
     """
 
     grounded: Path
     task: str = "FetchPush"
-    demonstrations: tuple[int, ...] = (10, 50)
-    updates: int = 3000
-    batch: int = 64
-    tabletop: bool = True
+    demonstrations: tuple[int, ...] = (50,)
+    heads: tuple[str, ...] = ("l1", "flow")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch: int = 32
+    tabletop: bool = False
     episodes: int = 200
-    seed: int = 0
     out: Path = Path("runs/grounding")
 
 
 def main(config: BenchGroundingConfig) -> int:
     """Clone and evaluate; what has been done before is not done again."""
     results: dict[str, dict[str, float]] = {}
-    for count in config.demonstrations:
-        for start in _STARTS:
-            folder = config.out / f"{config.task}-{count}-{start}"
-            _clone(config, config.task, start, folder, episodes=count)
-            results[f"{count} demonstrations, {start}"] = _success(config, config.task, folder)
-    if config.tabletop:
-        pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
-        for start in _STARTS:
-            folder = config.out / f"Tabletop-{start}"
-            _clone(config, "Tabletop", start, folder, without=pairs)
-            results[f"tabletop, {start}"] = _success(config, "Tabletop", folder)
-            results[f"tabletop, {start}, held-out phrasing"] = _success(
-                config, "Tabletop", folder, phrasing="heldout"
-            )
-            for pair in Tabletop.unseen_pairs:
-                results[f"tabletop, {start}, {' to '.join(pair)}, never told together"] = _success(
-                    config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
-                )
+    for head in config.heads:
+        for seed in config.seeds:
+            for start in _STARTS:
+                results |= _compare(config, head, seed, start)
     (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     for name, found in results.items():
         value, low, high = (100 * found[key] for key in ("value", "low", "high"))
@@ -80,11 +69,45 @@ def main(config: BenchGroundingConfig) -> int:
     return 0
 
 
+def _compare(
+    config: BenchGroundingConfig, head: str, seed: int, start: str
+) -> dict[str, dict[str, float]]:
+    """All success rates of one head, seed and start, by what was asked."""
+    results = {}
+    label, run = f"{head}, {start}, seed {seed}", config.out / head / f"s{seed}"
+    for count in config.demonstrations:
+        folder = run / f"{config.task}-{count}-{start}"
+        _clone(config, config.task, head, seed, start, folder, episodes=count)
+        results[f"{count} demonstrations, {label}"] = _success(config, config.task, folder)
+    if not config.tabletop:
+        return results
+    folder = run / f"Tabletop-{start}"
+    pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
+    _clone(config, "Tabletop", head, seed, start, folder, without=pairs)
+    results[f"tabletop, {label}"] = _success(config, "Tabletop", folder)
+    results[f"tabletop, {label}, held-out phrasing"] = _success(
+        config, "Tabletop", folder, phrasing="heldout"
+    )
+    for pair in Tabletop.unseen_pairs:
+        results[f"tabletop, {label}, {' to '.join(pair)}, never together"] = _success(
+            config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
+        )
+    return results
+
+
 def _clone(
-    config: BenchGroundingConfig, task: str, start: str, folder: Path, **changes: Any
+    config: BenchGroundingConfig,
+    task: str,
+    head: str,
+    seed: int,
+    start: str,
+    folder: Path,
+    **changes: Any,
 ) -> None:
-    settings = replace(preset(task).pretrain, start=config.grounded, out=folder, **changes)
-    training = replace(settings.training, seed=config.seed)
+    settings = replace(
+        preset(task).pretrain, start=config.grounded, out=folder, head=head, **changes
+    )
+    training = replace(settings.training, seed=seed)
     if start == "ungrounded":
         unseen = config.out / "start"
         if not (unseen / "grounded").is_dir():
@@ -98,12 +121,13 @@ def _clone(
                     training=replace(ground.GroundConfig().training, updates=0),
                 )
             )
+        more = training.batch / config.batch
         training = replace(
             training,
             perception="trained",
             perception_learning_rate=5e-4,
-            updates=config.updates,
-            evaluate_every=1000,
+            updates=round(training.updates * more),
+            evaluate_every=round(training.evaluate_every * more),
             batch=config.batch,
         )
         settings = replace(settings, start=unseen / "grounded")

@@ -14,7 +14,7 @@ from sim.tasks.registry import make_task
 
 
 class TaskEnv(gym.Env):
-    """One task of ours; it ends at its horizon, never before.
+    """One task of ours; it ends at its length, never before.
 
     `info["is_success"]` is the task's condition after the last step: to have passed through the
     goal does not count, as in our own reports.
@@ -31,7 +31,7 @@ class TaskEnv(gym.Env):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_rate_hz)}
         self.render_mode = "rgb_array"
         self.task, self.task_description = task, ""
-        self._max_episode_steps = self._task.horizon
+        self._max_episode_steps = self._task.episode_length
         self._phrasing: Phrasing = phrasing
         self._names = tuple(camera.name for camera in spec.cameras)
         self._renderer = CameraRenderer(self._task.model, self._names, image_size)
@@ -72,7 +72,7 @@ class TaskEnv(gym.Env):
             raise ValueError(f"action {action} is not {len(names)} finite numbers {names}")
         self._task.step(self._data, episode, np.asarray(action, np.float32))
         success = self._task.is_success(self._data, episode)
-        truncated = episode.steps >= self._task.horizon
+        truncated = episode.steps >= self._task.episode_length
         info = {"is_success": truncated and success}
         return self._observe(episode), float(success), False, truncated, info
 

@@ -66,7 +66,7 @@ class Task(ABC):
         name: registry name.
         spec: the simulated robot's contract.
         model: compiled model, shared by every `MjData` of the process.
-        horizon: control steps until truncation.
+        episode_length: control steps until truncation.
         templates: instruction templates, training and held-out paraphrases kept apart.
         privileged_names: one name per dimension of `privileged`.
         object_phrases: keys of `points` that name what can be moved.
@@ -85,7 +85,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     templates: ClassVar[dict[Phrasing, tuple[str, ...]]]
-    horizon: ClassVar[int] = 50
+    episode_length: ClassVar[int] = 50
     object_phrases: ClassVar[tuple[str, ...]] = ("object",)
     place_phrases: ClassVar[tuple[str, ...]] = ("target",)
     nouns: ClassVar[Mapping[str, str]] = {}

@@ -41,7 +41,7 @@ def make_trainer(
     **changes: Any,
 ) -> OnPolicyTrainer[Any]:
     """A run of a few short iterations, by default PPO of a policy on the state."""
-    env = env or PointVecEnv(3, horizon=4)
+    env = env or PointVecEnv(3, episode_length=4)
     if policy is None:
         torch.manual_seed(0)
         policy = StatePolicy(env, 2)

@@ -14,7 +14,7 @@ STEP_M = 0.1
 
 
 class PointVecEnv:
-    """Points in [-1, 1]: falling off terminates, the horizon truncates, the goal only rewards."""
+    """Points in [-1, 1]: falling off terminates, length truncates, the goal rewards."""
 
     spec = RobotSpec(
         robot="point",
@@ -26,9 +26,9 @@ class PointVecEnv:
     device = torch.device("cpu")
     privileged_names = ("x", "goal")
 
-    def __init__(self, num_envs: int, horizon: int = 12) -> None:
+    def __init__(self, num_envs: int, episode_length: int = 12) -> None:
         self.num_envs = num_envs
-        self.horizon = horizon
+        self.episode_length = episode_length
         self.resets: list[tuple[int, int]] = []
         self._x = np.full(num_envs, np.nan)
         self._goal = np.full(num_envs, np.nan)
@@ -67,7 +67,7 @@ class PointVecEnv:
                 valid[row, j] = True
                 success[row, j] = bool(abs(self._x[row] - self._goal[row]) < STEP_M)
                 rewards[row, j] = float(success[row, j])
-                self._ended[row] = abs(self._x[row]) > 1 or self._steps[row] >= self.horizon
+                self._ended[row] = abs(self._x[row]) > 1 or self._steps[row] >= self.episode_length
         terminated = torch.tensor(np.abs(self._x) > 1)
         observation, privileged = self.observe()
         return StepBatch(
@@ -77,7 +77,7 @@ class PointVecEnv:
             success=success,
             valid=valid,
             terminated=terminated,
-            truncated=torch.tensor(self._steps >= self.horizon) & ~terminated,
+            truncated=torch.tensor(self._steps >= self.episode_length) & ~terminated,
         )
 
     def expert_actions(self) -> np.ndarray:

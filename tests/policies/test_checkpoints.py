@@ -69,13 +69,13 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     """Two iterations, killed, and resumed in a new trainer: as straight through, bit for bit."""
     ends, logs = [], []
     for name in ("whole", "cut"):
-        env = PointVecEnv(3, horizon=4)
+        env = PointVecEnv(3, episode_length=4)
         trainer = make_trainer(tmp_path / name, method, make(env), env)
         if name == "cut":
             with pytest.raises(KilledError):
                 trainer.run([0, 1], kill_at(2))
             torch.rand(100)  # a new process has another state of torch's generator
-            env = PointVecEnv(3, horizon=4)
+            env = PointVecEnv(3, episode_length=4)
             trainer = make_trainer(tmp_path / name, method, make(env), env)
         trainer.run([0, 1])
         assert trainer.iteration == 4
@@ -173,7 +173,7 @@ def test_another_run_is_refused_and_nothing_is_written(
     """The message lists what differs; the folder stays as it was, byte by byte."""
 
     def run(make: Any, changes: dict[str, Any]) -> None:
-        env = PointVecEnv(3, horizon=4)
+        env = PointVecEnv(3, episode_length=4)
         policy = make(env)
         changes = dict(changes)
         selection = changes.pop("selection", [0])
@@ -206,7 +206,7 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     state = load_training_state(tmp_path / "new" / "step_000001")
     assert state is not None
     del state["settings"]
-    policy = small(PointVecEnv(3, horizon=4))
+    policy = small(PointVecEnv(3, episode_length=4))
     policy.save(tmp_path / "old" / "step_000001", state)
     before = files(tmp_path / "old")
     with pytest.raises(ResumeError, match=r"earlier version.*nothing was written") as error:

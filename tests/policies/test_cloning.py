@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     def kill(step: int, values: dict[str, float]) -> None:
         raise KilledError
 
-    env = PointVecEnv(2, horizon=3)
+    env = PointVecEnv(2, episode_length=3)
     whole = make_cloner(folder, tmp_path / "whole", RANDOM_HEADS[head])
     whole.run(env, [0, 1])
     with pytest.raises(KilledError):

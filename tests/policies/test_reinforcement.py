@@ -124,7 +124,7 @@ def one_each_step(transition: Transition) -> Tensor:
 )
 def test_constant_reward_moves_nothing(method: Any, tmp_path: Path) -> None:
     """Whatever was done, as much came: the weights stay as they are, bit for bit."""
-    env = PointVecEnv(3, horizon=2)  # too short to fall off and so end early
+    env = PointVecEnv(3, episode_length=2)  # too short to fall off and so end early
     policy = StatePolicy(env, 1)
     trainer = make_trainer(tmp_path, method, policy, env, reward=one_each_step, log_std_end=-1.2)
     if trainer.critic is not None:  # one that has learned what there is to learn: the value is 1
@@ -145,7 +145,7 @@ def test_constant_reward_moves_nothing(method: Any, tmp_path: Path) -> None:
 )
 def test_methods_learn_to_reach_from_one_state(method: Any, tmp_path: Path) -> None:
     """From nearly no success to more than three steps of eight, in a few hundred episodes."""
-    env = PointVecEnv(32, horizon=8)
+    env = PointVecEnv(32, episode_length=8)
     torch.manual_seed(0)
     policy = StatePolicy(env, 2)
     config = OnPolicyConfig(
@@ -214,7 +214,7 @@ def test_a_critic_can_see_what_the_actor_sees(tmp_path: Path) -> None:
     """Also of the observation in which an episode ended, from a memory that does not go on."""
     policy = vla_policy(GaussianHeadConfig(32))
     policy.model.config = replace(policy.model.config, static_points=("target",))
-    env = PointVecEnv(2, horizon=3)  # one chunk
+    env = PointVecEnv(2, episode_length=3)  # one chunk
     trainer = make_trainer(tmp_path, policy=policy, env=env, critic="features")
     generator = torch.Generator().manual_seed(0)
     experience, _ = collect(env, policy, [0, 1], "features", generator)
@@ -306,7 +306,7 @@ def test_a_run_stops_once_it_is_good_enough(
 
 def test_the_ledger_counts_selection_beside_collection(tmp_path: Path) -> None:
     """Through all trainings of the weights: a clone's demonstrations are still there."""
-    env = PointVecEnv(3, horizon=4)
+    env = PointVecEnv(3, episode_length=4)
     policy = StatePolicy(env, 2)
     policy.ledger.spend(demonstration_episodes=50)
     trainer = make_trainer(tmp_path, policy=policy, env=env, iterations=1)
@@ -321,7 +321,7 @@ def test_the_ledger_counts_selection_beside_collection(tmp_path: Path) -> None:
 
 def test_rewards_can_come_from_elsewhere(tmp_path: Path) -> None:
     """They are learned from, while the episodes keep the environment's."""
-    env = PointVecEnv(3, horizon=4)
+    env = PointVecEnv(3, episode_length=4)
     generator = torch.Generator().manual_seed(0)
     experience, episodes = collect(
         env, StatePolicy(env, 2), seeds(0), "privileged", generator, one_each_step
@@ -341,7 +341,7 @@ def test_training_samples_and_evaluation_does_not(tmp_path: Path) -> None:
 
 def test_one_macro_step_is_enough(tmp_path: Path) -> None:
     """There is nothing to compare it with, and nothing becomes NaN."""
-    env = PointVecEnv(1, horizon=1)
+    env = PointVecEnv(1, episode_length=1)
     policy = StatePolicy(env, 1)
     for name, algorithm in ALGORITHMS.items():
         trainer = make_trainer(tmp_path / name, algorithm.config(), policy, env, episodes=1)

@@ -45,7 +45,7 @@ def test_results_do_not_depend_on_the_number_of_environments(chunk):
     reference = None
     for num_envs in (1, 3, 11, 16):
         policy = RandomPolicy(PointVecEnv.spec, chunk, seed=4)
-        played = rollout(PointVecEnv(num_envs, horizon=90), policy, SEEDS).episodes
+        played = rollout(PointVecEnv(num_envs, episode_length=90), policy, SEEDS).episodes
         if reference is None:
             reference = played
             assert len({episode.length for episode in played}) > 1, "lengths must vary to refill"
@@ -73,7 +73,7 @@ def test_success_at_end_and_ever_are_told_apart():
     starts = {seed: np.random.default_rng(seed).uniform(-0.8, 0.8, size=2) for seed in range(60)}
     passing = [s for s, (x, goal) in starts.items() if goal - x > 0.3 and goal < 0.7]
     assert len(passing) > 3
-    through = rollout(PointVecEnv(2, horizon=30), Right(), passing)
+    through = rollout(PointVecEnv(2, episode_length=30), Right(), passing)
     assert through.success_ever.all()
     assert not through.success_at_end.any()
     for episode in through.episodes:
@@ -81,7 +81,7 @@ def test_success_at_end_and_ever_are_told_apart():
         assert episode.first_success_step == int((goal - x - STEP_M) / STEP_M) + 1
         assert episode.terminated
 
-    env = PointVecEnv(2, horizon=30)
+    env = PointVecEnv(2, episode_length=30)
     expert = rollout(env, ExpertPolicy(env.expert_actions, env.spec), passing)
     assert expert.success_at_end.all()
     assert all(episode.truncated and episode.length == 30 for episode in expert.episodes)
@@ -97,8 +97,8 @@ def test_a_trainer_gets_three_means_and_the_steps_that_they_took():
     passing = [s for s, (x, goal) in starts.items() if goal - x > 0.3 and goal < 0.7][:2]
     away = next(s for s, (x, goal) in starts.items() if x - goal > 0.3)
     seeds = [*passing, away]
-    metrics, steps = evaluate(PointVecEnv(2, horizon=30), Right(), seeds)
-    played = rollout(PointVecEnv(2, horizon=30), Right(), seeds).episodes
+    metrics, steps = evaluate(PointVecEnv(2, episode_length=30), Right(), seeds)
+    played = rollout(PointVecEnv(2, episode_length=30), Right(), seeds).episodes
     assert metrics["success/end"] == 0
     assert metrics["success/ever"] == pytest.approx(2 / 3)
     assert metrics["success/return"] == pytest.approx(sum(e.rewards.sum() for e in played) / 3)
@@ -107,7 +107,7 @@ def test_a_trainer_gets_three_means_and_the_steps_that_they_took():
 
 def test_only_executed_steps_are_recorded():
     """A chunk that outlives its episode leaves no trace beyond the last executed step."""
-    played = rollout(PointVecEnv(2, horizon=12), Right(0.0, chunk=5), SEEDS[:3])
+    played = rollout(PointVecEnv(2, episode_length=12), Right(0.0, chunk=5), SEEDS[:3])
     for episode in played.episodes:
         assert episode.actions.shape == (12, 1)
         assert episode.actions.dtype == np.float32

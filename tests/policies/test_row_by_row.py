@@ -41,13 +41,13 @@ def test_results_do_not_depend_on_the_number_of_environments():
     for num_envs in (1, 3, 11, 16):
         torch.rand(num_envs)  # whatever others draw in between
         policy = RowByRow(Batchy, Batchy.spec, seed=7)
-        played = rollout(PointVecEnv(num_envs, horizon=30), policy, SEEDS).episodes
+        played = rollout(PointVecEnv(num_envs, episode_length=30), policy, SEEDS).episodes
         reference = reference or played
         for ours, theirs in zip(played, reference, strict=True):
             np.testing.assert_array_equal(ours.actions, theirs.actions)
     assert reference is not None
     assert len({float(episode.actions[0, 0]) for episode in reference}) == len(SEEDS)
-    other = rollout(PointVecEnv(2, horizon=30), RowByRow(Batchy, Batchy.spec, seed=8), SEEDS)
+    other = rollout(PointVecEnv(2, episode_length=30), RowByRow(Batchy, Batchy.spec, seed=8), SEEDS)
     assert (other.episodes[0].actions[0] != reference[0].actions[0]).all()
 
 

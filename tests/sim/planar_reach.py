@@ -41,7 +41,7 @@ class PlanarReach(Task):
         "train": ("reach the red target", "go to red"),
         "heldout": ("move to the target",),
     }
-    horizon = 30
+    episode_length = 30
     object_phrases = ()
     grounding_frames = 20
 

@@ -27,9 +27,9 @@ def begin(name: str, steps: int = WARM_UP_STEPS):
     return task, data, episode
 
 
-def sample(samples: int, horizon: int, seed: int = 0) -> np.ndarray:
-    """Actions, some beyond the limits: float64 [samples, horizon, 4]."""
-    return np.random.default_rng(seed).uniform(-1.2, 1.2, (samples, horizon, 4))
+def sample(samples: int, planning_horizon: int, seed: int = 0) -> np.ndarray:
+    """Actions, some beyond the limits: float64 [samples, planning_horizon, 4]."""
+    return np.random.default_rng(seed).uniform(-1.2, 1.2, (samples, planning_horizon, 4))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -101,7 +101,7 @@ def test_contract_and_misuse() -> None:
     dynamics = ExactDynamics("FetchReach", threads=1)
     assert isinstance(dynamics, Dynamics)
     state = pack_state(*begin("FetchReach", steps=0))
-    with pytest.raises(ValueError, match=r"expected \[samples, horizon, 4\]"):
+    with pytest.raises(ValueError, match=r"expected \[samples, planning_horizon, 4\]"):
         dynamics.rollout(state, np.zeros((2, 3)))
     with pytest.raises(ValueError, match="cannot have shape"):
         dynamics.rollout(state[:10], np.zeros((1, 1, 4)))

@@ -113,7 +113,7 @@ def _expert_success(name: str, seeds: range) -> float:
     solved = 0
     for seed in seeds:
         episode = task.reset(data, seed)
-        for _ in range(task.horizon):
+        for _ in range(task.episode_length):
             task.step(data, episode, task.expert_action(data, episode))
         solved += task.is_success(data, episode)
     return solved / len(seeds)

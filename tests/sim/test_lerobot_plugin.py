@@ -59,8 +59,8 @@ def test_an_episode_is_the_tasks_own() -> None:
         assert reward == float(task.is_success(data, episode))
         assert not terminated
         successes.append(info["is_success"])
-    assert len(successes) == task.horizon == env.get_wrapper_attr("_max_episode_steps")
-    assert successes == [False] * (task.horizon - 1) + [True]
+    assert len(successes) == task.episode_length == env.get_wrapper_attr("_max_episode_steps")
+    assert successes == [False] * (task.episode_length - 1) + [True]
     assert env.render().shape == (32, 96, 3)
     with pytest.raises(ValueError, match="4 finite numbers"):
         env.step(np.full(4, np.nan, np.float32))

@@ -70,7 +70,7 @@ def test_the_experts_way_brings_the_tasks_cost_to_about_zero(name: str) -> None:
     data = task.make_data()
     episode = task.reset(data, seed=2)
     before = task.cost(data, episode)
-    for _ in range(task.horizon):
+    for _ in range(task.episode_length):
         task.step(data, episode, task.expert_action(data, episode))
     assert task.is_success(data, episode)
     assert task.cost(data, episode) < 0.06 < before

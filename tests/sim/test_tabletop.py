@@ -42,10 +42,10 @@ def play(task: Tabletop, data: mujoco.MjData, seed: int, instruction: Instructio
     """Success after each step of the expert's episode."""
     episode = task.reset_with(data, seed, instruction)
     outcomes = []
-    for _ in range(task.horizon):
+    for _ in range(task.episode_length):
         task.step(data, episode, task.expert_action(data, episode))
         outcomes.append(task.is_success(data, episode))
-    assert episode.steps == task.horizon
+    assert episode.steps == task.episode_length
     return outcomes
 
 
@@ -263,7 +263,7 @@ def test_expert_solves_only_its_own(task: Tabletop, data: mujoco.MjData, index: 
     seed = 100 + index
     outcomes = play(task, data, seed, INSTRUCTIONS[index])
     assert outcomes[-1]
-    assert outcomes.index(True) < task.horizon - 10  # slack for open-loop chunks
+    assert outcomes.index(True) < task.episode_length - 10  # slack for open-loop chunks
     for other in INSTRUCTIONS:
         if other != INSTRUCTIONS[index]:
             goal = task.reset_with(task.make_data(), seed, other)
@@ -286,7 +286,7 @@ def test_expert_recovers(task: Tabletop, data: mujoco.MjData) -> None:
     random, solved = np.random.default_rng(0), 0
     for seed in range(10):
         episode = task.reset(data, seed)
-        for _ in range(task.horizon):
+        for _ in range(task.episode_length):
             action = task.expert_action(data, episode)
             task.step(data, episode, action + random.normal(0, [0.15, 0.15, 0.15, 0.03]))
         solved += task.is_success(data, episode)
@@ -298,7 +298,7 @@ def test_cost(task: Tabletop, data: mujoco.MjData, instruction: Instruction) -> 
     """The expert's way brings the planners' cost to about zero."""
     episode = task.reset_with(data, 6, instruction)
     values = [task.cost(data, episode)]
-    for _ in range(task.horizon):
+    for _ in range(task.episode_length):
         task.step(data, episode, task.expert_action(data, episode))
         values.append(task.cost(data, episode))
     assert values[0] > 0.1

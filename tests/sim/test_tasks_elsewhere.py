@@ -34,7 +34,7 @@ if __name__ == "__main__":  # with the imports, which worker processes do not ne
     out, found = Path(sys.argv[1]), {}
     with CpuVecEnv("PlanarReach", 2, 2, image_size=32, cameras=("top",)) as env:
         env.reset([0, 1], [0, 1])
-        for _ in range(env.horizon):
+        for _ in range(env.episode_length):
             step = env.step(env.expert_actions()[:, None])
         found["success"] = step.success.tolist()
         found["image"] = list(step.observation.images["top"].shape)
@@ -97,7 +97,7 @@ def test_what_a_task_calls_static_stays_where_it_is(name: str) -> None:
         episode = task.reset(data, seed)
         motion = task.random_motion(rng) if seed % 2 else task.expert_action
         before = task.points(data, episode)
-        for _ in range(task.horizon):
+        for _ in range(task.episode_length):
             task.step(data, episode, motion(data, episode))
             now = task.points(data, episode)
             for point in task.static_points:

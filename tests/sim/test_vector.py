@@ -84,7 +84,7 @@ def test_ended_environments_stay_as_they_are_until_reset(env):
 def test_reward_is_one_where_success_holds(env):
     """The expert ends every one of these episodes on the goal."""
     env.reset(range(3), [0, 1, 2])
-    for _ in range(env.horizon):
+    for _ in range(env.episode_length):
         batch = env.step(env.expert_actions()[:, None])
     assert batch.success.all()
     assert batch.rewards.tolist() == [[1.0]] * 3

@@ -152,7 +152,7 @@ def test_action_chunk_is_checked():
     """Axes, length and finiteness."""
     ActionChunk(np.zeros((4, 3), np.float32)).validate(SPEC)
     for actions, message in [
-        (np.zeros(3, np.float32), r"expected \[horizon, action\]"),
+        (np.zeros(3, np.float32), r"expected \[chunk_length, action\]"),
         (np.zeros((4, 2), np.float32), "contract says 3"),
         (np.full((4, 3), np.nan, np.float32), r"\['x', 'y', 'grip'\]"),
     ]:

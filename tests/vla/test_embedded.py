@@ -42,7 +42,7 @@ def test_it_sees_as_transformers_does(size: int, patch: int, shuffle: int) -> No
     pixels = torch.rand(2, 3, 3, size, size)
     model = backbone.language_model.model
     expected = model.get_image_features(pixels, return_dict=True).pooler_output
-    torch.testing.assert_close(backbone._see(pixels.flatten(0, 1)), expected)
+    torch.testing.assert_close(backbone._encode_images(pixels.flatten(0, 1)), expected)
 
 
 def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:

@@ -105,6 +105,7 @@ class FlowPolicy:
             Features.of_vector(proprio, 2),
             readout=torch.zeros(2, 4),
             points=points,
+            localisation_std=points[..., 0],
             prompt=torch.zeros(2, 0, 4),
         )
 

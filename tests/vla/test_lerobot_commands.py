@@ -52,7 +52,7 @@ def test_what_lerobot_trained_is_a_checkpoint_of_ours(ours: Path) -> None:
     assert checkpoint.processor.statistics is not None
     assert json.loads((ours / "config.json").read_text())["type"] == "vla"
     policy = load_policy(ours)
-    assert policy.model.config.horizon == 5
+    assert policy.model.config.chunk_length == 5
     assert all(torch.isfinite(weight).all() for weight in checkpoint.weights.values())
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from vla.lerobot_plugin import modeling_vla
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
 from vla.lerobot_plugin.modeling_vla import DivergedError, LeRobotVLAPolicy, observation_of
 from vla.lerobot_plugin.safe_files import UnsafeFileError
+from vla.model.cloning_loss import cloning_loss
 from vla.policy import VLAPolicy, load_policy
 
 
@@ -86,14 +88,10 @@ def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
     """A step on a batch of LeRobot's loader, with and without the vision-language model."""
     for perception in (None, "trained"):
         policy = new_policy(data, perception=perception)
-        indices = policy.config.action_delta_indices
-        dataset = LeRobotDataset(
-            "local/x", root=data, delta_timestamps={"action": [i / 25 for i in indices]}
-        )
         before = {name: weight.clone() for name, weight in policy.named_parameters()}
         policy.train()
         optimizer = policy.config.get_optimizer_preset().build(policy.get_optim_params())
-        loss, _ = policy.forward(next(iter(DataLoader(dataset, batch_size=4))))
+        loss, _ = policy.forward(training_batch(policy, data))
         loss.backward()
         optimizer.step()
         moved = {n.split(".")[1] for n, w in policy.named_parameters() if not w.equal(before[n])}
@@ -104,9 +102,7 @@ def test_training_moves_the_actor_alone_unless_asked(data: Path) -> None:
 def test_a_training_that_diverges_stops(data: Path) -> None:
     """LeRobot itself goes on with a loss of NaN, to the end and exit 0."""
     policy = new_policy(data)
-    times = [index / 25 for index in policy.config.action_delta_indices]
-    dataset = LeRobotDataset("local/x", root=data, delta_timestamps={"action": times})
-    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    batch = training_batch(policy, data)
     assert policy.forward(batch)[0].isfinite()
     with torch.no_grad():
         next(policy.model.actor.parameters()).fill_(math.nan)
@@ -122,6 +118,63 @@ def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
     """A negative rate would ascend."""
     with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got"):
         LeRobotVLAConfig(device="cpu", **{name: value})
+
+
+def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
+    """Noise on features while training and none in evaluation; the target is a static point."""
+    policy = new_policy(data, feature_noise=0.5).eval()
+    assert policy.model.config.static_points == ("target",)
+    batch = training_batch(policy, data)
+    ours = policy.policy
+    observation = observation_of(batch, ours.spec)
+    features = ours.network.features(ours.processor.encode_observation(observation))
+    actions = ours.processor.encode_actions(batch["action"])
+    torch.manual_seed(3)
+    is_pad = batch["action_is_pad"]
+    expected = cloning_loss(policy.model.actor, features, actions, is_pad, 0.5)
+    torch.manual_seed(3)
+    noisy, _ = policy.train().forward(batch)
+    torch.testing.assert_close(noisy, expected)
+    clean, _ = policy.eval().forward(batch)
+    torch.testing.assert_close(
+        clean, cloning_loss(policy.model.actor, features, actions, is_pad, 0.0)
+    )
+    assert not torch.allclose(noisy, clean)
+    assert new_policy(data, perception="trained").model.config.static_points == ()
+
+
+def test_paraphrases_are_drawn_while_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sample gets one of the phrasings; in evaluation it keeps what was recorded."""
+    recorded = str(metadata(data).tasks.index[0])
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps({recorded: ["go there", "move over there"]}))
+    policy = new_policy(data, paraphrases=path)
+    batch = training_batch(policy, data)
+    batch["task"] = [recorded] * len(batch["task"])
+    read: list[str] = []
+    encode = policy.policy.processor.encode_observation
+    monkeypatch.setattr(
+        policy.policy.processor,
+        "encode_observation",
+        lambda observation: read.extend(observation.instructions) or encode(observation),
+    )
+    for _ in range(8):
+        policy.train().forward(batch)
+    assert set(read) == {recorded, "go there", "move over there"}
+    read.clear()
+    policy.eval().forward(batch)
+    assert set(read) == {recorded}
+
+
+def training_batch(policy: LeRobotVLAPolicy, data: Path) -> dict[str, Any]:
+    """Of LeRobot's loader, with chunks."""
+    indices = policy.config.action_delta_indices
+    dataset = LeRobotDataset(
+        "local/x", root=data, delta_timestamps={"action": [i / 25 for i in indices]}
+    )
+    return next(iter(DataLoader(dataset, batch_size=4)))
 
 
 def test_recorded_chunks_stay_within_their_episode(data: Path) -> None:

@@ -1,4 +1,4 @@
-"""What decides: features of an observation to a chunk of normalised actions."""
+"""The actor: features of an observation to a chunk of normalised actions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from vla.model.heads.registry import make_head, require_likelihood
 from vla.model.pointer import POINTS
 
 _RELATIVE_GAIN = 16.0
-"""Of the relative positions hand to object and object to target: millimetres decide at contact."""
+"""Factor on the relative positions gripper to object and object to target: at contact, millimetres
+decide."""
 
 
 class Actor(nn.Module):
-    """The trainable end of the model; with a frozen backbone it is all that learns.
+    """The last part of the model, features to actions; with a frozen backbone only this is trained.
 
     A head works in [-1, 1]. What normalised actions reach beyond that, such as three standard
     deviations, is scaled by `action_bound` on the way in and out, so that every normalisation can
@@ -37,7 +38,7 @@ class Actor(nn.Module):
         action_dim: dimensions of a control step.
         head: which head, and its settings.
         action_bound: largest magnitude of each normalised action dimension; empty for 1.
-        shared: several robots act with it, so the head is told which dimensions a robot has.
+        shared: several robots act with it, so the head reads which dimensions a robot has.
     """
 
     action_bound: Tensor
@@ -64,8 +65,8 @@ class Actor(nn.Module):
 
     def head_inputs(self, features: Features) -> HeadInputs:
         """What the head reads."""
-        hand, thing, goal = features.points.unbind(1)  # [n, 3] each
-        relative = _RELATIVE_GAIN * torch.cat([thing - hand, goal - thing], dim=1)  # [n, 6]
+        gripper, moved, target = features.points.unbind(1)  # [n, 3] each
+        relative = _RELATIVE_GAIN * torch.cat([moved - gripper, target - moved], dim=1)  # [n, 6]
         parts = [self.readout_projection(features.readout), features.points.flatten(1), relative]
         parts.append(features.proprio)
         action_mask = None

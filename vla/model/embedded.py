@@ -1,7 +1,7 @@
-"""The embedded backbone: a small SmolVLM that is made here, for the robot's pictures and words.
+"""The embedded backbone: a small SmolVLM made here, for a robot's images and instructions.
 
 It is called part by part instead of through its own `forward`, which saves the head over the
-vocabulary and every check for pictures that are missing. Its weights are float32. It trains in
+vocabulary and the checks for missing images. Its weights are float32. It trains in
 bfloat16 where the device multiplies such matrices natively, and decides in float32 unless asked
 (`Backbone.bf16`), so that a robot and every evaluation compute the same.
 """
@@ -47,21 +47,21 @@ class EmbeddedConfig:
     shuffle: int = 1
 
     def image_tokens(self, image_size: int) -> int:
-        """Tokens that one square picture becomes.
+        """Tokens that one square image becomes.
 
         Raises:
-            ValueError: the picture does not divide into whole tokens.
+            ValueError: the image does not divide into whole tokens.
         """
         step = self.patch_size * self.shuffle
         if image_size % step:
-            raise ValueError(f"pictures of {image_size} px do not divide into tokens of {step} px")
+            raise ValueError(f"images of {image_size} px do not divide into tokens of {step} px")
         return (image_size // step) ** 2
 
 
 def embedded_backbone(
     config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase, image_size: int
 ) -> EmbeddedBackbone:
-    """A freshly initialised SmolVLM of the given sizes for this tokenizer and picture size."""
+    """A freshly initialised SmolVLM of the given sizes for this tokenizer and image size."""
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
     attention = {"num_attention_heads": config.heads, "hidden_size": config.width}
     smolvlm = SmolVLMConfig.from_dict(
@@ -121,13 +121,15 @@ class EmbeddedBackbone(Backbone):
         count, cameras = inputs.pixel_values.shape[:2]
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         embeddings = model.get_input_embeddings()(inputs.input_ids)
-        pictures = self._see(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
-        # The pictures' places in every prompt, in order; their number is known, so that nothing has
-        # to wait for the device, and the whole can be compiled or captured.
+        images = (
+            self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
+        )
+        # Positions of the image tokens in every prompt, in order. Their number is known beforehand,
+        # so nothing waits for the device, and the whole can be compiled or captured as a graph.
         is_image = (inputs.input_ids == self.language_model.config.image_token_id).byte()
-        places = is_image.argsort(dim=1, descending=True, stable=True)[:, : pictures.shape[1]]
-        places = places[..., None].expand(-1, -1, self.width)
-        embeddings = embeddings.scatter(1, places, pictures.to(embeddings.dtype))
+        positions = is_image.argsort(dim=1, descending=True, stable=True)[:, : images.shape[1]]
+        positions = positions[..., None].expand(-1, -1, self.width)
+        embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
         mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
         hidden: Tensor = model.text_model(
@@ -136,13 +138,13 @@ class EmbeddedBackbone(Backbone):
             use_cache=False,
         ).last_hidden_state.float()
         prompt = hidden[:, :-READOUTS]
-        at_pictures = prompt.gather(1, places).unflatten(1, (cameras, -1))
-        return Hidden(at_pictures, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+        at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
+        return Hidden(at_images, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
 
-    def _see(self, pixels: Tensor) -> Tensor:
-        """Whole square pictures [n, 3, size, size] as tokens [n, tokens, width].
+    def _encode_images(self, pixels: Tensor) -> Tensor:
+        """Square images [n, 3, size, size] as tokens [n, tokens, width].
 
-        The model's own `get_image_features` first looks for pictures and patches that are missing.
+        The model's own `get_image_features` first looks for missing images and patches.
         """
         model = self.language_model.model
         tower, table = model.vision_model, model.vision_model.embeddings
@@ -151,7 +153,7 @@ class EmbeddedBackbone(Backbone):
         return model.connector(tower.post_layernorm(hidden.last_hidden_state))
 
     def _positions(self, table: Any) -> Tensor:
-        # Bucketed as the model does it, whose rounding may put two patches into one place.
+        # Bucketed as the model does it, whose rounding may give two patches one position.
         side, device = table.num_patches_per_side, table.position_embedding.weight.device
         bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
         where = torch.arange(side, dtype=torch.float32, device=device) * (1.0 / side)

@@ -20,10 +20,10 @@ class Features:
     """Features of n observations; every tensor has n rows.
 
     Attributes:
-        readout: float32 [n, width], the hidden state that was learned for acting.
-        points: float32 [n, points, 3], where things are thought to be, in the model's units.
-        localisation_std: float32 [n, points], how unsure the images left each point, see
-            `Pointing.localisation_std`. It weighs sightings; the head does not read it.
+        readout: float32 [n, width], the hidden state that is trained for acting.
+        points: float32 [n, points, 3], estimated positions in the world, in the model's units.
+        localisation_std: float32 [n, points], standard deviation of each estimate, see
+            `Pointing.localisation_std`. It weighs averages over the episode; heads do not read it.
         proprio: float32 [n, proprio], normalised.
         dim_mask: bool [n, proprio + action], False at dimensions that the robot does not have.
         prompt: [n, tokens, width], the prompt's hidden states in the backbone's precision; no

@@ -30,7 +30,7 @@ class RobotNetwork(nn.Module):
         )
 
     def point(self, inputs: ModelInputs) -> tuple[Pointing, Hidden]:
-        """Where things are, and all hidden states."""
+        """Estimated positions of the points, and all hidden states."""
         return self.model.point(inputs, self.proprio(inputs.proprio))
 
     def features(self, inputs: ModelInputs) -> Features:

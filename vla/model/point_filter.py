@@ -1,4 +1,4 @@
-"""What a policy remembers of an episode: where the points that do not move have been seen.
+"""What a policy remembers of an episode: where the static points have been localised so far.
 
 A static point may be hidden behind the hand for a while. Its position is an inverse-variance
 average over the episode, which is what the filter of Kalman 1960 (doi:10.1115/1.3662552) makes of a
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 _LEAST_STD = 0.02
-"""Standard deviation of the sharpest sighting, an image being 2 wide: some millimetres."""
+"""Floor of a localisation's standard deviation, in image coordinates (2 wide): some millimetres."""
 
 
 def fuse_static_points(
@@ -23,15 +23,15 @@ def fuse_static_points(
     localisation_std: Float32[Tensor, "n static"],
     evidence: Float32[Tensor, "n static 4"],
 ) -> tuple[Float32[Tensor, "n static 3"], Float32[Tensor, "n static 4"]]:
-    """Average the present sightings with those before.
+    """Average the present localisations with the earlier ones, weighted by inverse variances.
 
     Args:
-        points: float32 [n, static, 3], where the points are thought to be now.
-        localisation_std: float32 [n, static], how unsure the images left each.
+        points: float32 [n, static, 3], estimated positions now.
+        localisation_std: float32 [n, static], standard deviation of each estimate.
         evidence: float32 [n, static, 4], sums of weights and of weighted positions; 0 at first.
 
     Returns:
-        The averages [n, static, 3], and the evidence with the present sightings.
+        The averages [n, static, 3], and the evidence with the present localisations.
     """
     weight = 1 / (_LEAST_STD**2 + localisation_std[..., None].square())  # [n, static, 1]
     evidence = evidence + torch.cat([weight, weight * points], -1)
@@ -52,14 +52,14 @@ class PolicyState:
 
     @classmethod
     def initial(cls, rows: int, static_points: int, device: torch.device) -> PolicyState:
-        """Nothing seen so far, in so many rows."""
+        """An empty memory of so many rows."""
         return cls(torch.zeros(rows, static_points, 4, device=device), (None,) * rows)
 
     def __len__(self) -> int:
         return len(self.instructions)
 
     def reset(self, rows: Sequence[int]) -> PolicyState:
-        """A new episode begins in these rows; rows that do not exist are passed over."""
+        """A new episode begins in these rows; rows that do not exist are ignored."""
         rows = [row for row in rows if row < len(self)]
         evidence, instructions = self.evidence.clone(), [*self.instructions]
         evidence[rows] = 0.0
@@ -76,7 +76,7 @@ class PolicyState:
         return PolicyState(torch.cat([self.evidence, more]), (*self.instructions, *added))
 
     def follow(self, instructions: Sequence[str]) -> PolicyState:
-        """Memory for these instructions: a row that is told something else begins anew."""
+        """Memory for these instructions: a row whose instruction changed starts empty."""
         pairs = zip(self.instructions, instructions, strict=True)
         changed = [row for row, (old, new) in enumerate(pairs) if old != new]
         fresh = self.reset(changed) if changed else self

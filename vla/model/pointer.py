@@ -1,7 +1,7 @@
-"""Pointing: where, in every image and in the world, the things are that the words name.
+"""Pointing: positions, in every image and in the world, of the objects that an instruction names.
 
 A query (the language model's hidden state at a readout position) is compared with the hidden state
-of every image token. The softmax over an image's tokens says in which of them the thing is, each
+of every image token. The softmax over an image's tokens says in which of them the object is, each
 token says where within it, and the expectation is a point in the image: the spatial softmax of
 Levine et al. 2016 (arXiv:1504.00702), with a learned query as in pointer networks (Vinyals et al.
 2015, arXiv:1506.03134) and an offset a token. The points of all images and proprioception together
@@ -20,21 +20,21 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 POINTS = ("gripper", "object", "target")
-"""What is pointed at: the robot's hand, the thing to move, and where it shall go."""
+"""What is pointed at: the robot's gripper, the object to move, and its target position."""
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """Where things are thought to be; `p` is over `POINTS`, `t` over an image's tokens.
+    """Estimated positions of the points; `p` is over `POINTS`, `t` over an image's tokens.
 
     Attributes:
         world: float32 [n, p, 3], in the model's units of length.
         scores: float32 [n, p, cameras, t], before the softmax over t.
-        token_points: float32 [n, p, cameras, t, 2], image coordinates if the thing is in that
+        token_points: float32 [n, p, cameras, t, 2], image coordinates if the point is in that
             token; x to the right and y down, from -1 to 1.
         localisation_std: float32 [n, p], standard deviation of the softmax in image coordinates,
-            of the second sharpest image, since a point in the world takes two; of the only one
-            where there is one.
+            of the second most certain image, since triangulation takes two images; with one
+            camera, of that.
     """
 
     world: Float32[Tensor, "n p 3"]
@@ -45,9 +45,9 @@ class Pointing:
     def loss(
         self, world: Float32[Tensor, "n p 3"], image_points: Float32[Tensor, "n p cameras 2"]
     ) -> Float32[Tensor, ""]:
-        """How far this is from the truth, a scalar.
+        """Training loss against the true points, a scalar.
 
-        Cross-entropy of the token that holds the thing, smooth L1 of the point within that token
+        Cross-entropy of the token that contains the point, smooth L1 of the point within that token
         (in tokens), and smooth L1 in the world (in the model's units).
 
         Args:
@@ -69,7 +69,7 @@ class Pointing:
 
 
 class Pointer(nn.Module):
-    """Queries and image tokens to points.
+    """A module from queries and image tokens to points.
 
     Args:
         width: of the hidden states.
@@ -127,7 +127,7 @@ class Pointer(nn.Module):
         proprio: Float32[Tensor, "n proprio"],
         camera_mask: Bool[Tensor, "n cameras"] | None = None,
     ) -> Pointing:
-        """Point.
+        """Estimate every point in every image and in the world.
 
         Args:
             queries: float32 [n, p, width].

@@ -1,8 +1,8 @@
 """The vision-language-action model: backbone, pointer and actor.
 
 Between perception and the actor stand `Features`: the readout's hidden state, the points that the
-pointer finds (hand, object, goal), proprioception and, for a head that attends to it, the prompt's
-hidden states.
+pointer finds (gripper, object, target), proprioception and, for a head that attends to it, the
+prompt's hidden states.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class VLAConfig:
         point_scale_m: distance from it that the pointer calls 1.
         head: which action head, and its settings.
         static_points: those of `POINTS` that do not move while the instruction stays the same:
-            their positions are averaged over the episode, see `fuse_static_points`.
-        action_bound: largest magnitude of each normalised action dimension, see `Actor`.
+            their positions are averaged over the episode, weighted by inverse variances.
+        action_bound: largest magnitude of each normalised action dimension; empty for 1. `vla
+            pretrain` sets it from the demonstrations.
     """
 
     chunk_length: int = 5
@@ -66,7 +67,7 @@ class ModelDims:
         action: dimensions of a control step.
         prompt: tokens of images and words.
         shared: several robots have these sizes, the smaller ones with padding, and the model is
-            told which dimensions a robot has.
+            given a mask of the dimensions that a robot has.
     """
 
     cameras: int
@@ -167,7 +168,7 @@ class VLA(nn.Module):
         return [parameter for parameter in every if parameter.requires_grad]
 
     def point(self, inputs: ModelInputs, proprio: Tensor) -> tuple[Pointing, Hidden]:
-        """Where things are, and all hidden states.
+        """Estimated positions of the points, and all hidden states.
 
         Args:
             inputs: of n observations.
@@ -181,7 +182,7 @@ class VLA(nn.Module):
         return self.pointer(queries, hidden.images, proprio, camera_mask), hidden
 
     def features(self, inputs: ModelInputs, proprio: Tensor) -> Features:
-        """Features of n observations, each of which sees its own images alone; args as `point`."""
+        """Features of n observations, each from its own images alone; args as `point`."""
         pointing, hidden = self.point(inputs, proprio)
         tokens = slice(None) if self.actor.head.attends else slice(0)
         return Features(

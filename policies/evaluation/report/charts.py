@@ -32,6 +32,7 @@ class Line:
 
 def line_chart(lines: Sequence[Line]) -> str:
     """Curves over a shared step axis; values that are not finite leave a gap and are counted."""
+    # Of each line its steps and values, float64 [points].
     drawn = [(line, *_arrays(line.curve)) for line in lines]
     finite = [(x[good], y[good]) for _, x, y in drawn if (good := np.isfinite(y)).any()]
     if not finite:
@@ -42,6 +43,7 @@ def line_chart(lines: Sequence[Line]) -> str:
     for line, x, y in drawn:
         smooth = len(y) >= SMOOTH_FROM
         style = f"line c{line.colour}{' dashed' if line.dashed else ''}"
+        # The raw curve stays visible: smoothing alone would hide collapses.
         parts.append(_path(x, y, x_range, y_range, f"{style} raw" if smooth else style, line.name))
         if smooth:
             parts.append(_path(x, _smoothed(y), x_range, y_range, style, line.name))
@@ -56,7 +58,9 @@ def distribution_chart(distribution: Distribution, colour: int) -> str:
     """A distribution over the steps: the outer and the inner quantiles as bands, and the median."""
     x = np.asarray(distribution.steps, dtype=float)
     levels = sorted(distribution.quantiles)
+    # [levels, steps]
     values = np.array([distribution.quantiles[level] for level in levels], dtype=float)
+    # A band needs both of its edges: steps that lack a quantile are left out.
     good = np.isfinite(values).all(axis=0)
     if not good.any():
         return '<p class="none">no finite value</p>'
@@ -64,8 +68,10 @@ def distribution_chart(distribution: Distribution, colour: int) -> str:
     x_range = _padded(x.min(), x.max(), 0)
     y_range = _padded(values.min(), values.max(), 0.06)
     parts = _axes(x_range, y_range)
+    # Outermost first, so that the inner band is drawn on top of it.
     for row in range(len(levels) // 2):
         below, above = values[row], values[-1 - row]
+        # Along the lower edge and back along the upper one.
         corners = [*zip(x, below, strict=True), *zip(x[::-1], above[::-1], strict=True)]
         points = (_place(step, value, x_range, y_range) for step, value in corners)
         listed = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
@@ -78,6 +84,7 @@ def distribution_chart(distribution: Distribution, colour: int) -> str:
 def rate_bar(rate: Interval, colour: int) -> str:
     """A success rate as a bar with the whisker of its interval."""
     width, height = 130, 18
+    # Rates from 0 to 1 onto the track, in pixels.
     low, value, high = (4 + (width - 8) * x for x in (rate.low, rate.value, rate.high))
     return _svg(
         width,
@@ -95,12 +102,14 @@ def _arrays(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     if len(x) > MOST_POINTS:
         # Means of equal blocks: a page need not carry every point of a long run.
         blocks = np.array_split(np.arange(len(x)), MOST_POINTS)
+        # A block that holds NaN has a NaN mean: the gap stays visible.
         x, y = (np.array([part[block].mean() for block in blocks]) for part in (x, y))
     return x, y
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
     """Mean of the neighbours, over a twentieth of the curve; gaps are left out."""
+    # At the ends, and beside gaps, the mean is over the neighbours that exist.
     half = max(1, len(values) // 40)
     good = np.isfinite(values)
     kernel = np.ones(2 * half + 1)
@@ -111,6 +120,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 def _padded(low: float, high: float, share: float) -> tuple[float, float]:
     if low == high:
+        # A constant curve has no range, and `_place` divides by it.
         margin = abs(low) * 0.1 or 1.0
         return low - margin, high + margin
     return low - share * (high - low), high + share * (high - low)
@@ -119,6 +129,7 @@ def _padded(low: float, high: float, share: float) -> tuple[float, float]:
 def _place(x: float, y: float, x_range: tuple, y_range: tuple) -> tuple[float, float]:
     across = (x - x_range[0]) / (x_range[1] - x_range[0])
     up = (y - y_range[0]) / (y_range[1] - y_range[0])
+    # SVG counts y from the top down.
     return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
@@ -126,6 +137,7 @@ def _path(x: np.ndarray, y: np.ndarray, x_range: tuple, y_range: tuple, style: s
     commands, pen_down = [], False
     for step, value in zip(x, y, strict=True):
         if not math.isfinite(value):
+            # The next finite point starts a new stroke: no line across a gap.
             pen_down = False
             continue
         px, py = _place(step, value, x_range, y_range)
@@ -157,8 +169,10 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round values between `low` and `high`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
+    # `rough` / `power` lies in [1, 10), so one of these always fits.
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
     first = math.ceil(low / step)
+    # Multiples of the step, so that errors do not add up; 1e-9 keeps a tick at the end.
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 

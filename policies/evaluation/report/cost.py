@@ -14,6 +14,7 @@ _NONE = '<span class="soft">&ndash;</span>'
 
 def cost_section(rows: Sequence[Row]) -> str:
     """A line a policy: latency and throughput, planning steps, and the ledger."""
+    # Throughput depends on the batch, so the heading names what was measured.
     batches = sorted({row.speed.batch for row in rows if row.speed is not None})
     many = f"batch {' or '.join(map(str, batches))}" if batches else "together"
     headings = (
@@ -46,10 +47,12 @@ def _line(row: Row, colour: int) -> str:
         timed = (*latency, number(speed.throughput_hz))
 
     def spent(name: str) -> str:
+        # "Unknown" is not "nothing": a checkpoint without a ledger may have cost any amount.
         if row.ledger is None:
             return '<span class="soft">unknown</span>'
         return number(row.ledger[name]) if name in row.ledger else _NONE
 
+    # In the order of the headings.
     cells = (*timed, _NONE if planning is None else number(planning), *map(spent, LEDGER))
     return (
         f'<tr><td><span class="dot c{colour % COLOURS}"></span>{escape(row.name)}</td>'

@@ -31,6 +31,7 @@ ORDER = (
 )
 
 
+# Symmetric around the median, which `distribution_chart` takes from the middle.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -51,6 +52,7 @@ def read_log(folder: Path) -> Log:
     """
     scalars: dict[str, dict[int, float]] = {}
     histograms: dict[str, dict[int, np.ndarray]] = {}
+    # By time of writing: a later file overwrites the steps that a resumed run repeats.
     files = sorted(folder.rglob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
     try:
         # Imported here: it takes a second, and a report without curves needs none of it.
@@ -58,6 +60,7 @@ def read_log(folder: Path) -> Log:
     except ImportError:
         return Log({}, {})
     for path in files:
+        # 0 keeps every event; by default histograms are thinned out to one.
         events = EventAccumulator(str(path), size_guidance={"scalars": 0, "histograms": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:
@@ -82,12 +85,14 @@ def quantiles(histogram: Any) -> np.ndarray:
     limits = np.asarray(histogram.bucket_limit, dtype=float)
     # The outermost buckets reach to infinity; the smallest and largest value bound them.
     edges = np.clip(np.concatenate([[histogram.min], limits]), histogram.min, histogram.max)
+    # Cumulative share at each edge, [buckets + 1].
     shares = np.cumsum(counts) / max(counts.sum(), 1.0)
     return np.interp(QUANTILES, shares, edges)
 
 
 def _distribution(points: dict[int, np.ndarray]) -> Distribution:
     steps = sorted(points)
+    # [quantiles, steps]
     values = np.stack([points[step] for step in steps], axis=1)
     return Distribution(steps, {level: values[row].tolist() for row, level in enumerate(QUANTILES)})
 
@@ -95,8 +100,8 @@ def _distribution(points: dict[int, np.ndarray]) -> Distribution:
 def charts(tags: Iterable[str]) -> list[list[str]]:
     """Which tags share a chart, in the order of reading.
 
-    What the critic promised and what came belong together: tags of one group whose names begin
-    with "predicted_" and "actual_".
+    A critic's predicted and actual values share one: tags of one group whose names begin with
+    "predicted_" and "actual_".
     """
     groups: dict[str, list[str]] = {}
     for tag in sorted(tags, key=lambda tag: (_rank(tag), tag)):

@@ -130,12 +130,14 @@ class Report:
     unfinished: Unfinished | None = None
 
     def __post_init__(self) -> None:
+        # Names are keys of the table and of the films.
         names = [result.name for result in self.results]
         if len(set(names)) != len(names) or not (names or self.unfinished):
             raise ValueError(f"a report needs policies with different names: {names}")
         if names and self.reference not in names:
             raise ValueError(f"reference {self.reference!r} is not one of {names}")
         for result in self.results:
+            # In equal order too: paired tests compare outcomes by position.
             if seeds_of(result) != seeds_of(self.results[0]):
                 raise ValueError(f"{result.name!r} was played on other seeds than {names[0]!r}")
         if self.goals and names and len(self.goals) != len(seeds_of(self.results[0])):
@@ -182,6 +184,7 @@ true positions, simulator control steps to learn from and to choose checkpoints 
 
 def seeds_of(result: PolicyResult) -> list[int]:
     """The initial states that a result was played on."""
+    # In the order played, which is that of the outcomes.
     return [episode.seed for episode in result.episodes.episodes]
 
 
@@ -189,13 +192,16 @@ def table(report: Report) -> list[Row]:
     """One row per policy that was played to the end, in the report's order."""
     if not report.results:
         return []
+    # By identity below: the reference gets no difference from itself.
     reference = next(result for result in report.results if result.name == report.reference)
     return [_row(result, reference) for result in report.results]
 
 
 def _row(result: PolicyResult, reference: PolicyResult) -> Row:
     episodes = result.episodes.episodes
+    # Bool [episodes] both, in the order of the seeds.
     at_end, ever = result.episodes.success_at_end, result.episodes.success_ever
+    # Successes only, so a policy that solves only easy states looks fast: read it beside the rate.
     first = [e.first_success_step for e in episodes if e.first_success_step is not None]
     return Row(
         name=result.name,
@@ -216,9 +222,11 @@ def _row(result: PolicyResult, reference: PolicyResult) -> Row:
 
 def to_json(report: Report) -> str:
     """Every number of the report, films aside; numbers that are not finite become null."""
+    # Films are left out: megabytes of base64 that nobody parses.
     policies = [
         asdict(row)
         | {
+            # Outcome by outcome, so that any other statistic can be computed from the file.
             "episodes": [_episode(episode) for episode in result.episodes.episodes],
             "curves": {
                 tag: {"steps": list(curve.steps), "values": list(curve.values)}
@@ -237,6 +245,7 @@ def to_json(report: Report) -> str:
         "created": report.created,
         "reference": report.reference,
         "policies": policies,
+        # Kept although it is in no table: an interrupted evaluation took hours as well.
         "unfinished": None
         if report.unfinished is None
         else {
@@ -249,6 +258,7 @@ def to_json(report: Report) -> str:
         "goals": list(report.goals),
         "machine": report.machine,
     }
+    # A NaN that slipped through is an error here, not in the reader's parser.
     return json.dumps(_plain(data), indent=1, allow_nan=False)
 
 
@@ -269,11 +279,14 @@ def _episode(episode: Episode) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """JSON types only."""
     if isinstance(value, Mapping):
+        # JSON allows text keys only; levels of quantiles are floats.
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float | np.floating):
+        # JSON has neither NaN nor infinity.
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
+    # Paths, for instance, in a configuration.
     return str(value)

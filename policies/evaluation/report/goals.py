@@ -11,6 +11,7 @@ from policies.evaluation.report.data import Report
 def goals_section(report: Report) -> str:
     """A line a goal, a column a policy; nothing when all episodes ask for the same."""
     goals = sorted(set(report.goals))
+    # One goal for all is the table of results once more.
     if len(goals) < 2:
         return ""
     head = "".join(
@@ -19,6 +20,7 @@ def goals_section(report: Report) -> str:
     )
     lines = []
     for goal in goals:
+        # Bool [episodes], a mask for numpy.
         asked = [own == goal for own in report.goals]
         cells = "".join(
             f'<td class="n">{int(result.episodes.success_at_end[asked].sum())}</td>'

@@ -31,6 +31,9 @@ from policies.evaluation.report.goals import goals_section
 from policies.evaluation.report.training import training_section
 from policies.rollout import Episode
 
+REPORT_FILES = ("report.json", "report.html")
+"""In the order in which they are written."""
+
 
 def write_report(path: Path, report: Report) -> None:
     """Write `report.json` and the self-contained `report.html` into a folder.
@@ -38,7 +41,8 @@ def write_report(path: Path, report: Report) -> None:
     Each file appears whole or not at all.
     """
     path.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", to_json(report)), ("report.html", render(report))):
+    for name, text in zip(REPORT_FILES, (to_json(report), render(report)), strict=True):
+        # A report is written again after every policy: a browser never loads half a page.
         part = path / f"{name}.part"
         part.write_text(text, encoding="utf-8")
         os.replace(part, path / name)
@@ -50,6 +54,7 @@ def render(report: Report) -> str:
     rows = table(report)
     sections = [_header(report, rows)]
     if report.results:
+        # In the order a reader asks: who wins, at what cost, where, what it looks like, why.
         sections += [
             _results(report, rows),
             cost_section(rows),
@@ -72,6 +77,7 @@ def _header(report: Report, rows: Sequence[Row]) -> str:
     if report.results:
         seeds = seeds_of(report.results[0])
         span = f"seeds {min(seeds):,} to {max(seeds):,}"
+        # Equal seeds are equal initial states: only then are pairs comparable.
         facts["Initial states"] = f"{len(seeds)}, {span}, the same for every policy"
     stopped = ""
     if (unfinished := report.unfinished) is not None:
@@ -105,6 +111,7 @@ def _headline(report: Report, rows: Sequence[Row]) -> str:
         if row.difference is None:
             continue
         difference = row.difference.difference
+        # The interval decides and not the p-value, which is more conservative.
         if difference.low <= 0 <= difference.high:
             verdict = "a difference that these episodes cannot tell from zero"
         else:
@@ -144,6 +151,7 @@ def _result_line(row: Row, colour: int, trials: int) -> str:
         compared = '<span class="soft">reference</span>'
     else:
         d = row.difference
+        # Coloured only where the interval excludes 0.
         tone = "good" if d.difference.low > 0 else "bad" if d.difference.high < 0 else "soft"
         compared = (
             f'<span class="{tone}">{points(d.difference.value, trials)} points</span>'
@@ -155,6 +163,7 @@ def _result_line(row: Row, colour: int, trials: int) -> str:
     numbers = (steps, f"{row.length:.3g}", f"{row.total_reward:.3g}")
     return (
         f'<tr><td><span class="dot c{colour % COLOURS}"></span>{escape(row.name)}'
+        # Paths may wrap at their slashes, or one long path would widen the table.
         f'<small class="source">{escape(row.source).replace("/", "/<wbr>")}</small></td>'
         f'<td class="rate">{rate_bar(end, colour % COLOURS)}'
         f"{rate(end, trials)} <small>{bounds(end, trials)}</small></td>"
@@ -165,10 +174,12 @@ def _result_line(row: Row, colour: int, trials: int) -> str:
 
 def _states(report: Report) -> str:
     """One column per initial state, sorted from those that every policy solves to the hardest."""
+    # [policies][episodes]; equal positions are equal initial states.
     played = [result.episodes.episodes for result in report.results]
     solved = [
         sum(episode.success_at_end for episode in column) for column in zip(*played, strict=True)
     ]
+    # One order for all policies, so that a column is the same state in every row.
     order = sorted(range(len(solved)), key=lambda i: (-solved[i], played[0][i].seed))
     width = 1 - min(0.14, len(order) / 700)  # a visible gap between few cells, none between many
     lines = []
@@ -181,6 +192,7 @@ def _states(report: Report) -> str:
         lines.append(
             f'<span><span class="dot c{colour % COLOURS}"></span> {escape(result.name)}</span>'
             f'<svg class="c{colour % COLOURS}" viewBox="0 0 {len(order)} 1" '
+            # Stretched to the page, whatever the number of episodes.
             f'preserveAspectRatio="none" role="img">{cells}</svg>'
         )
     return (
@@ -215,6 +227,7 @@ def _films(report: Report, rows: Sequence[Row]) -> str:
 
 def _reel(result: PolicyResult, success: bool) -> str:
     films = [film for film in result.films if film.episode.success_at_end is success]
+    # Of all episodes: only a few of them are filmed.
     count = int((result.episodes.success_at_end == success).sum())
     name, tone = ("Successes", "good") if success else ("Failures", "bad")
     if films:
@@ -228,9 +241,11 @@ def _reel(result: PolicyResult, success: bool) -> str:
 
 
 def _film(film: Film) -> str:
+    # Inside the page: it can be moved or mailed as one file.
     data = base64.b64encode(film.mp4).decode("ascii")
     episode = film.episode
     return (
+        # Browsers play by themselves only what is muted.
         "<figure><video autoplay muted loop playsinline controls "
         f'src="data:video/mp4;base64,{data}"></video>'
         f"<figcaption>“{escape(episode.instruction)}”"
@@ -240,6 +255,7 @@ def _film(film: Film) -> str:
 
 
 def _repeat(report: Report) -> str:
+    # Every text in the page is escaped: instructions, names and paths are foreign input.
     commands = escape("\n".join(report.commands))
     return (
         "<section><h2>Repeat it</h2>"
@@ -253,6 +269,7 @@ def _leaves(data: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]
     for key, value in data.items():
         name = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping):
+            # Dotted names, as the command line spells them.
             yield from _leaves(value, name)
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value))

@@ -15,8 +15,10 @@ def choose_episodes(played: Mapping[str, Episodes], per_outcome: int) -> dict[st
     Initial states on which the policies disagree most come first, in one order for all, so that a
     failure and another policy's success on the same state meet on the page.
     """
+    # Bool [episodes] by policy.
     outcomes = {name: episodes.success_at_end for name, episodes in played.items()}
     solved = np.mean(list(outcomes.values()), axis=0)
+    # Share that solves a state near 0.5: they disagree. Ties stay in the order of the seeds.
     order = np.argsort(np.abs(solved - 0.5), kind="stable")
     return {
         name: [

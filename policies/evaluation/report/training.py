@@ -9,15 +9,17 @@ from policies.evaluation.report.charts import COLOURS, Line, distribution_chart,
 from policies.evaluation.report.curves import charts
 from policies.evaluation.report.data import PolicyResult
 
-FIRST_CHARTS = 18  # the rest wait folded
+FIRST_CHARTS = 18  # the rest are folded away
 
 
 def training_section(results: Sequence[PolicyResult]) -> str:
     """Charts of everything that was logged; empty where nothing was."""
+    # Tags of all runs together: a tag that two runs share becomes one chart.
     groups = charts({tag for result in results for tag in result.curves})
     distributions = [
         f"<figure><figcaption>{escape(f'{result.name}: {tag}')}</figcaption>"
         f"{distribution_chart(one, colour % COLOURS)}</figure>"
+        # Colours count through all policies, those without logs too, as in the other sections.
         for colour, result in enumerate(results)
         for tag, one in sorted(result.distributions.items())
     ]
@@ -52,6 +54,7 @@ def _figures(results: Sequence[PolicyResult], tags: Sequence[str]) -> list[str]:
     would vanish.
     """
     logged = [i for i, result in enumerate(results) if any(tag in result.curves for tag in tags)]
+    # Shortest first, so that each group can be compared with its shortest run.
     logged.sort(key=lambda i: _last_step(results[i], tags))
     groups: list[list[int]] = []
     for i in logged:
@@ -78,4 +81,5 @@ def _figures(results: Sequence[PolicyResult], tags: Sequence[str]) -> list[str]:
 
 
 def _last_step(result: PolicyResult, tags: Sequence[str]) -> float:
+    # Steps ascend, so the last one is the length of the run.
     return max((result.curves[tag].steps[-1] for tag in tags if tag in result.curves), default=0)
