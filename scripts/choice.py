@@ -21,6 +21,7 @@ def read_choice(what: str, flag: str, text: str, configs: Mapping[str, type[Any]
         ValueError: no choice of that name; lists those there are.
         SystemExit: no such setting or value; what is valid has been printed.
     """
+    # No colon leaves `settings` empty: the defaults.
     name, _, settings = text.partition(":")
     if name not in configs:
         raise ValueError(f"no {what} {name!r}; valid: {', '.join(configs)}")

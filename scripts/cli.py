@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         `error: ...` without a traceback unless `--traceback` or VLA_TRACEBACK=1 asks for it.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that lacks a sign shows "?" instead of ending a finished evaluation.
+        # A terminal that lacks a character shows "?" instead of ending a finished evaluation.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)

@@ -28,6 +28,7 @@ class ConvertConfig:
 
 def main(config: ConvertConfig) -> int:
     """Convert, and say where the new one is."""
+    # With the training state, which an ordinary load leaves out.
     state = load_checkpoint(config.checkpoint, with_training_state=True).training_state
     load_start(config.checkpoint).save(config.out, state)
     print(f"converted: {config.out}")

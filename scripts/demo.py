@@ -50,18 +50,22 @@ def main(config: DemoConfig) -> int:
     )
     refining = replace(
         settings.refine,
+        # Does not exist yet: its content is read only when that stage begins.
         clone=clone / "best",
         out=refined,
         training=replace(settings.refine.training, iterations=config.iterations, seed=config.seed),
     )
     comparison = evaluate.EvaluateConfig(
         config.task,
+        # The first one is the reference of the comparison; expert and random bound it from both
+        # sides.
         (f"clone={clone}", f"refined={refined}", "planner:cem", "expert", "random"),
         episodes=config.episodes,
         out=config.out / "report",
         seed=config.seed,
     )
 
+    # Each `main` continues its own folder, so finished stages are skipped within seconds.
     announce(f"recording {config.demonstrations} demonstrations of {config.task}")
     collect.main(recording)
     announce("cloning them")

@@ -117,6 +117,7 @@ def main(config: DoctorConfig) -> int:
 
 def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
+    # A generator: the lines of fast checks appear while rendering is still being tried.
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
     for package, extra in REPORTED_PACKAGES.items():
@@ -166,6 +167,7 @@ def check_combinations(versions: dict[str, str]) -> Iterator[Check]:
     if (
         versions.get("gymnasium-robotics") == "1.4.2"
         and "mujoco" in versions
+        # A tuple of integers: as text 3.9 would come after 3.12.
         and _release(versions["mujoco"]) >= (3, 12)
     ):
         finding = f"{versions['mujoco']} breaks gymnasium-robotics 1.4.2 (Fetch raises)"
@@ -186,11 +188,13 @@ def _release(text: str) -> tuple[int, ...]:
 
 def check_device() -> Check:
     """The CUDA device or the processor that policies will run on."""
+    # Cores that this process may use: in a container fewer than `os.cpu_count()`.
     cores = len(os.sched_getaffinity(0))
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     host = f"{cores} cores, {memory_gb:.0f} GB memory"
     try:
         import torch
+    # OSError: a shared library of CUDA is missing.
     except (ImportError, OSError) as error:
         return Check("device", f"{host}; torch does not load: {error}", "bash scripts/setup.sh")
     if not torch.cuda.is_available():
@@ -204,6 +208,7 @@ def check_rendering() -> Check:
     probe = probe_rendering()
     if probe.backend:
         return Check("rendering", f"{probe.backend}, {probe.image_ms:.1f} ms a 96 x 96 image")
+    # A missing package is no fault of the renderer, so its advice would mislead.
     missing = probe.reason.startswith("ModuleNotFoundError")
     fix = "bash scripts/setup.sh" if missing else gl_environment.advice()
     return Check("rendering", probe.reason.removesuffix(f": {fix}"), fix)
@@ -213,10 +218,12 @@ def probe_rendering() -> RenderProbe:
     """Draw with the backend that the simulation would choose on this machine."""
     try:
         run = subprocess.run(
+            # The same interpreter, hence the same packages and the same environment variables.
             [sys.executable, "-c", _PROBE],
             capture_output=True,
             text=True,
             timeout=PROBE_LIMIT_S,
+            # Its exit code is no proof either way, see below.
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -225,10 +232,11 @@ def probe_rendering() -> RenderProbe:
     backend, _, image_ms = run.stdout.strip().partition(" ")
     if backend:
         return RenderProbe(backend, float(image_ms))
-    # Of several errors ours says most; what follows it are errors of an unfinished clean-up.
+    # Ours is the most informative of several errors; later ones come from an unfinished clean-up.
     lines = run.stderr.splitlines()
     ours = [line for line in lines if line.startswith(_NO_RENDERER)]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    # The last of ours if there is one, else the last of the others.
     reason = [*errors, *ours][-1] if errors else f"drawing ended with exit code {run.returncode}"
     return RenderProbe("", reason=reason.removeprefix(_NO_RENDERER))
 
@@ -247,6 +255,8 @@ def check_writable(subject: str, folder: Path | None) -> Check:
         return Check(subject, "no folder for them", "set TMPDIR to one that can be written")
     place = _nearest(folder)
     try:
+        # Tried rather than read from permissions: these say nothing of a full quota or a read-only
+        # mount.
         with tempfile.TemporaryFile(dir=place):
             return Check(subject, f"{place} can be written")
     except OSError as error:

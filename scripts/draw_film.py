@@ -51,11 +51,13 @@ def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -
     columns = []
     for episode in episodes:
         frames = replay(config.task, episode.seed, episode.actions, config.size, (config.camera,))
+        # Frames are one more than steps: the first shows the initial state.
         success = np.concatenate([[False], episode.success])
         for frame, good in zip(frames, success, strict=True):
             if good:
                 cv2.rectangle(frame, (0, 0), (config.size - 1, config.size - 1), (0, 160, 0), 3)
         columns.append(frames)
+    # Episodes have one length, the task's, so columns fit: [t, h, columns * w, 3].
     row = np.concatenate(columns, axis=2)
     strip = np.full((18, row.shape[2], 3), 255, np.uint8)
     cv2.putText(strip, name, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
@@ -81,11 +83,15 @@ def main(config: DrawFilmConfig) -> None:
     rows = []
     for candidate in candidates:
         with make_env(candidate, config.task, len(config.seeds), None, "train") as env:
+            # Played first and drawn afterwards from the actions, so policies without cameras can be
+            # filmed too.
             played = rollout(env, policy_for(candidate, env, seed=0), config.seeds).episodes
         rows.append(draw_row(candidate.name, played, config))
     frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)[:: config.every]]
+    # Real time: control steps a frame over control steps a second. The last frame stays for 1 s.
     shown_ms = round(1000 * config.every / make_task(config.task).spec.control_rate_hz)
     durations = [shown_ms] * (len(frames) - 1) + [1000]
+    # A GIF frame has a palette of at most 256 colours; fewer make a smaller file.
     palette = [frame.quantize(64) for frame in frames]
     palette[0].save(
         config.out, save_all=True, append_images=palette[1:], duration=durations, loop=0

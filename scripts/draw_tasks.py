@@ -45,9 +45,11 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
     renderer = CameraRenderer(task.model, cameras, config.size, config.antialias)
     data = task.make_data()
     rows = []
+    # One renderer for all rows: each has a GL context of its own.
     for seed in config.seeds:
         episode = task.reset(data, seed)
         for _ in range(config.step):
+            # Without noise: the image then shows a typical state within the episode.
             task.step(data, episode, task.expert_action(data, episode))
         task.place_markers(data, episode)
         images = renderer.images(data)
@@ -60,6 +62,7 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
 
 
 def _enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
+    # [h, w, 3] to [zoom * h, zoom * w, 3]
     return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
@@ -73,6 +76,7 @@ def main(config: DrawTasksConfig) -> None:
     config.folder.mkdir(parents=True, exist_ok=True)
     for name in config.tasks or tuple(TASKS):
         path = config.folder / f"{name}.png"
+        # OpenCV writes BGR.
         cv2.imwrite(str(path), cv2.cvtColor(draw_task(name, config), cv2.COLOR_RGB2BGR))
         print(path)
 

@@ -124,11 +124,13 @@ def main(config: EvaluateConfig) -> int:
     reference = config.reference or candidates[0].name
     require_comparable(candidates, config.task, reference)
     seeds = choose_seeds(config.task, config.states, config.episodes, config.only)
+    # Reads the logs and the machine's facts before it plays: a damaged run.json is refused here.
     evaluation = Evaluation(config, candidates, reference, seeds)
     _require_possible(config, seeds, [candidate.name for candidate in candidates])
     with Progress() as progress:
         report = evaluation.run(progress)
     print_table(table(report), report.reference)
+    # Printed before the films, whose drawing may fail or be interrupted.
     print(f"report: {config.out / 'report.html'}", flush=True)
     if config.films:
         from scripts.films import add_films  # only films need a video encoder
@@ -137,6 +139,7 @@ def main(config: EvaluateConfig) -> int:
             bar = progress.add_task("films", total=None)
             size, each = config.film_size, lambda: progress.advance(bar)
             results = add_films(report.results, config.task, config.films, size, each)
+        # The same report once more, now with films.
         write_report(config.out, dataclasses.replace(report, results=tuple(results)))
     return 0
 
@@ -157,6 +160,7 @@ def _require_possible(config: EvaluateConfig, seeds: Sequence[int], names: Seque
         task = make_task(config.task)
         data = task.make_data()
         for seed in seeds:
+            # Cheap next to an episode: two or more resets, no control step.
             swap_instruction(task, data, task.reset(data, seed), config.phrasing)
     if config.films:
         from scripts.films import try_film
@@ -214,12 +218,15 @@ class Evaluation:
             ended: list[Episode] = []
             bar = progress.add_task(escape(candidate.name), total=len(self.seeds))
 
+            # Default arguments bind this candidate's list and bar: a closure would see the loop's
+            # next ones.
             def note(episode: Episode, ended=ended, bar=bar) -> None:
                 ended.append(episode)
                 progress.advance(bar)
 
             try:
                 results += self._results(candidate, note)
+            # KeyboardInterrupt, too, is no `Exception`.
             except BaseException as error:
                 if results or ended:
                     reason = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -240,6 +247,7 @@ class Evaluation:
             name=candidate.name,
             source=candidate.source,
             episodes=episodes,
+            # Apart from the episodes: there decisions wait for the simulator and for each other.
             speed=measure_speed(candidate, self.config, self.seeds),
             planning_steps_per_decision=planning,
             ledger=candidate.ledger,
@@ -261,6 +269,7 @@ class Evaluation:
     ) -> Report:
         config, names = self.config, [candidate.name for candidate in self.candidates]
         played = [result.name for result in results]
+        # While the reference has not been played yet, the first policy that has stands in for it.
         reference = self.reference if self.reference in played or not played else played[0]
         commands = [run["command"] for run in self._runs.values() if run.get("command")]
         return Report(
@@ -293,6 +302,8 @@ def play(
     count = 1 if is_planner else min(config.num_envs, len(seeds))
     with _environment(candidate, config, count, config.num_workers) as env:
         policy = policy_for(candidate, env, config.seed)
+        # Around the policy, so its own preprocessing still runs; isinstance below needs the
+        # unwrapped one.
         shown = BlankImages(policy) if config.blank_images else policy
         episodes = rollout(env, shown, seeds, on_episode=on_episode)
     return episodes, policy.steps_per_decision if isinstance(policy, PlannerPolicy) else None
@@ -302,12 +313,15 @@ def measure_speed(candidate: Candidate, config: EvaluateConfig, seeds: Sequence[
     """Latency for one observation and throughput for `num_envs` of them, alike for all policies."""
     seconds: dict[int, np.ndarray] = {}
     batch = min(config.num_envs, len(seeds))
+    # A set: with one environment both measurements are the same.
     for count in {1, batch}:
         with _environment(candidate, config, count, workers=1) as env:
+            # One policy for all rows, unlike `play`: throughput is what batching gives.
             made = candidate.make() if candidate.make is not None else None
             policy = made or make_built_in(candidate.kind, env, config.seed)
             env.reset(range(count), list(seeds[:count]))
             seconds[count] = time_decisions(policy, env.observe()[0])
+    # Both float64 [decisions].
     return Speed.of(seconds[1], seconds[batch], batch)
 
 
@@ -321,6 +335,7 @@ def by_original_goal(name: str, episodes: Episodes) -> Episodes:
     task = make_task(name)
     judged = []
     for episode in episodes.episodes:
+        # bool [steps], computed again from the executed actions.
         success = original_success(task, episode.seed, episode.actions)
         rewards = success.astype(np.float32)  # 1 at each step after which the goal holds
         judged.append(dataclasses.replace(episode, success=success, rewards=rewards))

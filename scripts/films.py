@@ -30,6 +30,7 @@ def try_film(task: str, seed: int, size_px: int) -> None:
         ValueError: films cannot have this size.
     """
     dim = make_task(task).spec.action.dim
+    # No action: the initial state alone, through the same renderer and encoder.
     _mp4(task, seed, np.zeros((0, dim), np.float32), size_px)
 
 
@@ -48,6 +49,7 @@ def add_films(
         for position in chosen[result.name]:
             films.append(film(task, result.episodes.episodes[position], size_px))
             advance()
+        # Results are frozen: a copy with films, the rest shared.
         filmed.append(dataclasses.replace(result, films=tuple(films)))
     return filmed
 
@@ -55,6 +57,7 @@ def add_films(
 def _mp4(task: str, seed: int, actions: np.ndarray, size_px: int) -> bytes:
     frames = replay(task, seed, actions, size_px)
     with tempfile.TemporaryDirectory() as folder:
+        # The encoder writes to a path, the report embeds the bytes.
         path = Path(folder) / "film.mp4"
         write_mp4(path, frames, fps=round(make_task(task).spec.control_rate_hz))
         return path.read_bytes()

@@ -44,7 +44,7 @@ PATHS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("from the {object} to the {target}", "the way from the {object} to the {target}"),
     "heldout": ("away from the {object} and over to the {target}",),
 }
-# Before what is asked for, so that its first words are not taken for its meaning.
+# Put before a prompt, so that the model does not rely on its first words.
 OPENINGS = ("", "please ", "now ", "go and ", "with care ", "first of all ", "robot ")
 
 
@@ -89,6 +89,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     """
     task = TASKS[name]
     instructions = task.referring_expressions(phrasing)
+    # A point that moves would be averaged into a place where it never was.
     if moving := sorted({i.target for i in instructions} - {*task.static_points}):
         raise ValueError(f"targets of {name} must be static points, {moving} are not stated to be")
     said = [Prompt(i.text, i.object, i.target) for i in instructions]
@@ -97,6 +98,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     asked = [Prompt(q.format(phrase=p), p, p) for p in phrases for q in QUESTIONS[phrasing]]
     paths = [
         Prompt(path.format(object=start, target=end), start, end)
+        # All ordered pairs, also those that no instruction names.
         for start, end in permutations(phrases, 2)
         for path in PATHS[phrasing]
     ]
@@ -109,6 +111,7 @@ def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSe
     unseen_pairs = [set(pair) for pair in TASKS[scenes.task].unseen_pairs]
     trained, apart = [], []
     for prompt in prompts_of(scenes.task, "train"):
+        # Sets: a path in the other direction names the pair, too.
         if keep_pairs_apart and {prompt.object, prompt.target} in unseen_pairs:
             apart.append(prompt)
         else:
@@ -132,6 +135,8 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     """The embedded model with its own tokenizer, or a pretrained one."""
     spec = make_task(config.tasks[0], config.image_size).spec
     limits = np.array([spec.action.low, spec.action.high])
+    # No actions are known yet: the contract's limits, float64 [2, action.dim], stand in for
+    # demonstrations.
     statistics = Statistics.measure(limits, np.concatenate([s.proprio for s in sets]))
     if config.vlm is not None:
         robots = {spec.robot: Embodiment(spec, statistics)}
@@ -140,6 +145,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     nouns = {task.noun(p) for task in TASKS.values() for p in task.object_phrases} | {
         task.noun(p) for task in TASKS.values() for p in task.place_phrases
     }
+    # Of all registered tasks, not only those that are drawn: cloning another task needs its words.
     sentences = {
         opening + p.text
         for name in TASKS
@@ -148,6 +154,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
         for opening in OPENINGS
     } | all_sentences(["gripper", *nouns])
     tokenizer = train_tokenizer(sentences)
+    # The prompt has one placeholder for each image token, so the processor must know the count.
     image_tokens = config.embedded.image_tokens(config.image_size)
     conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
     processor = Processor(spec, statistics, tokenizer, conversions)
@@ -164,6 +171,7 @@ def resolve(config: GroundConfig) -> GroundConfig:
     """
     specs = {name: make_task(name, config.image_size).spec for name in config.tasks or TASKS}
     first, *others = specs
+    # Tasks that were named must agree; by default those of other robots are left out.
     if config.tasks:
         for name in others:
             specs[first].require_match(specs[name], f"task {first}", f"task {name}")
@@ -194,6 +202,7 @@ def main(config: GroundConfig) -> int:
     torch.manual_seed(config.training.seed)
     config = resolve(config)
     drawn = _scenes_configs(config)
+    # Refuses a folder that cannot be written, before minutes of drawing.
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
     sets = []
     for scenes in drawn:
@@ -201,7 +210,7 @@ def main(config: GroundConfig) -> int:
         sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
     policy = build(config, sets)
     policy.model.to(config.device)
-    # A pretrained model can talk already; it learns to point.
+    # A pretrained model answers questions already; it is trained to point alone.
     training = config.training if config.vlm is None else replace(config.training, questions=0)
     grounder = Grounder(policy, sets, training, folder)
     with Bar("ground", config.training.updates) as bar:

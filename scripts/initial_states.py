@@ -36,8 +36,11 @@ def choose_seeds(
     within = RANGES[states]
     if not only:
         return within.seeds(episodes)
+    # A hundred resets for each state that is wanted: enough for goals far rarer than one of
+    # Tabletop's twelve instructions.
     tried = within.seeds(min(100 * episodes, len(within)))
     goals = goals_of(task, tried)
+    # All words as parts of the goal's text, so "red" matches "red block".
     found = [s for s, g in zip(tried, goals, strict=True) if all(word in g for word in only)]
     if len(found) < episodes:
         raise ValueError(
@@ -50,5 +53,6 @@ def choose_seeds(
 def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
     """What each episode is about: the words that fill its instruction; "" where there are none."""
     task = make_task(name)
+    # Resets alone, no step and no image: thousands of states take seconds.
     data = task.make_data()
     return tuple(", ".join(task.reset(data, seed).labels.values()) for seed in seeds)

@@ -1,4 +1,4 @@
-"""`vla lerobot-train`: LeRobot's `lerobot-train` with the same flags, on decoded pictures."""
+"""`vla lerobot-train`: LeRobot's `lerobot-train` with the same flags, on decoded images."""
 
 from __future__ import annotations
 

@@ -50,6 +50,8 @@ class PlanConfig:
 
 def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:
     """The configured planner as a policy for `env`, which must run `config.task`."""
+    # The environment and the search have a copy of the task each: searching cannot disturb what is
+    # played.
     planner = Cem(config.cem) if config.planner == "cem" else Mppi(config.mppi)
     dynamics = ExactDynamics(config.task, config.threads)
     return PlannerPolicy(
@@ -70,12 +72,13 @@ def main(config: PlanConfig) -> int:
     # One environment, so that the decision rate is that of one robot with the whole machine.
     with CpuVecEnv(config.task, num_envs=1, num_workers=1, render=False) as env, Progress() as bar:
         policy = make_policy(config, env)
+        # Rounded up: the last chunk of an episode may be cut short by its end.
         decisions = -(-env.episode_length // config.execute_steps) * config.episodes
         progress = bar.add_task(f"{config.planner} on {config.task}", total=decisions)
         try:
             rollout(env, policy, seeds, lambda _: bar.advance(progress), ended.append)
         finally:
-            # Also after an error or Ctrl-C: what was played is said.
+            # Also after an error or Ctrl-C: the episodes that ended are summarised.
             if ended:
                 _describe(ended, policy, config)
     return 0

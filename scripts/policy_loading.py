@@ -1,4 +1,4 @@
-"""From words on a command line to policies: built-in ones and checkpoints, each with its world."""
+"""From a flag's text to policies: built-in ones and checkpoints, each with its world."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class Candidate:
     def run_folder(self) -> Path | None:
         """Where the checkpoint's training wrote, found by its run.json; None for the built-in."""
         folder = Path(self.kind)
+        # A checkpoint lies at most two folders below its run.
         near = (folder, *folder.parents[:2]) if self.make is not None else ()
         return next((place for place in near if (place / "run.json").is_file()), None)
 
@@ -79,7 +80,7 @@ class PolicyText:
 
     @classmethod
     def parse(cls, text: str) -> PolicyText:
-        """Read it. A folder that exists is a folder, whatever signs its name holds.
+        """Read it. A folder that exists is a folder, whatever characters its name holds.
 
         Raises:
             ValueError: neither a built-in policy nor a folder; the message has what is valid.
@@ -99,6 +100,7 @@ class PolicyText:
 
 def _folders(words: str) -> Iterator[tuple[Path, str, str]]:
     """Folders that the text may begin with, the longest first, and what follows each."""
+    # Longest first: a folder whose own name has "#" or "@" wins over a shorter one.
     ends = [len(words), *(i for i in range(len(words) - 1, 0, -1) if words[i] in "#@")]
     for end in ends:
         if end and Path(words[:end]).is_dir():
@@ -145,6 +147,7 @@ def read_policy(
                 f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in "
                 "their own way"
             )
+        # LeRobot stores shapes but no units or rate: the task's contract supplies these.
         offered = make_task(task, _image_size_px(folder)).spec
         # Imports LeRobot, which comparing our own policies does not need.
         from policies.lerobot.act_acceleration import optimise_inference
@@ -152,6 +155,7 @@ def read_policy(
         theirs = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
         return Candidate(words.name, words.kind, theirs.fresh, theirs.spec)
     ours = load_policy(folder, device, words.embodiment or make_task(task).spec, bf16)
+    # Before `make`: copies share the compiled network.
     if compiled:
         ours.compile()
 
@@ -159,6 +163,7 @@ def read_policy(
         # A policy's memory is a value beside its weights: a shallow copy shares these alone.
         return make_executor(copy.copy(ours), words.execution or "chunk")
 
+    # An empty ledger means that nothing was recorded, hence None.
     return Candidate(words.name, words.kind, make, ours.spec, ours.ledger.amounts or None)
 
 
@@ -209,6 +214,8 @@ def require_comparable(candidates: Sequence[Candidate], task: str, reference: st
     for candidate in candidates:
         if (spec := candidate.spec) is None:
             continue
+        # Tasks render at any size, so the policy's own is taken; cameras it does not use are left
+        # out.
         offered = make_task(task, image_size_px(spec)).spec
         cameras = {camera.name: camera for camera in offered.cameras}
         used = tuple(cameras[c.name] for c in spec.cameras if c.name in cameras)
@@ -225,6 +232,7 @@ def make_env(
     swap_instructions: bool = False,
 ) -> CpuVecEnv:
     """An environment that draws what the candidate looks at, and nothing if that is nothing."""
+    # Rendering costs more than physics: only the cameras that the policy looks at are drawn.
     settings: dict[str, Any] = {"phrasing": phrasing, "swap_instructions": swap_instructions}
     if (spec := candidate.spec) is None:
         return CpuVecEnv(task, num_envs, num_workers, render=False, **settings)
@@ -248,6 +256,7 @@ def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:
         return RandomPolicy(env.spec, seed=seed)
     if kind == "zero":
         return ZeroPolicy(env.spec)
+    # The pattern `planner:` has been checked against `BUILT_IN`; the type checker cannot know.
     planner = cast(Literal["cem", "mppi"], kind.removeprefix("planner:"))
     return make_policy(PlanConfig(task=env.task.name, planner=planner, seed=seed), env)
 

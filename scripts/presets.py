@@ -57,6 +57,7 @@ def tabletop() -> Preset:
         pretrain=PretrainConfig(
             "Tabletop",
             head="gaussian:hidden=512,dropout=0.2",
+            # Twelve instructions: 50 states would try each about four times.
             selection_episodes=100,
             training=CloningConfig(updates=4000, evaluate_every=1000),
         ),
@@ -65,6 +66,7 @@ def tabletop() -> Preset:
 
 _SHORT_CLONING = CloningConfig(updates=1000, evaluate_every=500)
 
+# Functions, so that a preset is built, and validated, only when it is asked for.
 TUNED: dict[str, Callable[[], Preset]] = {
     "FetchPush": push,
     "FetchPickAndPlace": pick_and_place,
@@ -81,4 +83,5 @@ def preset(name: str) -> Preset:
     """
     if name not in TASKS:
         raise ValueError(f"no preset {name!r}; valid: {', '.join(TASKS)}")
+    # Tasks of other packages, which register by entry point, have a preset too.
     return TUNED[name]() if name in TUNED else default(name)

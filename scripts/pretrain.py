@@ -76,6 +76,7 @@ class PretrainConfig:
     without: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
     tolerance_s: float = TOLERANCE_S
+    # The checkpoint that ships with the package.
     start: Path = GROUNDED
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -115,10 +116,12 @@ def main(config: PretrainConfig) -> int:
         cameras=config.cameras,
         tolerance_s=config.tolerance_s,
     )
+    # Before `_start`: a new head draws its weights from torch's default generator.
     torch.manual_seed(config.training.seed)
     policy, training = _start(config, data)
     cloner = Cloner(policy, data, training, folder)
     with _selection(config) as env, Bar("clone", training.updates) as bar:
+        # States apart from demonstrations and from evaluation, see `sim/seeds.py`.
         seeds = SELECTION.seeds(config.selection_episodes)
         best = cloner.run(env, seeds, bar.update)
     folder.close()
@@ -132,6 +135,7 @@ def _judgement(config: PretrainConfig, cloner: Cloner) -> str:
     if config.task is not None:
         return f"success {score:.2f} on {config.selection_episodes}"
     if cloner.holds_out:
+        # Checkpoints are ranked by a score, higher is better: a loss counts negatively.
         return f"loss {-score:.4f} on held-out episodes"
     return "the last checkpoint, since a single episode leaves none to hold out"
 
@@ -153,6 +157,7 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     head = read_head(config.head)
     if config.vlm is None:
         start = load_start(config.start, config.device)
+        # A frozen perception cannot adapt to another view; refused before minutes of cloning.
         if config.training.perception == "frozen":
             _require_known_cameras(start, data)
         robots, chunks = data.embodiments(), data.chunks()
@@ -160,7 +165,9 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     made = VLAConfig(config.chunk_length)
     policy = vlm_policy(config.vlm, config.backbone, data.embodiments(), made, config.conversions)
     policy.model.to(config.device)
+    # Tokenised action heads fit their codes to the demonstrations' chunks, hence only now.
     policy.model.replace_actor(encode_chunks(policy.embodiments, data.chunks()), head)
+    # A pretrained model has not been grounded: frozen, it would give the head no positions.
     return policy, replace(config.training, perception="trained")
 
 
@@ -175,6 +182,7 @@ def _require_known_cameras(start: VLAPolicy, data: Demonstrations) -> None:
     processors = start.embodiments.processors.values()
     known = [[camera.name for camera in p.spec.cameras] for p in processors]
     for name, robot in data.robots.items():
+        # Names in their order: the model receives cameras by position.
         if (given := [camera.name for camera in robot.spec.cameras]) not in known:
             raise ContractMismatchError(
                 f"the demonstrations of {name} have the cameras {given}, the start has learned to "
@@ -187,4 +195,5 @@ def _selection(config: PretrainConfig) -> AbstractContextManager[CpuVecEnv | Non
     """Where checkpoints are tried."""
     if config.task is None:
         return nullcontext()
+    # No more environments than episodes: the others would be stepped for nothing.
     return CpuVecEnv(config.task, min(config.num_envs, config.selection_episodes))

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Keys of the trainers' metrics; a trainer has some of them, and all others go to its log alone.
 _SHOWN = ("loss/train", "success/end", "success/ever", "collect/success_end", "policy/kl")
 
 
@@ -40,6 +41,7 @@ class Bar:
         """Move to `step` and print the main figures."""
         self._progress.update(self._task, completed=step)
         shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN if name in values)
+        # Through the bar, which `print` would overwrite.
         self._progress.print(f"{step:>6}  {shown}")
 
 

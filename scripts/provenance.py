@@ -44,11 +44,16 @@ def _flags(config: Any, prefix: str) -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = prefix + field.name.replace("_", "-")
+        # `OmitArgPrefixes` removes the prefix of `training` from its flags, see the commands'
+        # configurations.
         if dataclasses.is_dataclass(value):
             words += _flags(value, "" if field.name == "training" else f"{flag}.")
+        # Fields with a default factory have MISSING here, so they are always written: longer, never
+        # wrong.
         elif value == field.default:
             continue
         elif isinstance(value, bool):
+            # tyro writes the negation into the last part: `--embedded.no-x`.
             words.append(f"--{flag}" if value else f"--{prefix}no-{field.name.replace('_', '-')}")
         else:
             values = value if isinstance(value, tuple) else (value,)
@@ -59,6 +64,7 @@ def _flags(config: Any, prefix: str) -> list[str]:
 def _processor() -> str | None:
     """Model name of the processor, where Linux tells."""
     cpuinfo = Path("/proc/cpuinfo")
+    # `platform.processor()` is empty on most Linux distributions.
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, None)

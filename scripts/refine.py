@@ -70,10 +70,13 @@ def main(config: RefineConfig) -> int:
         config.out or runs / "refined",
         config,
         command_line("refine", config),
+        # By content: resuming with another clone is refused, moving the same one is not.
         {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
     )
     selection = SELECTION.seeds(config.selection_episodes)
     with (
+        # One environment for collection and for selection: `rollout` resets it with the seeds of
+        # each.
         CpuVecEnv(config.task, config.num_envs) as env,
         Bar("refine", training.iterations) as bar,
     ):
@@ -83,6 +86,8 @@ def main(config: RefineConfig) -> int:
             training,
             method,
             folder,
+            # A function of the iteration alone, so a resumed run collects the states that come
+            # next.
             lambda iteration: training_seeds(training.seed, iteration, training.episodes),
         )
         best = trainer.run(selection, bar.update, config.stop_at)

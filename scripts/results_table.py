@@ -33,6 +33,7 @@ def print_table(rows: Sequence[Row], reference: str) -> None:
 
 def _compared(row: Row) -> str:
     if row.difference is None:
+        # Every other row is paired with it state by state, see `paired_difference`.
         return "reference"
     return f"{_percent(row.difference.difference, '+')} p={row.difference.p_value:.2g}"
 
@@ -51,5 +52,6 @@ def _speed(row: Row) -> tuple[str, str]:
 
 
 def _percent(interval: Interval, sign: str = "") -> str:
+    # The sign goes before both bounds: a difference from 0.
     low, high = (f"{100 * bound:{sign}.0f}" for bound in (interval.low, interval.high))
     return f"{100 * interval.value:{sign}.1f}% [{low}, {high}]"

@@ -44,6 +44,8 @@ class RecordConfig:
     episodes: int = 50
     root: Path | None = None
     first_seed: int = 0
+    # Noisy execution with clean labels shows recoveries from states that the expert alone never
+    # visits: DART, Laskey et al. 2017, arXiv:1703.09327.
     noise: float = 0.2
     noisy_fraction: float = 0.5
     hold_steps: int = 10
@@ -68,6 +70,7 @@ class RecordConfig:
     @property
     def attempts(self) -> int:
         """Most seeds tried for one task."""
+        # Enough that `_SeedPlan` refuses an unfit expert before the seeds run out.
         return (self.episodes + 1) * (FAILURES_PER_EPISODE + 1)
 
     @property
@@ -93,6 +96,8 @@ def play(
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
     """
+    # By the task's name too, or all tasks would get equal noise; crc32, since `hash` of a string
+    # differs between processes.
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
     noise = config.noise if rng.random() < config.noisy_fraction else 0.0
     low, high = np.array(task.spec.action.low), np.array(task.spec.action.high)
@@ -102,6 +107,7 @@ def play(
     held = 0
     while episode.steps < task.episode_length and held <= config.hold_steps:
         task.place_markers(data, episode)
+        # The observation before the action, as a policy has it.
         images = renderer.images(data)
         clean = np.clip(task.expert_action(data, episode), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
@@ -111,12 +117,14 @@ def play(
             "action": clean.astype(np.float32),
             "executed": disturbed.astype(np.float32),
         }
+        # float32, as it is recorded: a replay of `executed` is the same episode to the last bit.
         task.step(data, episode, row["executed"])
         success = task.is_success(data, episode)
         # Counted anew when success is lost: a block that slides through its target has not arrived.
         held = held + 1 if success else 0
         for key, value in (row | {"success": np.bool_(success)}).items():
             rows.setdefault(key, []).append(value)
+    # Success was lost at the end, or never held.
     if not held:
         return None
     stacked = {key: np.stack(values) for key, values in rows.items()}
@@ -129,6 +137,7 @@ class _Setup:
     renderer: CameraRenderer
 
 
+# One model and one GL context a process and task, kept for all of its episodes.
 @functools.cache
 def _setup(name: str, image_size: int) -> _Setup:
     task = make_task(name, image_size)
@@ -154,6 +163,8 @@ def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
     setup = _setup(name, config.image_size)
     arrays = play(setup.task, setup.renderer, seed, config)
     target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"
+    # Renamed when complete: whatever has a final name in the spool is whole. A failure is an empty
+    # file.
     unfinished = target.with_suffix(".tmp")
     with unfinished.open("wb") as file:
         if arrays is not None:

@@ -52,6 +52,7 @@ class ExactDynamics:
         self._task = make_task(task_name)
         self.spec = self._task.spec
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dynamics")
+        # As many `MjData` as threads, so that `get` never waits.
         self._idle_data: SimpleQueue[mujoco.MjData] = SimpleQueue()
         for _ in range(threads):
             self._idle_data.put(self._task.make_data())
@@ -81,6 +82,7 @@ class ExactDynamics:
         return np.stack(list(self._pool.map(lambda one: self._rollout_one(state, one), received)))
 
     def _rollout_one(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        # Infinity rather than a large number: a planner must never prefer a broken simulation.
         costs = np.full(len(actions), np.inf)
         data = self._idle_data.get()
         try:

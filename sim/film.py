@@ -43,6 +43,7 @@ def replay(
         )
     data = task.make_data()
     episode = task.reset(data, seed, phrasing)
+    # One array for all cameras, side by side: each row is already an image of the film.
     frames = np.empty((len(actions) + 1, size, size * len(cameras), 3), np.uint8)
     renderer = CameraRenderer(task.model, cameras, size, antialias=True)
     try:
@@ -50,6 +51,7 @@ def replay(
             if index:  # the first frame is the initial state
                 task.step(data, episode, actions[index - 1])
             task.place_markers(data, episode)
+            # Views into `frame`: the renderer writes into the film itself.
             parts = np.split(frame, len(cameras), axis=1)
             renderer.render(data, dict(zip(cameras, parts, strict=True)))
     finally:
@@ -78,6 +80,8 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: int = 25) -> None:
     handle, partial = tempfile.mkstemp(suffix=".mp4", dir=path.parent)
     os.close(handle)
     try:
+        # "faststart" moves the index to the front of the file, which is what lets it play while it
+        # loads.
         with av.open(partial, "w", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=fps, options={"crf": "23"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -85,8 +89,10 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: int = 25) -> None:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())  # what the encoder still holds back
+        # mkstemp makes it readable for the owner alone.
         os.chmod(partial, 0o644)
         os.replace(partial, path)
+    # Also after Ctrl-C: no half-written film stays behind.
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise

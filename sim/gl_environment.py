@@ -16,12 +16,13 @@ _PREFIXES = (
 
 
 def variables() -> dict[str, str]:
-    """What the environment says of OpenGL: name → value.
+    """Environment variables that concern OpenGL: name → value.
 
     MuJoCo itself sets PYOPENGL_PLATFORM to the library that MUJOCO_GL, or EGL by default, means;
-    so what it is then is no choice of the user's.
+    in that case it is no choice of the user's and is left out.
     """
     found = {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_PREFIXES)}
+    # Reporting it would blame the user for what MuJoCo's import has set.
     if found.get(_PLATFORM, "").lower() == (found.get("MUJOCO_GL", "").lower() or "egl"):
         del found[_PLATFORM]
     return found

@@ -27,14 +27,17 @@ def swap_instruction(
     Raises:
         ValueError: every later seed asks for the same, or for what this scene does not hold.
     """
+    # Words of the labels that are no phrase of the task, such as a verb, need no object here.
     here = task.points(data, episode).keys()
     phrases = {*task.object_phrases, *task.place_phrases}
+    # The later seeds only lend their labels: the caller's scene must stay as it is.
     scratch = task.make_data()
     for seed in range(episode.seed + 1, episode.seed + 1 + _TRIES):
         other = task.reset(scratch, seed, phrasing)
         if other.labels == episode.labels or not phrases & {*other.labels.values()} <= here:
             continue
         swapped = task.with_goal(data, episode, other.labels, phrasing)
+        # A goal that already holds would count as obeyed by a policy that stands still.
         if not task.is_success(data, swapped):
             return swapped
     raise ValueError(
@@ -57,6 +60,7 @@ def original_success(task: Task, seed: int, actions: np.ndarray) -> np.ndarray:
         Bool [steps].
     """
     data = task.make_data()
+    # Phrasing changes words alone, so the default one gives the same physics and goal.
     episode = task.reset(data, seed)
     success = np.zeros(len(actions), dtype=bool)
     for step, action in enumerate(actions):

@@ -31,6 +31,7 @@ PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
         ),
         "heldout": ("describe what you see on the table", "tell me what is in the scene"),
     },
+    # "lie", "place": "where is" belongs to pointing, see `QUESTIONS` in scripts/ground.py.
     "where": {
         "train": (
             "locate the {noun}",
@@ -44,6 +45,7 @@ PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
         ),
         "heldout": ("tell me the place of the {noun}", "in which place does the {noun} lie"),
     },
+    # The answer is one word of colour, so that it can be compared exactly.
     "colour": {
         "train": (
             "which colour has the block nearest to the {noun}",
@@ -107,6 +109,7 @@ class Questioner:
         What is outside of the first image is not asked for.
         """
         visible = [p for p in (*self._objects, *self._places) if self._is_visible(row, p)]
+        # Then ask what every scene can answer.
         if kind == "where" and not visible:
             kind = "gripped"
         templates = PHRASINGS[kind][phrasing]
@@ -114,11 +117,14 @@ class Questioner:
         if kind == "where":
             phrase = visible[rng.integers(len(visible))]
             x, y = (self._image_point(row, phrase) + 1) / 2  # from [-1, 1] to [0, 1]
+            # Row before column, as PaliGemma orders them.
             place = location_token(y) + location_token(x)
             return template.format(noun=self._task.noun(phrase)), place
         if kind == "colour":
+            # Never another block: the nearest block to a block would be itself.
             around = ["gripper", *self._places]
             phrase = around[rng.integers(len(around))]
+            # In space, metres: in one image a block behind another may look nearer.
             nearest = min(self._blocks, key=lambda block: self._distance_m(row, block, phrase))
             question = template.format(noun=self._task.noun(phrase))
             return question, nearest.removesuffix(_BLOCK)
@@ -136,9 +142,12 @@ class Questioner:
         return "nothing" if held is None else self._task.noun(held)
 
     def _image_point(self, row: int, phrase: str) -> np.ndarray:
+        # [2]: x, y in the first camera's image, from -1 to 1.
         return self._scenes.image_points[row, self._column(phrase), 0]
 
     def _is_visible(self, row: int, phrase: str) -> bool:
+        # NaN stands for outside of the image, see `Scenes.image_points`; an occluded object counts
+        # as visible.
         return bool(np.isfinite(self._image_point(row, phrase)).all())
 
     def _distance_m(self, row: int, one: str, other: str) -> float:

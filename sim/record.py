@@ -64,6 +64,7 @@ def record(config: RecordConfig) -> RecordSummary:
             differ, or an expert that hardly ever succeeds.
         OSError: the disk is full, the folder cannot be written, or a worker process died.
     """
+    # Before any side effect: a worker that imports an unguarded script would record, too.
     exit_without_main_guard()
     start_s = time.monotonic()
     tasks = [make_task(name, config.image_size) for name in config.task]
@@ -71,6 +72,7 @@ def record(config: RecordConfig) -> RecordSummary:
         _explained(config.folder),
         RecordingStore.open(config.folder, config.settings, tasks) as store,
     ):
+        # After reopening: what earlier runs left is no longer to be done.
         before = len(store.episodes)
         _require_space(config, tasks[0], store)
         _record_missing(config, store)
@@ -90,6 +92,7 @@ def record(config: RecordConfig) -> RecordSummary:
 
 def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
     plans = [_SeedPlan(name, config, store) for name in config.task]
+    # Running the same command again on a complete folder starts no process.
     if all(plan.finished for plan in plans):
         return
     pool = WorkerPool(config.workers, prepare_worker)
@@ -127,11 +130,13 @@ def _drive(
                 running[future] = (plan.name, seed)
             if not running:
                 break
+            # In order of completion; `plan.ready` restores the order of the seeds.
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 store.register(running.pop(future), succeeded=future.result())
             bar.update(bars[plan.name], completed=plan.done)
             if len(ready := plan.ready()) >= _GROUP:
                 store.write(ready)
+        # The rest, fewer than a group.
         store.write(plan.ready())
 
 
@@ -173,6 +178,7 @@ class _SeedPlan:
                 f"(now {self._config.noisy_fraction})"
             )
         for seed in self._candidate_seeds():
+            # `succeeded` also holds what an earlier run has left in the spool.
             if seed not in self._submitted and (self.name, seed) not in self._store.succeeded:
                 self._submitted.add(seed)
                 return seed
@@ -181,20 +187,24 @@ class _SeedPlan:
     def ready(self) -> list[EpisodeKey]:
         """Successes not yet written, up to the first seed that is still being played."""
         keys = [(self.name, seed) for seed in self._candidate_seeds()]
+        # Up to the first gap only: a later seed may not be written before an earlier one.
         known = itertools.takewhile(lambda key: key in self._store.succeeded, keys)
         return [key for key in known if key not in self._store.episodes]
 
     def _candidate_seeds(self) -> Iterator[int]:
+        # A failed seed drops out and the next one moves up, so these are always `episodes` many.
         untried_or_good = (s for s in self._seeds if (self.name, s) not in self._store.failed)
         return itertools.islice(untried_or_good, self._config.episodes)
 
 
 def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> None:
+    # `missing` are not in the data set yet; of those, `unplayed` are not in the spool either.
     missing = max(config.episodes * len(config.task) - len(store.episodes), 0)
     raw = (
         sum(3 * camera.height * camera.width for camera in task.spec.cameras) * task.episode_length
     )
     unplayed = max(missing - (len(store.succeeded) - len(store.episodes)), 0)
+    # PNG for all of them, and raw arrays for the group that waits in the spool.
     needed = int(missing * raw * _PNG_RATIO) + min(unplayed, _GROUP) * raw
     free = shutil.disk_usage(config.folder).free
     if free < needed:
@@ -206,7 +216,7 @@ def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> N
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Say in errors of the file system where it was written to, and what helps."""
+    """Add the folder and what helps to errors of the file system."""
     try:
         yield
     except (BlockingIOError, ChildProcessError):

@@ -41,6 +41,7 @@ class CameraRenderer:
         self.size = size
         self._model = model
         self._context = None
+        # Also checks the names, before a GL context is made.
         self._views = [_fixed_camera(model, name) for name in self.cameras]
         # These are read once, when the context is made.
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
@@ -49,16 +50,20 @@ class CameraRenderer:
         self._gl, self._context = self._start(choose_backend())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
+        # Room for 1000 geometries; MuJoCo leaves out what does not fit.
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._option = mujoco.MjvOption()
         self._rect = mujoco.MjrRect(0, 0, size, size)
+        # Read buffer, reused for every image: mjr_readPixels needs contiguous memory.
         self._upside_down = np.empty((size, size, 3), np.uint8)
 
     def _start(self, backend: str) -> tuple[Any, mujoco.MjrContext]:
         """The backend's context, made current, and MuJoCo's in it."""
         platform = os.environ.get("PYOPENGL_PLATFORM", "").lower()
+        # PyOpenGL takes its library from this variable as it is imported, so a contradiction cannot
+        # be resolved later in this process.
         if backend != "glfw" and platform not in ("", backend):
             raise _no_renderer(f"PYOPENGL_PLATFORM={platform} contradicts the renderer {backend}")
         try:
@@ -91,6 +96,7 @@ class CameraRenderer:
             self._scene,
         )
         for name, view in zip(self.cameras, self._views, strict=True):
+            # Moves the camera alone; the geometry collected above stays.
             mujoco.mjv_updateCamera(self._model, data, view, self._scene)
             mujoco.mjr_render(self._rect, self._scene, self._context)
             mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
@@ -107,6 +113,7 @@ class CameraRenderer:
         if self._context is None:
             return
         self._make_current()
+        # MuJoCo's context first: it frees textures and buffers in the GL context.
         self._context.free()
         self._context = None
         self._gl.free()
@@ -144,6 +151,7 @@ def choose_backend() -> str:
         if wanted not in _MODULES:
             raise _no_renderer(f"MUJOCO_GL={wanted!r} draws nothing, {sorted(_MODULES)} do")
         return wanted
+    # Loading libEGL proves nothing: without a driver it loads, and fails at the first context.
     if _egl_devices() > 0:
         return "egl"
     try:
@@ -159,6 +167,7 @@ def _egl_devices() -> int:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:
         return 0
+    # ctypes assumes int, which cuts a 64-bit address.
     egl.eglGetProcAddress.restype = ctypes.c_void_p
     address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
     if not address:
@@ -167,6 +176,7 @@ def _egl_devices() -> int:
         ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)
     )(address)
     count = ctypes.c_int(0)
+    # With no room for devices EGL only counts them.
     return count.value if query(0, None, ctypes.byref(count)) else 0
 
 
@@ -178,8 +188,12 @@ def project(
     x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.
     """
     index = model.camera(camera).id
+    # `cam_xmat` [3, 3] maps the camera's frame to the world's; from the right it multiplies row
+    # vectors by the inverse rotation.
     # Into the camera's frame, which looks along its own -z.
     in_camera = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
     ahead = np.where(in_camera[:, 2] < 0, -in_camera[:, 2], np.nan)
+    # In half image heights: a point at the edge of the vertical angle is at 1.
     focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)
+    # MuJoCo's camera has +y up, images have y down. [n, 2] / [n, 1]
     return focal * in_camera[:, :2] * (1.0, -1.0) / ahead[:, None]

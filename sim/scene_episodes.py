@@ -11,12 +11,15 @@ import numpy as np
 from sim.render import project
 from sim.tasks.base import Episode, Motion, Task
 
+# Every fourth control step (0.16 s): neighbouring frames differ too little to teach more.
 STEPS = 40
 FRAME_EVERY = 4
 FRAMES_PER_EPISODE = STEPS // FRAME_EVERY
 TARGET_MOVED = 2 / 3
 """Share of the frames that show another target than the episode's."""
+# Share of the episodes.
 _RANDOM_MOTION = 0.4
+# A task whose points leave the view again and again must not loop for ever.
 _MOST_RESTARTS = 10
 
 
@@ -52,10 +55,11 @@ class Projector:
     def frame(self, data: mujoco.MjData, episode: Episode) -> Frame:
         """The present state of `data` with this episode's target."""
         named = self._task.points(data, episode)
+        # [phrases, 3]; projecting NaN gives NaN, so absent objects stay marked.
         points = np.array([named.get(phrase, np.full(3, np.nan)) for phrase in self._phrases])
         image_points = np.stack(
             [project(self._task.model, data, camera, points) for camera in self._cameras], axis=1
-        )
+        )  # [phrases, cameras, 2]
         fixed = image_points[np.isfinite(points).all(1)][:, self._is_fixed]
         # So that NaN, which is a point behind the camera, is not in view.
         return Frame(points, image_points, bool((np.abs(fixed) <= 1).all()))
@@ -71,6 +75,8 @@ def play(
         task.step(data, episode, motion(data, episode))
         frame = projector.frame(data, episode)
         if not frame.all_in_view and restarts < _MOST_RESTARTS:
+            # The motion goes on with its random stream, so the episode takes another course; frames
+            # that were yielded stay.
             episode, restarts = task.reset(data, seed), restarts + 1
             continue
         step += 1
@@ -79,6 +85,7 @@ def play(
         shown = episode
         if rng.random() < TARGET_MOVED:
             moved = task.move_target(data, episode, rng)
+            # A target outside of the view teaches nothing: keep the episode's own.
             if (moved_frame := projector.frame(data, moved)).all_in_view:
                 shown, frame = moved, moved_frame
         task.place_markers(data, shown)
@@ -89,12 +96,14 @@ def _noisy_expert(task: Task, rng: np.random.Generator) -> Motion:
     """The scripted expert under noise that lasts for some steps, much or little of it."""
     action = task.spec.action
     low, high = np.array(action.low), np.array(action.high)
+    # bool [action.dim]; all noise is a share of half the action's range.
     is_noisy = np.array([name not in task.grip_actions for name in action.names])
     half_range = (high - low)[is_noisy] / 2
     scale = rng.uniform(0.0, 0.3)
     noise = np.zeros(len(half_range))
 
     def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        # First-order autoregression, as in `Task.random_motion`.
         noise[:] = 0.8 * noise + rng.normal(0.0, scale, len(noise))
         disturbed = task.expert_action(data, episode).astype(np.float64)
         disturbed[is_noisy] += half_range * noise

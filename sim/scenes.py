@@ -60,6 +60,7 @@ class ScenesConfig:
     @property
     def episodes(self) -> int:
         """Episodes of each task."""
+        # Rounded up.
         return -(-self.frames_per_task // FRAMES_PER_EPISODE)
 
 
@@ -122,12 +123,15 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
         drawn = _read_about(folder)
         if drawn is None:
             _make_arrays(folder, about)
+        # Compared by what decides the pixels: frames of other cameras or seeds must not mix in one
+        # file.
         elif differing := [key for key in about if drawn.get(key) != about[key]]:
             raise ValueError(
                 f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
                 f"{_ANOTHER_FOLDER}"
             )
         _draw_missing(config, task, about, folder)
+        # Opened anew, which checks that every frame is there.
         opened.append(Scenes.open(folder))
     return opened
 
@@ -161,6 +165,7 @@ def _shapes(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _pose(camera: Any) -> list[float]:
     """Position, orientation and angle of one of MuJoCo's cameras, to the micrometre."""
+    # Rounded, so that the last bits of a compiled pose cannot make equal cameras differ.
     numbers = (*camera.pos, *camera.quat, *camera.fovy)
     return [round(float(number), 6) for number in numbers]
 
@@ -168,6 +173,7 @@ def _pose(camera: Any) -> list[float]:
 def _phrases(task: Task) -> list[str]:
     data = task.make_data()
     names = task.points(data, task.reset(data, 0))
+    # A fixed order first and the rest sorted: a column means the same in every run.
     return ["gripper", "target", "object", *sorted(set(names) - {"gripper", "target", "object"})]
 
 
@@ -195,6 +201,7 @@ def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
     for key, shape in _shapes(about).items():
         kind = np.uint8 if key == "images" else np.float32
         array = np.lib.format.open_memmap(folder / f"{key}.npy", "w+", kind, shape)
+        # All space before the first frame: a full disk is refused here, not after an hour.
         _reserve(folder / f"{key}.npy")
         if key != "images":
             array[...] = np.nan  # of proprio: the mark of a frame that is still to be drawn
@@ -230,6 +237,7 @@ def _open_arrays(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     for key, shape in _shapes(about).items():
         path = folder / f"{key}.npy"
         try:
+            # Images are far too large for memory; the other arrays are small and read often.
             arrays[key] = np.load(path, mmap_mode="r" if key == "images" else None)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read ({error}): {_ANOTHER_FOLDER}") from error
@@ -252,6 +260,7 @@ def _missing_episodes(proprio: np.ndarray) -> list[int]:
 
 def _draw_missing(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:
     episodes = _missing_episodes(_open_arrays(folder, about)["proprio"])
+    # Interleaved, so that every process has about as many.
     shares = [episodes[worker :: config.workers] for worker in range(config.workers)]
     job = _Job(config, type(task), folder, about["phrases"])
     workers = [
@@ -289,11 +298,13 @@ def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> No
     projector = Projector(task, job.phrases, cameras)
     seeds = grounding_seeds(job.config.seed, job.config.episodes)
     for index in episodes:
+        # By episode, not by process: the number of workers changes no frame.
         rng = np.random.default_rng([job.config.seed, index])
         row = index * FRAMES_PER_EPISODE
         for frame in play(task, data, seeds[index], rng, projector):
             renderer.render(data, {c: arrays["images"][row, i] for i, c in enumerate(cameras)})
             arrays["points"][row] = frame.points
+            # [phrases, cameras, 1]; NaN compares as False and stays NaN.
             outside = (np.abs(frame.image_points) > 1).any(-1, keepdims=True)
             arrays["image_points"][row] = np.where(outside, np.nan, frame.image_points)
             arrays["proprio"][row] = task.proprio(data)  # last: it says that the frame is complete

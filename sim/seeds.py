@@ -46,6 +46,7 @@ class SeedRange:
         """
         if count < 0 or offset < 0:
             raise ValueError(f"count and offset must not be negative: {count}, {offset}")
+        # Refused rather than wrapped around: the seeds beyond belong to another purpose.
         if offset + count > len(self):
             raise ValueError(
                 f"{count} seeds from {self.start + offset} on leave the {self.name} range "
@@ -63,6 +64,7 @@ class SeedRange:
         """
         if count > size:
             raise ValueError(f"{count} seeds asked for, the {self.name} range gives {size} a run")
+        # Whole blocks only; the rest of the range stays unused.
         if not 0 <= index < len(self) // size:
             raise ValueError(
                 f"seed {index} is none of the {len(self) // size} runs for which the {self.name} "
@@ -71,6 +73,8 @@ class SeedRange:
         return self.seeds(count, index * size)
 
 
+# Fixed for good: a range that moved would let a trained policy meet its own training states in a
+# test.
 DEMONSTRATIONS = SeedRange("demonstrations", 0, 500_000)
 """Recorded with the scripted experts."""
 GROUNDING = SeedRange("grounding", 500_000, 900_000)
@@ -104,6 +108,7 @@ def by_name(ranges: Iterable[SeedRange]) -> dict[str, SeedRange]:
     return named
 
 
+# At import, so that an overlap cannot reach a run.
 RANGES = by_name((DEMONSTRATIONS, GROUNDING, SELECTION, DEVELOPMENT, FINAL, TRAINING))
 
 MOST_ITERATIONS = 100_000
@@ -137,4 +142,6 @@ def grounding_seeds(seed: int, episodes: int) -> range:
     Raises:
         ValueError: too many episodes, or a seed beyond the range.
     """
+    # A block of the full size whatever `episodes` is: more frames of one seed extend it without
+    # touching the next seed's.
     return GROUNDING.block(seed, GROUNDING_EPISODES, episodes)

@@ -40,6 +40,7 @@ class SharedArrays:
         for key, (shape, dtype) in layout.items():
             offsets[key] = size
             length = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            # Rounded up to a cache line, so that no array begins inside the last line of another.
             size += -(-length // _ALIGNMENT) * _ALIGNMENT
         self._descriptor = _reserve(size) if descriptor is None else descriptor
         self._block = mmap.mmap(self._descriptor, size)
@@ -49,10 +50,12 @@ class SharedArrays:
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Only the layout and a descriptor are pickled, never the contents.
         return _attach, (self._layout, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:
         """Let go of the memory, which is freed once every process has; may be called again."""
+        # The views go first: a memory map with exported buffers cannot be closed.
         self.arrays = {}
         with contextlib.suppress(BufferError):  # a caller still holds a view: freed with it
             self._block.close()
@@ -74,6 +77,7 @@ def _reserve(size: int) -> int:
     try:
         with tempfile.TemporaryFile(dir=SHARED_MEMORY) as file:
             os.posix_fallocate(file.fileno(), 0, size)
+            # The file's own descriptor is closed with it; the duplicate keeps the memory alive.
             return os.dup(file.fileno())
     except OSError as error:
         free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0

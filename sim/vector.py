@@ -61,6 +61,7 @@ class CpuVecEnv:
         antialias: bool = False,
         swap_instructions: bool = False,
     ):
+        # `__del__` also runs after a refusal in here, when there is nothing to close yet.
         self._closed = True
         num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
         if min(num_envs, num_workers, image_size) < 1:
@@ -69,6 +70,7 @@ class CpuVecEnv:
                 "each must be at least 1"
             )
         num_workers = min(num_workers, num_envs)
+        # The parent's own copy: for the contract and the names; it is never stepped.
         self.task = make_task(task, image_size)
         drawn = tuple(cameras) if render else ()
         known = {camera.name: camera for camera in self.task.spec.cameras}
@@ -110,6 +112,8 @@ class CpuVecEnv:
             f"image/{camera.name}": ((n, camera.height, camera.width, 3), "uint8")
             for camera in self.spec.cameras
         }
+        # n environments, k control steps: [n, ...], so a worker writes to rows of its own and no
+        # lock is needed.
         return layout | {
             "proprio": ((n, self.spec.proprio.dim), "float32"),
             "privileged": ((n, len(self.privileged_names)), "float32"),
@@ -140,6 +144,7 @@ class CpuVecEnv:
             raise ValueError(f"no environments {bad}: there are {self.num_envs}, from 0")
         if bad := [seed for seed in seeds if seed < 0]:
             raise ValueError(f"seeds must not be negative, got {bad}")
+        # One message a worker, whatever the number of its environments.
         wanted: dict[int, dict[int, int]] = {}  # worker → environment → seed
         for index, seed in zip(indices, seeds, strict=True):
             wanted.setdefault(self._hosts[int(index)], {})[int(index)] = int(seed)
@@ -166,14 +171,17 @@ class CpuVecEnv:
         self._require_begun()
         actions = self._checked(chunks)
         length = actions.shape[1]
+        # Written before the workers are called, read by them: the pipe carries only the length.
         self._shared.arrays["actions"][:, :length] = actions
         self._ask("step", dict.fromkeys(range(len(self._workers)), length))
         success = self._shared.arrays["success"][:, :length]  # [n, k]
         return StepBatch(
             observation=self._observation(),
             privileged=self._copy("privileged"),
+            # float32 [n, k]; both are copies, as `astype` makes one.
             rewards=torch.from_numpy(success.astype(np.float32)),
             success=torch.from_numpy(success.copy()),
+            # False after the end of an episode: such steps were not executed.
             valid=self._copy("valid")[:, :length],
             # A time limit is the only end that a task has.
             terminated=torch.zeros(self.num_envs, dtype=torch.bool),
@@ -223,6 +231,7 @@ class CpuVecEnv:
         self.close()
 
     def __del__(self) -> None:
+        # Wrong arguments fail before `__init__` sets the attribute.
         if not getattr(self, "_closed", True):
             self.close()
 
@@ -246,6 +255,7 @@ class CpuVecEnv:
             raise RuntimeError(f"call reset first: environments {missing} have no episode")
 
     def _checked(self, chunks: Tensor) -> np.ndarray:
+        # Workers are on the CPU whatever the policy's device is.
         actions = np.asarray(chunks.detach().cpu(), np.float32)
         names = self.spec.action.names
         shape = (self.num_envs, "k", len(names))
@@ -255,6 +265,8 @@ class CpuVecEnv:
             raise ValueError(
                 f"a chunk of {actions.shape[1]} exceeds the episode length {self.episode_length}"
             )
+        # MuJoCo resets the state to its defaults on a NaN and only warns, which would look like a
+        # valid step.
         if not np.isfinite(actions).all():
             env, step, dim = np.argwhere(~np.isfinite(actions))[0]
             raise ValueError(
@@ -274,6 +286,7 @@ class CpuVecEnv:
         if self._closed:
             raise RuntimeError("this vector environment is closed")
         try:
+            # All are sent before any answer is read, so the workers run at the same time.
             for worker, argument in arguments.items():
                 self._workers[worker].send((method, argument))
         except WorkerError:
@@ -283,6 +296,8 @@ class CpuVecEnv:
 
     def _collect(self, workers: Iterable[int]) -> list[Any]:
         try:
+            # After one failure the others are ended too: their answers would be out of step with
+            # the calls.
             return [self._workers[worker].receive() for worker in workers]
         except WorkerError:
             self.close()

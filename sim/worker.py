@@ -57,6 +57,7 @@ class Worker:
             self._renderer = CameraRenderer(
                 task.model, config.cameras, config.image_size, config.antialias
             )
+        # One model for all: only `MjData` is an environment's own, see `Task`.
         self._data = {index: task.make_data() for index in config.indices}
         self._episodes: dict[int, Episode] = {}
 
@@ -69,6 +70,7 @@ class Worker:
             if self._config.swap_instructions:
                 episode = swap_instruction(self._task, data, episode, phrasing)
             self._episodes[index] = episode
+            # Here alone: until its reset an ended environment keeps the flag.
             self._arrays["truncated"][index] = False
             self._observe(index)
         return {i: (self._episodes[i].instruction, self._episodes[i].labels) for i in seeds}
@@ -82,12 +84,14 @@ class Worker:
         arrays, task = self._arrays, self._task
         data, episode = self._data[index], self._episodes[index]
         executed = min(length, task.episode_length - episode.steps)  # 0 once the episode has ended
+        # Views of this environment's row: bool [episode_length].
         valid, success = arrays["valid"][index], arrays["success"][index]
         # What an earlier, longer chunk left must not count for this one.
         valid[:length] = False
         success[:length] = False
         for k in range(executed):
             task.step(data, episode, arrays["actions"][index, k])
+            # Success does not end an episode: the time limit alone does, see `Task.episode_length`.
             success[k] = task.is_success(data, episode)
         # An ended episode keeps its last observation, which is the final one.
         if executed:
@@ -102,7 +106,9 @@ class Worker:
         arrays["privileged"][index] = task.privileged(data, episode)
         arrays["time_s"][index] = episode.steps / task.spec.control_rate_hz
         if self._renderer is not None:
+            # Before every image: the goal's marker is in the model, which all environments share.
             task.place_markers(data, episode)
+            # Views: the renderer writes straight into shared memory.
             out = {name: arrays[f"image/{name}"][index] for name in self._config.cameras}
             self._renderer.render(data, out)
 
@@ -135,6 +141,7 @@ def serve(channel: WorkerChannel, config: WorkerConfig, shared: SharedArrays) ->
     """Answer (method, argument) messages with ("ok", result) until `None` arrives."""
     try:
         worker = Worker(config, config.task(config.image_size), shared.arrays)
+        # The parent waits for this before it sends anything: compiling a model takes seconds.
         channel.send(("ok", None))
         while (message := channel.receive(_SPIN_S)) is not None:
             channel.send(("ok", _call(worker, *message)))

@@ -20,10 +20,14 @@ class Signal:
     """
 
     def __init__(self, descriptor: int | None = None):
+        # As a semaphore a read subtracts 1 instead of resetting the counter, so two messages wake
+        # their reader twice.
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
         self._descriptor = os.eventfd(0, flags) if descriptor is None else descriptor
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # A file descriptor is valid in one process only: multiprocessing duplicates it into the
+        # child.
         return _attach_signal, (reduction.DupFd(self._descriptor),)
 
     def __del__(self) -> None:
@@ -74,6 +78,7 @@ class WorkerChannel:
         Raises:
             OSError: the other end has gone.
         """
+        # In this order: whoever takes the signal finds the message in the pipe.
         self.pipe.send(message)
         self.sent.post()
 
@@ -89,6 +94,8 @@ class WorkerChannel:
         until = time.perf_counter() + spin_s
         while not self.ready.take():
             if time.perf_counter() < until:
+                # Give way while polling: with more workers than cores the one that has work must
+                # run.
                 os.sched_yield()
             elif not self._sleep():
                 break  # what was sent before the other end closed can still be read
@@ -105,5 +112,6 @@ class WorkerChannel:
 def make_channel(context: BaseContext) -> tuple[WorkerChannel, WorkerChannel]:
     """Two ends."""
     ours, theirs = context.Pipe()
+    # One signal a direction: with a single one an end could take what it had posted itself.
     to_them, to_us = Signal(), Signal()
     return WorkerChannel(ours, to_us, to_them), WorkerChannel(theirs, to_them, to_us)

@@ -15,8 +15,8 @@ from sim.worker_process import WorkerProcess
 class WorkerPool:
     """Runs functions in worker processes, as `concurrent.futures.ProcessPoolExecutor` does.
 
-    Other than that one it holds nothing that has a name, so nothing stays in /dev/shm however the
-    processes end, and a process that died is reported by how it ended.
+    Unlike that one it holds no named semaphore, so nothing stays in /dev/shm however the processes
+    end, and a process that died is reported by how it ended.
 
     Args:
         workers: processes.
@@ -30,6 +30,7 @@ class WorkerPool:
         self._idle: SimpleQueue[WorkerProcess] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
+        # One thread a process, which only waits for the answer of its worker.
         self._threads = ThreadPoolExecutor(workers)
 
     def submit[T](self, function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -45,13 +46,16 @@ class WorkerPool:
             worker.send((function, arguments))
             error, result = worker.receive()
         finally:
+            # Also one that has died: later calls to it fail with its reason instead of waiting for
+            # ever.
             self._idle.put(worker)
         if error is not None:
             raise error
         return result
 
     def close(self) -> None:
-        """Forget what waits, and end the processes once they have done what they are doing."""
+        """Cancel waiting calls, and end the processes once their present ones are done."""
+        # First the threads, since they use the channels that are closed below.
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.ask_to_end()
@@ -70,5 +74,6 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
     try:
         return None, function(*arguments)
     except Exception as error:  # noqa: BLE001 raised again in the parent
+        # A traceback cannot be pickled, so it travels as a note.
         error.add_note(f"In the worker process:\n{traceback.format_exc()}")
         return error, None

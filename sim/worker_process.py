@@ -79,7 +79,7 @@ class WorkerProcess:
             self._channel.send(None)
 
     def join(self) -> None:
-        """Wait for its end, then insist on it."""
+        """Wait for its end, and kill it if that takes too long."""
         self._process.join(timeout=_PATIENCE_S)
         if self._process.is_alive():
             self._process.kill()

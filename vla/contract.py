@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+# Annotations alone name torch: this module has to load fast, also where torch is missing.
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -38,11 +39,14 @@ class VectorSpec:
     high: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        # Checked here, so that everyone who holds a spec can zip its fields without asking.
         lengths = {len(self.names), len(self.units), len(self.low), len(self.high)}
         if len(lengths) != 1 or not self.names:
             raise ValueError(f"names, units, low and high need one equal length: {self}")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"names repeat: {self.names}")
+        # Not `low >= high`, which NaN would pass. An infinite limit is allowed: some sensors have
+        # none.
         bounds = zip(self.names, self.low, self.high, strict=True)
         if bad := [name for name, low, high in bounds if not low < high]:
             raise ValueError(f"low must be below high for {bad}")
@@ -64,12 +68,12 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Under which names a LeRobotDataset keeps what the contract describes.
+    """The features of a LeRobotDataset that hold what the contract describes.
 
     Attributes:
-        action: the commands.
-        proprio: the proprioception.
-        cameras: camera name → its images; a camera that is missing here has LeRobot's usual name.
+        action: feature of the commands.
+        proprio: feature of proprioception.
+        cameras: camera name → feature of its images; by default LeRobot's usual name.
     """
 
     action: str = "action"
@@ -91,7 +95,7 @@ class RobotSpec:
         proprio: what the robot measures of itself.
         cameras: in the order in which a policy takes them.
         control_rate_hz: control steps a second.
-        features: where a data set keeps these things; no part of what must agree.
+        features: where a data set keeps all this; no part of what must agree.
     """
 
     robot: str
@@ -110,6 +114,7 @@ class RobotSpec:
         """Rebuild from `to_dict`, also after a round trip through JSON."""
 
         def vector(fields: dict[str, Any]) -> VectorSpec:
+            # JSON makes lists of tuples, and a list never equals a tuple in `differences`.
             return VectorSpec(**{key: tuple(value) for key, value in fields.items()})
 
         return cls(
@@ -124,6 +129,7 @@ class RobotSpec:
     def differences(self, other: RobotSpec) -> list[str]:
         """Every leaf that differs, as `path: ours != theirs`; empty when equal."""
         ours, theirs = self.to_dict(), other.to_dict()
+        # Where a data set stores a vector says nothing of what the vector means.
         del ours["features"], theirs["features"]
         return _differences("", ours, theirs)
 
@@ -152,6 +158,7 @@ def _differences(path: str, ours: Any, theirs: Any) -> list[str]:
             for key in ours
             for line in _differences(f"{path}.{key}" if path else key, ours[key], theirs[key])
         ]
+    # Tuples are compared whole: for limits or names the whole list is what a reader needs.
     return [] if ours == theirs else [f"{path}: {ours} != {theirs}"]
 
 
@@ -178,6 +185,7 @@ class Observation:
             ContractMismatchError: naming the camera or the dimension that is wrong.
         """
         expected = {camera.name: (camera.height, camera.width, 3) for camera in spec.cameras}
+        # A surplus camera is refused too: it is a sign of another robot or another configuration.
         if set(self.images) != set(expected):
             raise ContractMismatchError(
                 f"observation has cameras {sorted(self.images)}, contract has {sorted(expected)}"
@@ -196,6 +204,7 @@ def _require_vector(label: str, value: np.ndarray, spec: VectorSpec) -> None:
         raise ContractMismatchError(
             f"{label} has shape {value.shape}, contract says {spec.dim}: {list(spec.names)}"
         )
+    # One flag a dimension over all rows, [dim]: the message names dimensions.
     finite = np.atleast_1d(np.isfinite(value).reshape(-1, spec.dim).all(axis=0))
     if not finite.all():
         bad = [name for name, good in zip(spec.names, finite, strict=True) if not good]
@@ -218,6 +227,7 @@ class ActionChunk:
         Raises:
             ContractMismatchError: naming what is wrong.
         """
+        # `_require_vector` looks at the last axis alone, and would accept a batch or a single step.
         if self.actions.ndim != 2:
             raise ContractMismatchError(
                 f"action chunk has shape {self.actions.shape}, expected [chunk_length, action]"
@@ -246,6 +256,7 @@ class ObservationBatch:
 
     def select(self, indices: Sequence[int]) -> ObservationBatch:
         """A copy of the rows at `indices`."""
+        # Indexing with a list copies; a slice would be a view, and change with its source.
         rows = list(indices)
         return ObservationBatch(
             images={name: image[rows] for name, image in self.images.items()},
@@ -278,10 +289,13 @@ class StepBatch:
     rewards: Tensor
     success: Tensor
     valid: Tensor
+    # Two flags, since a critic bootstraps beyond a time limit but never beyond an end.
     terminated: Tensor
     truncated: Tensor
 
 
+# Protocols, so that a simulator or a driver needs no base class of ours. `isinstance` looks for the
+# attributes alone, not at their types or signatures.
 @runtime_checkable
 class Policy(Protocol):
     """Anything that turns observations into action chunks."""

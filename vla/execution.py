@@ -1,7 +1,7 @@
 """How chunks are executed: whole, in part, blended, or joined smoothly while the next is computed.
 
-Each executor is a `Policy` around a `VLAPolicy`, so evaluation, films and robots take it as they
-take the policy itself.
+Each executor is a `Policy` around a `VLAPolicy`, so evaluation, videos and robots use it like the
+policy itself.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class TemporalEnsemble:
 
     def __init__(self, policy: VLAPolicy, decay: float = 0.01):
         self.spec, self._policy, self._decay = policy.spec, policy, decay
+        # Row -> its latest chunks in physical units, the oldest first, each [chunk_length, action].
         self._chunks: dict[int, list[Tensor]] = {}
 
     def reset(self, indices: Sequence[int]) -> None:
@@ -65,15 +66,18 @@ class TemporalEnsemble:
 
     def act(self, observation: ObservationBatch) -> Tensor:
         """One control step, [n, 1, action.dim]."""
-        chunks = self._policy.act(observation)
+        chunks = self._policy.act(observation)  # [n, chunk_length, action.dim]
         return torch.stack([self._blend(row, chunk) for row, chunk in enumerate(chunks)])[:, None]
 
     def _blend(self, row: int, chunk: Tensor) -> Tensor:
+        # A chunk older than its own length predicts nothing about the present.
         past = [*self._chunks.get(row, []), chunk][-len(chunk) :]
         self._chunks[row] = past
         # The chunk decided `age` steps ago predicts the present at index `age`.
         ages = range(len(past) - 1, -1, -1)
+        # [past, action.dim]
         predictions = torch.stack([old[age] for age, old in zip(ages, past, strict=True)])
+        # The chunks are within the contract's limits, so their weighted mean is too.
         weight = torch.exp(-self._decay * torch.arange(len(past), device=chunk.device))
         return (predictions * (weight / weight.sum())[:, None]).sum(0)
 
@@ -102,12 +106,14 @@ class RealTimeChunking:
                 f"real-time chunking needs a head that can inpaint, such as flow; the policy has "
                 f"{type(head).__name__}"
             )
+        # A step of the old chunk has to be left to join to. The delay is covered by what is left of
+        # it, and ends before the next decision.
         _require_steps("steps", steps, 1, policy.chunk_length - 1)
         _require_steps("delay", delay, 0, min(steps, policy.chunk_length - steps))
         self.spec, self._policy = policy.spec, policy
         self._shape = (policy.chunk_length, policy.model.dims.action)
         self._steps, self._delay = steps, delay
-        self._previous: dict[int, Tensor] = {}
+        self._previous: dict[int, Tensor] = {}  # row -> normalised [chunk_length, action]
 
     def reset(self, indices: Sequence[int]) -> None:
         """Forget the chunks of these rows."""
@@ -119,10 +125,13 @@ class RealTimeChunking:
     def act(self, observation: ObservationBatch) -> Tensor:
         """[n, steps, action.dim]: the end of the delay from the old chunk, then the new one."""
         features = self._policy.observe(observation)
+        # Rows whose episode begins keep weight 0: their first chunk is free.
         target = torch.zeros(len(features), *self._shape, device=features.device)
         weight = torch.zeros(len(features), self._shape[0], device=features.device)
         soft_mask = self._soft_mask().to(features.device)
         for row, old in self._previous.items():
+            # `steps` control steps have passed since: the old chunk shifted, so that index 0 is
+            # now.
             target[row, : -self._steps] = old[self._steps :]
             weight[row] = soft_mask
         chunk = self._policy.actor.inpaint(features, target, weight)
@@ -135,6 +144,8 @@ class RealTimeChunking:
         """Weights [chunk_length] of the old chunk's steps: 1, falling, then 0 (equation 5)."""
         length, steps, delay = self._shape[0], self._steps, self._delay
         step = torch.arange(length)
+        # With H the length, s steps, d the delay and index i: c_i = (H - s - i) / (H - s - d + 1),
+        # W_i = c_i (e^c_i - 1) / (e - 1) for d <= i < H - s.
         c = (length - steps - step) / (length - steps - delay + 1)
         falling = c * torch.expm1(c) / (torch.e - 1)
         weight = torch.where(step < delay, torch.ones(length), falling)
@@ -151,6 +162,7 @@ def make_executor(policy: VLAPolicy, execution: str) -> Policy:
     Raises:
         ValueError: none of these, or numbers out of range.
     """
+    # int() and float() raise ValueError as the executors do, so one handler names the argument.
     name, *numbers = execution.split(":")
     try:
         if name == "chunk" and not numbers:

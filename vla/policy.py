@@ -60,6 +60,7 @@ class VLAPolicy:
     ):
         if isinstance(conversions, Processor):
             conversions = Embodiments.of(conversions)
+        # One network serves all robots, so every processor has to give the same padded sizes.
         for processor in conversions.processors.values():
             if (given := ModelDims.of(processor)) != model.dims:
                 raise ValueError(f"the model takes {model.dims}, the processor gives {given}")
@@ -69,7 +70,9 @@ class VLAPolicy:
         self.network = RobotNetwork(model, self.processor)
         self.spec = self.processor.spec
         self.ledger = ledger or Ledger()
+        # What `forward` calls. `compile` replaces it; trainings go on with the module itself.
         self._network: Callable[[ModelInputs, Tensor], tuple[Tensor, Tensor]] = self.network
+        # No rows yet: the first observation says how many robots there are.
         self._state = self.initial_state(0)
 
     def embodied(self, embodiment: str | RobotSpec) -> VLAPolicy:
@@ -104,7 +107,7 @@ class VLAPolicy:
         return self.model.config.chunk_length
 
     def initial_state(self, rows: int) -> PolicyState:
-        """The memory of so many robots whose episodes begin."""
+        """The memory of this many robots whose episodes begin."""
         return PolicyState.initial(rows, len(self.model.config.static_points), self.device)
 
     @torch.no_grad()
@@ -113,6 +116,7 @@ class VLAPolicy:
     ) -> tuple[Features, PolicyState]:
         """What the actor reads, and the memory with this observation; args as `forward`."""
         inputs, state = self._inputs(observation, state)
+        # Not `_network`: that is compiled as a whole, and gives chunks instead of features.
         features, evidence = self.network.fused_features(inputs, state.evidence)
         return features, replace(state, evidence=evidence)
 
@@ -137,6 +141,7 @@ class VLAPolicy:
         """
         inputs, state = self._inputs(observation, state)
         chunk, evidence = self._network(inputs, state.evidence)
+        # The network has clipped already; this refuses NaN, which passes through clipping.
         chunk = self.processor.limits.enforce(chunk).to(observation.proprio.device)
         return chunk, replace(state, evidence=evidence.clone())  # graphs reuse their outputs
 
@@ -168,6 +173,7 @@ class VLAPolicy:
 
     def _rows(self, observation: ObservationBatch) -> PolicyState:
         """The memory of the observation's rows; further rows stay as they are."""
+        # A smaller batch is of the first rows alone: it must not erase the memory of the others.
         self._state = self._state.grow(len(observation))
         count = len(observation)
         return PolicyState(self._state.evidence[:count], self._state.instructions[:count])
@@ -182,6 +188,7 @@ class VLAPolicy:
     def _inputs(
         self, observation: ObservationBatch, state: PolicyState
     ) -> tuple[ModelInputs, PolicyState]:
+        # A trainer may have left training mode on, and dropout must not act in a decision.
         self.model.eval()
         inputs = self.processor.encode_observation(observation).to(self.device)
         return inputs, state.follow(observation.instructions)
@@ -207,6 +214,8 @@ class VLAPolicy:
         specs = {name: p.spec for name, p in self.embodiments.processors.items()}
         return save_checkpoint(
             folder,
+            # The right side wins: the model is rebuilt from its own keys, whatever LeRobot wrote
+            # there.
             model_config=lerobot_config | config
             if lerobot_config is not None
             else describe_policy(specs, config),
@@ -215,6 +224,7 @@ class VLAPolicy:
             card=model_card(config, specs, command),
             training_state=training_state,
             ledger=self.ledger.amounts,
+            # After its own training LeRobot adds its pipelines; in all other cases we write them.
             documents=describe_pipelines() if lerobot_config is None else None,
         )
 
@@ -252,7 +262,7 @@ def vlm_policy(
         backbone: how the pretrained model is used.
         robots: what it is to control, by name; the policy returned is that of the first.
         model: what is built on the pretrained model.
-        processor: conversions; what the pretrained model decides is overridden.
+        processor: conversions; settings that the pretrained model determines are overridden.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -260,6 +270,7 @@ def vlm_policy(
     """
     specs = [robot.spec for robot in robots.values()]
     size_px = common_size_px(specs, processor)
+    # Sizes are those of the largest robot: the others are padded up to it.
     cameras = max(processor.camera_slots or 0, *(len(spec.cameras) for spec in specs))
     start = load_pretrained(name, backbone, cameras, size_px, processor.max_text_tokens)
     config = replace(
@@ -269,6 +280,7 @@ def vlm_policy(
     )
     conversions = Embodiments.make(robots, start.processor, config)
     first = next(iter(robots))
+    # Any robot will do, since they share the padded sizes.
     dims = ModelDims.of(conversions[first])
     return VLAPolicy(VLA(start.backbone, dims, model), conversions, first)
 
@@ -307,5 +319,6 @@ def load_policy(
     """
     checkpoint = load_checkpoint(folder)
     model = load_model(checkpoint)
+    # A choice of this caller and not of the checkpoint: weights stay as they were saved.
     model.backbone.bf16 = bf16
     return VLAPolicy(model.to(device), checkpoint.embodiments, embodiment, checkpoint.ledger)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
+from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import gae
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics, describe_step
@@ -62,13 +62,7 @@ class A2C:
 
     def __init__(self, actor: StochasticActor, config: A2CConfig):
         self.config, self._actor = config, actor
-        rate = config.learning_rate
-        self._optimizer = ActorOptimizer(
-            actor,
-            learning_rate_for(actor.head) if rate is None else rate,
-            config.log_std_learning_rate,
-            config.max_grad_norm,
-        )
+        self._optimizer = ActorOptimizer(actor, config)
 
     def advantages(self, experience: Experience, values: Tensor, next_values: Tensor) -> Tensor:
         """Generalised advantages, float32 [t, n]."""

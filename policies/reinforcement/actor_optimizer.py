@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,33 +16,48 @@ LEARNING_RATES = {"gaussian": 3e-4, "token": 2e-5, "fast": 2e-5, "flow": 2e-5}
 """Of Adam by kind of head: a step moves the policy a little, unlike one of cloning."""
 
 
+class OptimizerSettings(Protocol):
+    """What a method's settings say of its optimizer."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of all but the log standard deviations; None for that of the head's kind."""
+        ...
+
+    @property
+    def log_std_learning_rate(self) -> float:
+        """Of the log standard deviations."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Gradients are clipped to this norm."""
+        ...
+
+
 class ActorOptimizer:
     """Adam on an actor.
 
     Args:
         actor: trained in place.
-        learning_rate: of all but the log standard deviations.
-        log_std_learning_rate: of those.
-        max_grad_norm: gradients are clipped to this norm.
+        settings: of a method.
+
+    Raises:
+        ValueError: no learning rate is set, and none is known for the head's kind.
     """
 
-    def __init__(
-        self,
-        actor: StochasticActor,
-        learning_rate: float,
-        log_std_learning_rate: float,
-        max_grad_norm: float,
-    ):
+    def __init__(self, actor: StochasticActor, settings: OptimizerSettings):
+        rate = settings.learning_rate
         log_std = actor.log_std_parameters()
         # By identity: `in` would compare the tensors' values.
         means = [p for p in actor.parameters() if all(p is not other for other in log_std)]
         # Exploration has to follow within one run what means need for a fraction of it.
         groups: list[dict[str, Any]] = [
-            {"params": means, "lr": learning_rate},
-            {"params": log_std, "lr": log_std_learning_rate},
+            {"params": means, "lr": _rate_for(actor.head) if rate is None else rate},
+            {"params": log_std, "lr": settings.log_std_learning_rate},
         ]
         self._adam = torch.optim.Adam(groups, fused=True)
-        self._max_grad_norm = max_grad_norm
+        self._max_grad_norm = settings.max_grad_norm
 
     def step(self, loss: Tensor) -> float:
         """Descend one step; the gradient's norm before it was clipped. See `optimizer_step`."""
@@ -63,12 +78,7 @@ class ActorOptimizer:
         self._adam.load_state_dict(state)
 
 
-def learning_rate_for(head: ActionHead) -> float:
-    """The rate for a head's kind, see `LEARNING_RATES`.
-
-    Raises:
-        ValueError: there is none for this kind; says how to set it.
-    """
+def _rate_for(head: ActionHead) -> float:
     for name, rate in LEARNING_RATES.items():
         # Exactly this kind: a subclass may move at another scale.
         if type(head) is HEADS[name].head:

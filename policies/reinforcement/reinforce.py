@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from policies.reinforcement.actor_optimizer import ActorOptimizer, learning_rate_for
+from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import monte_carlo
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics, describe_step
@@ -63,13 +63,7 @@ class Reinforce:
 
     def __init__(self, actor: StochasticActor, config: ReinforceConfig):
         self.config, self._actor = config, actor
-        rate = config.learning_rate
-        self._optimizer = ActorOptimizer(
-            actor,
-            learning_rate_for(actor.head) if rate is None else rate,
-            config.log_std_learning_rate,
-            config.max_grad_norm,
-        )
+        self._optimizer = ActorOptimizer(actor, config)
         self._baseline = torch.zeros(0)  # average return at each place in an episode, [places]
 
     def advantages(self, experience: Experience, values: Tensor, next_values: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class PolicyState(Protocol):
 class StochasticActor(Protocol):
     """Features to samples, and how likely samples are; a sample stands for one chunk of actions."""
 
-    # Its kind chooses the default learning rate, see `learning_rate_for`.
+    # Its kind chooses the default learning rate, see `LEARNING_RATES`.
     head: ActionHead
 
     # As `nn.Module` declares it, so that a module fulfils the protocol.

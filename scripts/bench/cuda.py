@@ -1,7 +1,7 @@
 """A 450M-parameter model of SmolVLM's shape with a flow head on a GPU: MFU and time of a chunk.
 
 The model is made here with random weights, of the sizes of SmolVLA (Shukor et al. 2025,
-arXiv:2506.01844): a SigLIP-B vision tower at 512 px with 64 tokens a picture, 16 layers of
+arXiv:2506.01844): a SigLIP-B vision tower at 512 px with 64 tokens an image, 16 layers of
 SmolLM2-360M, and an action expert of 16 layers three quarters as wide. MFU (model FLOPs
 utilisation, Chowdhery et al. 2022, appendix B) is the FLOPs of forward and backward pass that the
 model needs, as torch counts them, over what the GPU could have multiplied in the time of the whole
@@ -41,6 +41,8 @@ PEAK_TFLOPS = {
     "A100": 312.0,
     "RTX 4090": 165.0,
 }
+# Image side in pixels, id of the image placeholder, text tokens of the prompt, and the dimensions
+# of proprioception and action.
 _PICTURE, _IMAGE_TOKEN, _WORDS, _PROPRIO, _ACTION = 512, 3, 32, 8, 7
 
 
@@ -52,7 +54,7 @@ class BenchCudaConfig:
         device: "cpu" is for trying it out.
         tiny: a model of a few thousand weights.
         batch_size: samples an update.
-        views: pictures an observation.
+        views: images an observation.
         horizon: control steps a chunk.
         steps: flow steps a chunk.
         updates: measured updates; the first ones, which compile, do not count.
@@ -87,8 +89,10 @@ def main(config: BenchCudaConfig) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
     peak = config.peak_tflops or peak_tflops(name)
     torch.manual_seed(0)
+    # TF32 for the products that autocast leaves in float32.
     torch.set_float32_matmul_precision("high")
     model = make_model(config).to(config.device)
+    # Chunks first: the optimizer's state is not yet in memory.
     chunk_s = measure_chunks(config, model)
     update_s, flops = measure_updates(config, model)
     p50_s, p99_s = (float(np.percentile(chunk_s, percent)) for percent in (50, 99))
@@ -98,6 +102,7 @@ def main(config: BenchCudaConfig) -> dict[str, Any]:
         "peak_tflops": peak,
         "update_s": update_s,
         "tflop_an_update": flops / 1e12,
+        # FLOPs / (s * FLOP/s); the median, since a shared host delays single updates.
         "mfu": flops / float(np.median(update_s)) / (peak * 1e12),
         "chunk_p50_s": p50_s,
         "chunk_p99_s": p99_s,
@@ -122,6 +127,7 @@ def peak_tflops(name: str) -> float:
     Raises:
         ValueError: it is not known.
     """
+    # In order: "H100" also matches the PCIe and NVL cards, which therefore stand before it.
     for part, peak in PEAK_TFLOPS.items():
         if part in name:
             return peak
@@ -132,8 +138,10 @@ def peak_tflops(name: str) -> float:
 
 def make_model(config: BenchCudaConfig) -> VLA:
     """Random weights."""
+    # `shuffle`: SmolVLM's pixel shuffle merges shuffle x shuffle patches into one token.
     picture, patch, shuffle = (32, 8, 2) if config.tiny else (_PICTURE, 16, 4)
     vision_heads, heads, key_heads, words = (2, 2, 2, 64) if config.tiny else (12, 15, 5, 49280)
+    # SigLIP-B/16, and SmolLM2-360M cut to 16 of its 32 layers, as in SmolVLA.
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
     text = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 16}
     if config.tiny:
@@ -162,7 +170,9 @@ def make_model(config: BenchCudaConfig) -> VLA:
             },
         }
     )
+    # 512 / 16 / 4 = 8 a side, 64 tokens an image.
     tokens = (picture // patch // shuffle) ** 2
+    # 720 = 3/4 of the language model's 960.
     expert = ExpertConfig(16, 1, 2) if config.tiny else ExpertConfig(720, 16, 9)
     dims = ModelDims(config.views, tokens, _PROPRIO, _ACTION, config.views * tokens + _WORDS)
     head = FlowHeadConfig(expert=expert, steps=config.steps)
@@ -173,6 +183,7 @@ def make_inputs(config: BenchCudaConfig, model: VLA, count: int) -> ModelInputs:
     """Random observations on the CPU."""
     sizes = model.dims
     side = 32 if config.tiny else _PICTURE
+    # [n, prompt]: image placeholders first, then text; ids from 4 on, clear of the special ones.
     ids = torch.randint(4, 64, (count, sizes.prompt))
     ids[:, : sizes.cameras * sizes.image_tokens] = _IMAGE_TOKEN
     pixels = torch.randint(256, (count, sizes.cameras, 3, side, side), dtype=torch.uint8)
@@ -181,6 +192,7 @@ def make_inputs(config: BenchCudaConfig, model: VLA, count: int) -> ModelInputs:
         input_ids=ids,
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
         proprio=torch.randn(count, _PROPRIO),
+        # [n, cameras + proprio + action], all present: one robot, nothing is padded.
         present=torch.ones(count, sizes.cameras + sizes.proprio + sizes.action, dtype=torch.bool),
     )
 
@@ -189,6 +201,7 @@ def measure_updates(config: BenchCudaConfig, model: VLA) -> tuple[list[float], i
     """Seconds of each update, and the FLOPs of one forward and backward pass."""
     model.train()
     inputs = make_inputs(config, model, config.batch_size).to(config.device)
+    # [batch, chunk_length, action] in [-1, 1), as heads expect.
     actions = torch.rand(config.batch_size, config.horizon, _ACTION, device=config.device) * 2 - 1
     is_pad = torch.zeros(config.batch_size, config.horizon, dtype=torch.bool, device=config.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -197,11 +210,14 @@ def measure_updates(config: BenchCudaConfig, model: VLA) -> tuple[list[float], i
         with torch.autocast(config.device, torch.bfloat16):
             return model.actor.loss(model.features(inputs, inputs.proprio), actions, is_pad)
 
+    # Eager, since the counter sees torch's operators and a compiled graph hides them.
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     compute: Callable[[], Tensor] = torch.compile(loss) if config.compiled else loss
     times = []
+    # The first three compile, choose kernels and fill the allocator's cache.
     for update in range(-3, config.updates):
+        # Kernels run asynchronously: without waiting before and after, only their launch is timed.
         _wait(config)
         begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
@@ -227,8 +243,10 @@ def measure_chunks(config: BenchCudaConfig, model: VLA) -> list[float]:
     # "reduce-overhead" captures CUDA graphs; all weights and shapes stay as they are.
     decide: Any = torch.compile(act, mode="reduce-overhead") if config.compiled else act
     times = []
+    # CUDA graphs are recorded in the first calls; replay begins after that.
     for decision in range(-10, config.decisions):
         begun = time.perf_counter()
+        # The copy to the CPU waits for the device, so no extra synchronisation is needed.
         decide(inputs.to(config.device)).cpu()
         if decision >= 0:
             times.append(time.perf_counter() - begun)

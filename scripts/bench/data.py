@@ -45,13 +45,16 @@ class BenchDataConfig:
 
 def main(config: BenchDataConfig) -> None:
     """Measure, then print a Markdown table."""
+    # No held-out episodes: both sides draw from the same frames.
     dataset = DemoDataset(config.root, config.chunk, heldout_fraction=0.0)
     loader = _lerobot_batches(config, dataset.spec.control_rate_hz)
+    # LeRobot's side is tuned to this machine, ours has nothing to tune.
     sweep = {count: _rate(config, loader(count), 2 * count) for count in config.worker_counts}
     best = max(sweep, key=lambda count: sweep[count])
     load_before = os.getloadavg()[0]
     ours, theirs = [], []
     for _ in range(config.rounds):
+        # Alternating, so that a load from outside hits both sides of a ratio alike.
         ours.append(_rate(config, _cache_batches(config, dataset), prefetched=0))
         theirs.append(_rate(config, loader(best), prefetched=2 * best))
     ratio = median_of_ratios(ours, theirs)
@@ -72,9 +75,11 @@ def main(config: BenchDataConfig) -> None:
 
 def _rate(config: BenchDataConfig, batches: Iterator[object], prefetched: int) -> float:
     """Samples/s once batches flow; starting up and what was prefetched meanwhile do not count."""
+    # Workers fill their queues while nobody asks; taking these would measure the queue.
     for _ in range(prefetched + 1):
         next(batches)
     count, begin_s, elapsed_s = 0, time.perf_counter(), 0.0
+    # By time rather than by count: the two sides differ by orders of magnitude.
     while elapsed_s < config.round_s:
         next(batches)
         count += 1
@@ -96,6 +101,7 @@ def _lerobot_batches(config: BenchDataConfig, rate_hz: float) -> Callable[[int],
     dataset = LeRobotDataset(
         "local/bench",
         root=config.root,
+        # Seconds from the frame to each action of its chunk.
         delta_timestamps={"action": [step / rate_hz for step in range(config.chunk)]},
         video_backend="pyav",
     )
@@ -104,6 +110,7 @@ def _lerobot_batches(config: BenchDataConfig, rate_hz: float) -> Callable[[int],
         sampler = RandomSampler(
             dataset,
             replacement=True,
+            # In effect without end: a new epoch would restart the workers.
             num_samples=10**9,
             generator=torch.Generator().manual_seed(0),
         )

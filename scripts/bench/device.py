@@ -64,6 +64,7 @@ def main(config: BenchDeviceConfig) -> dict[str, float]:
         raise ValueError("no CUDA device; try it with --device cpu --tiny")
     torch.manual_seed(0)
     policy = load_policy(GROUNDED, config.device)
+    # As on a robot: no dropout.
     policy.model.eval()
     decisions, updates, macro_steps = config.decisions, config.updates, config.macro_steps
     batches = config.batches
@@ -76,6 +77,7 @@ def main(config: BenchDeviceConfig) -> dict[str, float]:
         times = measure_decisions(policy, batch, decisions)
         for percent in (50, 99):
             milliseconds = 1e3 * float(np.percentile(times, percent))
+            # Both percentiles: a control loop misses its deadline by the slow ones.
             result[f"decision of {batch}, p{percent}, ms"] = milliseconds
         result[f"decisions/s in batches of {batch}"] = batch / float(np.median(times))
     if config.out:
@@ -92,6 +94,7 @@ def observe(policy: VLAPolicy, count: int) -> ObservationBatch:
         c.name: torch.randint(256, (count, c.height, c.width, 3), dtype=torch.uint8)
         for c in spec.cameras
     }
+    # Any values within the contract; speed does not depend on them.
     proprio = torch.tensor(spec.proprio.low).expand(count, -1).float()
     return ObservationBatch(
         images, proprio, ["push the block to the red target"] * count, torch.zeros(count)
@@ -101,10 +104,12 @@ def observe(policy: VLAPolicy, count: int) -> ObservationBatch:
 def measure_decisions(policy: VLAPolicy, batch: int, decisions: int) -> list[float]:
     """Seconds of each decision; the first three, which warm up, do not count."""
     observation = observe(policy, batch)
+    # A policy keeps one memory a row, which a reset creates.
     policy.reset(range(batch))
     times = []
     for decision in range(-3, decisions):
         begun = time.perf_counter()
+        # No waiting: `act` returns the chunk on the CPU, which waits for the device.
         policy.act(observation)
         if decision >= 0:
             times.append(time.perf_counter() - begun)
@@ -120,6 +125,8 @@ def measure_learning(policy: VLAPolicy, macro_steps: int, updates: int) -> dict[
     )  # one observation many times
     with torch.no_grad():
         sample = actor.sample(features, generator)
+        # Of the same weights: the probability ratio is 1 at the first update, so nothing is clipped
+        # there.
         log_prob = actor.likelihood(features, sample).log_prob()  # [m, k]
     batch = Batch(
         features=features,
@@ -132,6 +139,7 @@ def measure_learning(policy: VLAPolicy, macro_steps: int, updates: int) -> dict[
     ppo = PPO(actor, PPOConfig(target_kl=float("inf")))
     learned_s = _time(policy, lambda: ppo.update(batch, Reference(actor), generator), 2)
 
+    # [n, chunk_length, action], normalised
     chunks = torch.zeros(256, policy.chunk_length, policy.spec.action.dim, device=policy.device)
     is_pad = torch.zeros(chunks.shape[:2], dtype=torch.bool, device=policy.device)
     some = features.select(torch.arange(256, device=policy.device) % macro_steps)

@@ -36,10 +36,10 @@ class BenchEnvConfig:
         task: a Fetch task of this project; the peers run its v4.
         rounds: every contender runs once a round; ratios are taken within a round.
         steps: control steps of one contender in one round, state only.
-        frames: control steps, each with one picture, of one contender in one round.
+        frames: control steps, each with one image, of one contender in one round.
         num_envs: environments of ours and of EnvPool.
         async_envs: environments (and processes) of gymnasium's AsyncVectorEnv.
-        size: side of a picture, pixels.
+        size: side of an image, pixels.
         peers: leave a peer out when it is not installed.
     """
 
@@ -54,7 +54,7 @@ class BenchEnvConfig:
 
 
 def ours_state(config: BenchEnvConfig) -> Contender:
-    """Our vector environment without pictures, one control step a call."""
+    """Our vector environment without images, one control step a call."""
     import torch
 
     from sim.vector import CpuVecEnv
@@ -65,8 +65,10 @@ def ours_state(config: BenchEnvConfig) -> Contender:
     def run(steps: int) -> float:
         begun = time.perf_counter()
         for step in range(steps // config.num_envs):
+            # Ours never resets itself; the peers do, so resets are within the time of both.
             if step % env.episode_length == 0:
                 env.reset(range(config.num_envs), range(config.num_envs))
+            # [n, 1, action.dim]: chunks of one step, since the peers take single actions.
             env.step(torch.from_numpy(_actions(rng, config.num_envs)[:, None]))
         return steps / (time.perf_counter() - begun)
 
@@ -79,6 +81,7 @@ def gymnasium_state(config: BenchEnvConfig) -> Contender:
 
     make = partial(make_gymnasium, config.task, None, config.size)
     env = gymnasium.vector.AsyncVectorEnv([make] * config.async_envs)
+    # Stepping before the first reset is an error; later resets are automatic.
     env.reset(seed=0)
     return _vector_run(env, config.async_envs)
 
@@ -122,13 +125,14 @@ def gymnasium_pictures(config: BenchEnvConfig) -> Contender:
 
 
 def ours_pictures(config: BenchEnvConfig, antialias: bool) -> Contender:
-    """Our task and renderer, one camera's picture after every step, one process."""
+    """Our task and renderer, one camera's image after every step, one process."""
     from sim.render import CameraRenderer
     from sim.tasks.registry import make_task
 
     task = make_task(config.task, config.size)
     data = task.make_data()
     renderer = CameraRenderer(task.model, ("front",), config.size, antialias)
+    # Allocated once: the renderer writes into it.
     out = {"front": np.empty((config.size, config.size, 3), np.uint8)}
     rng = np.random.default_rng(0)
 
@@ -139,6 +143,7 @@ def ours_pictures(config: BenchEnvConfig, antialias: bool) -> Contender:
             if frame % 50 == 0:
                 episode = task.reset(data, frame)
             task.step(data, episode, _actions(rng, 1)[0])
+            # The peer computes its observation in every step, so ours has to as well.
             task.privileged(data, episode)
             task.place_markers(data, episode)
             renderer.render(data, out)
@@ -148,6 +153,7 @@ def ours_pictures(config: BenchEnvConfig, antialias: bool) -> Contender:
 
 
 def _actions(rng: np.random.Generator, num_envs: int) -> np.ndarray:
+    # Drawn within the measured time on all sides, so that it cancels.
     return rng.uniform(-1.0, 1.0, (num_envs, 4)).astype(np.float32)
 
 
@@ -160,17 +166,20 @@ def make_gymnasium(task: str, render_mode: str | None, size: int):
     from sim.render import choose_backend
 
     if render_mode:
+        # The backend that ours chooses, so that both draw with the same library.
         os.environ.setdefault("MUJOCO_GL", choose_backend())
     gymnasium.register_envs(gymnasium_robotics)
     kwargs = {"render_mode": render_mode, "width": size, "height": size} if render_mode else {}
     return gymnasium.make(f"{task}-v4", **kwargs)
 
 
+# In a worker process: an environment cannot be pickled, so it stays here between calls.
 _prepared: Contender | None = None
 
 
 def _prepare(build: Build, env: dict, warm_up: int) -> None:
     global _prepared
+    # Before `build`: thread pools and renderers read it when they are loaded.
     os.environ.update(env)
     _prepared = build()
     _prepared.run(warm_up)  # warm caches, page in libraries
@@ -196,6 +205,8 @@ def interleave(
 
     Twice `warm_up` steps of each come before what is measured.
     """
+    # Each contender has its own threads, GL context and environment variables; a fork would share
+    # them.
     context = multiprocessing.get_context("spawn")
     pools = {
         name: ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(build, env, warm_up))
@@ -207,6 +218,7 @@ def interleave(
         rates: dict[str, list[float]] = {name: [] for name in pools}
         for _ in range(rounds):
             for name, pool in pools.items():
+                # One at a time: no contender competes with another for the cores.
                 rates[name].append(pool.submit(_measure, steps).result())
     finally:
         for pool in pools.values():
@@ -232,7 +244,8 @@ def bench_state(config: BenchEnvConfig) -> dict[str, list[float]]:
 
 
 def bench_pictures(config: BenchEnvConfig) -> dict[str, list[float]]:
-    """Step and one picture, one process; ours first, without and with antialiasing."""
+    """Step and one image, one process; ours first, without and with antialiasing."""
+    # Mesa's llvmpipe: 0 means that the calling thread rasters.
     one_thread = {"LP_NUM_THREADS": "0"}
     contenders: dict = {
         "ours": (partial(ours_pictures, config, antialias=False), one_thread),
@@ -250,6 +263,7 @@ def table(title: str, rates: dict[str, list[float]], ours: tuple[str, ...]) -> s
     head = " | ".join(f"{name} / this" for name in ours)
     lines = [f"| {title} | steps/s | {head} |", "|---" * (2 + len(ours)) + "|"]
     for name, values in rates.items():
+        # Ratios within a round, then their median: load that changes between rounds cancels.
         ratios = [median(a / b for a, b in zip(rates[mine], values, strict=True)) for mine in ours]
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
         lines.append(f"| {name} | {median(values):,.0f} | {cells} |")

@@ -1,13 +1,13 @@
-"""What grounding buys: cloning from the grounded start and from one that has never seen anything.
+"""What grounding contributes: cloning from the grounded start and from an untrained one.
 
     python -m scripts.bench.grounding --grounded runs/ground/grounded
 
 With the grounded start perception is frozen; without it perception is trained with the head, from
 the demonstrations alone. Both train on equally many samples, with every head and every seed. The
 heads attend to all image tokens, so that the ungrounded start is not held back by points that
-nothing taught it. `--tabletop` adds the tabletop without two pairs of colours: success on what was
-demonstrated, in other words, and on those pairs. For those to be new, the start must not know them
-either: `vla ground --keep-pairs-apart`.
+nothing taught it. `--tabletop` adds the tabletop without two pairs of colours: success on
+instructions that were demonstrated, on held-out phrasings, and on those pairs. The start must not
+have learned the pairs either: `vla ground --keep-pairs-apart`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class BenchGroundingConfig:
 def main(config: BenchGroundingConfig) -> int:
     """Clone and evaluate; what has been done before is not done again."""
     results: dict[str, dict[str, float]] = {}
+    # A finished cloning resumes at its end, so repeating the command clones only what is missing.
     for head in config.heads:
         for seed in config.seeds:
             for start in _STARTS:
@@ -82,12 +83,14 @@ def _compare(
     if not config.tabletop:
         return results
     folder = run / f"Tabletop-{start}"
+    # `PretrainConfig.without` takes pairs joined by "+".
     pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
     _clone(config, "Tabletop", head, seed, start, folder, without=pairs)
     results[f"tabletop, {label}"] = _success(config, "Tabletop", folder)
     results[f"tabletop, {label}, held-out phrasing"] = _success(
         config, "Tabletop", folder, phrasing="heldout"
     )
+    # Half as many: only one state in twelve asks for such a pair.
     for pair in Tabletop.unseen_pairs:
         results[f"tabletop, {label}, {' to '.join(pair)}, never together"] = _success(
             config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
@@ -107,6 +110,7 @@ def _clone(
     settings = replace(
         preset(task).pretrain, start=config.grounded, out=folder, head=head, **changes
     )
+    # The presets' settings throughout: what differs between the starts is stated below.
     training = replace(settings.training, seed=seed)
     if start == "ungrounded":
         unseen = config.out / "start"
@@ -121,6 +125,7 @@ def _clone(
                     training=replace(ground.GroundConfig().training, updates=0),
                 )
             )
+        # Equal samples: smaller batches, and as many more updates.
         more = training.batch / config.batch
         training = replace(
             training,
@@ -138,6 +143,7 @@ def _success(
     config: BenchGroundingConfig, task: str, folder: Path, **changes: Any
 ) -> dict[str, float]:
     """Share of episodes that end in success, with its interval."""
+    # A folder name for each variation of the evaluation.
     words = "".join(c for c in str([*changes.values()]) if c.isalnum())
     settings = evaluate.EvaluateConfig(
         task,

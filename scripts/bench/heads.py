@@ -45,6 +45,8 @@ class BenchHeadsConfig:
 def main(config: BenchHeadsConfig) -> int:
     """Clone with each, then compare; a head that has been cloned is not cloned again."""
     settings = preset(config.task).pretrain
+    # Batch size, rates and noise are the preset's for every head; only the length and the seed are
+    # set here.
     training = replace(settings.training, updates=config.updates, seed=config.seed)
     for head in config.heads:
         run = replace(
@@ -55,7 +57,9 @@ def main(config: BenchHeadsConfig) -> int:
             training=training,
         )
         print(f"{head}:", flush=True)
+        # One seed, one budget: what differs between the runs is the head alone.
         pretrain.main(run)
+    # A run folder stands for its best checkpoint.
     policies = tuple(f"{head}={config.out / head}" for head in config.heads)
     return evaluate.main(
         evaluate.EvaluateConfig(

@@ -70,6 +70,8 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
         announce(f"LeRobot's training with {workers} loader workers")
         alone = {"": (partial(trainer, config, False, False, workers), {})}
         tried[workers] = interleave(alone, samples, 1, config.batch_size)[""][0]
+    # LeRobot's side gets the number that suits this machine best; `decoded_datasets` sets ours to
+    # 0.
     best = max(tried, key=lambda workers: tried[workers])
     # bfloat16 only where it is not emulated, which is several times slower than float32.
     reduced = multiplies_bfloat16(torch.device(config.device))
@@ -80,6 +82,7 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
         for side in (OURS, THEIRS)
     }
     announce(f"{config.rounds} rounds of training: {', '.join(contenders)}")
+    # Each contender in a process of its own, one at a time, in every round.
     rates = interleave(contenders, samples, config.rounds, config.batch_size)
     announce("decisions")
     chosen = deciders(config.root, config.policy, config.device, config.compiled, reduced)
@@ -89,6 +92,7 @@ def main(config: BenchLeRobotConfig) -> dict[str, Any]:
         "samples_per_s": rates,
         "decision_s": times,
         "largest_action_difference": apart,
+        # A busy machine explains an odd figure, so its load is kept with it.
         "load": [load, os.getloadavg()[0]],
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -124,6 +128,7 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
     settings.num_workers = workers
     dataset: Any = (decoded_datasets if ours else make_train_eval_datasets)(settings)[0]
     policy = (make_optimised_policy if ours else make_policy)(settings.policy, dataset.meta)
+    # LeRobot's own normalisation on both sides.
     before, _ = make_pre_post_processors(settings.policy, dataset_stats=dataset.meta.stats)
     optimizer, _ = (fused_optimizer if ours else make_optimizer_and_scheduler)(settings, policy)
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=config.device == "cpu")
@@ -133,6 +138,7 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
     names = ("loss", "grad_norm", "lr", "update_s")
     meters = {name: AverageMeter(name) for name in names}
     metrics = MetricsTracker(config.batch_size, len(dataset), 1, meters, accelerator=accelerator)
+    # `training_config` has set it from ACT's preset.
     assert settings.optimizer is not None
     clip = settings.optimizer.grad_clip_norm
 
@@ -144,6 +150,7 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
             batch = next(batches)
             waited_s += time.perf_counter() - asked
             for key in dataset.meta.camera_keys:
+                # As LeRobot's training loop does: [0, 255] to [0, 1].
                 if batch[key].dtype == torch.uint8:
                     batch[key] = batch[key].to(dtype=torch.float32) / 255.0
             update_policy(metrics, policy, before(batch), optimizer, clip, accelerator)
@@ -155,7 +162,8 @@ def trainer(config: BenchLeRobotConfig, ours: bool, bf16: bool, workers: int) ->
         update(prefetched)
         elapsed_s, waited_s = update(updates)
         if prefetched and waited_s > elapsed_s / 10:
-            # Hungry workers load ahead once more, which must not slow who comes next.
+            # Workers with an empty queue load ahead once more; that must not slow the next
+            # contender.
             time.sleep(prefetched * elapsed_s / updates)
         return updates * config.batch_size / elapsed_s
 
@@ -177,6 +185,7 @@ def _loader(settings: Any, dataset: Any) -> tuple[Any, int]:
         sampler=sampler,
         num_workers=settings.num_workers,
         pin_memory=settings.policy.device == "cuda",
+        # LeRobot's own choice of prefetching and of workers that persist.
         **_dataloader_worker_kwargs(settings),
     )
     return loader, settings.num_workers * settings.prefetch_factor
@@ -184,6 +193,7 @@ def _loader(settings: Any, dataset: Any) -> tuple[Any, int]:
 
 def _forever(loader: Any) -> Iterator[dict[str, Any]]:
     while True:
+        # A new epoch shuffles anew.
         yield from loader
 
 
@@ -193,6 +203,7 @@ def _training_table(rates: dict[str, list[float]], workers: int) -> str:
         "| / LeRobot's float32 | / LeRobot's, same precision |\n|---|---:|---:|---:|---:|---:|"
     ]
     for name, values in rates.items():
+        # LeRobot's contender of the same precision; for LeRobot's own rows the ratio is 1.
         same = name.replace(OURS, THEIRS)
         ratios = [_ratio(values, rates[other]) for other in (f"{THEIRS}, float32", same)]
         numbers = [f"{number:.2f}" for number in (median(values), min(values), max(values))]
@@ -212,6 +223,7 @@ def _decision_table(
         numbers, ratios = [], []
         for percent in (50, 99):
             numbers.append(f"{1e3 * np.percentile(np.concatenate(rounds), percent):.1f}")
+            # Percentile by round, so that the ratio is taken within a round.
             pair = [[float(np.percentile(r, percent)) for r in side] for side in (rounds, theirs)]
             ratios.append(_ratio(*pair))
         lines.append(_row(name, *numbers, *ratios, f"{apart[name]:.1e}"))

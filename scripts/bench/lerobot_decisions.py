@@ -33,7 +33,7 @@ from vla.policy import load_policy
 
 _WORDS = "push the block to the red target"
 Seen = tuple[dict[str, np.ndarray], np.ndarray]
-"""Pictures uint8 [1, height, width, 3] by camera, and proprioception float32 [1, proprio]."""
+"""Images uint8 [1, height, width, 3] by camera, and proprioception float32 [1, proprio]."""
 
 
 class Decider(NamedTuple):
@@ -41,7 +41,7 @@ class Decider(NamedTuple):
 
     Attributes:
         reference: LeRobot's decider with the same weights.
-        spec: what it looks at.
+        spec: its contract, for random observations.
         begin: an episode begins.
         decide: the next command [1, action.dim], on the CPU.
     """
@@ -57,8 +57,10 @@ def training_config(
 ) -> TrainPipelineConfig:
     """As `lerobot-train --policy.type=act` makes it, with these settings `name=value` of ACT."""
     config = make_policy_config("act", push_to_hub=False, device=device)
+    # No download: random weights cost the same time.
     config.pretrained_backbone_weights = None
     for name, _, value in (setting.partition("=") for setting in policy):
+        # By the type of the default: text such as "32" becomes an int.
         setattr(config, name, type(getattr(config, name))(value))
     data = DatasetConfig(f"local/{root.name}", root=str(root))
     settings = TrainPipelineConfig(data, policy=config, batch_size=batch_size)
@@ -73,6 +75,7 @@ def deciders(
     spec = read_contract(root)
     config: Any = training_config(root, policy, device, 1).policy
     meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+    # Also saved below, from where ours loads it: both sides have the same weights.
     network = make_policy(config, meta).eval()
     native = load_policy(GROUNDED, device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,10 +89,12 @@ def deciders(
         else:
             reduced = None
         native.save(grounded)
+        # Our model through LeRobot's plug-in: it shows what LeRobot's pipeline around it costs.
         settings = LeRobotVLAConfig.from_pretrained(grounded)
         settings.device = device
         plugin = LeRobotVLAPolicy.from_pretrained(grounded, config=settings)
         around = make_pre_post_processors(settings, str(grounded))
+    # References come first in the order: `measure` compares the others with their commands.
     act, vla = "ACT, LeRobot", "our model, LeRobot"
     chosen = {
         act: _lerobots(act, spec, network, before, after),
@@ -114,6 +119,7 @@ def _lerobots(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) 
     def decide(seen: Seen) -> Tensor:
         pictures, proprio = seen
         named = {spec.features.camera(c).removeprefix(prefix): p for c, p in pictures.items()}
+        # [1, h, w, 3] uint8 to [1, 3, h, w] float32 in [0, 1].
         batch: dict[str, Any] = preprocess_observation({"pixels": named, "agent_pos": proprio})
         batch["task"] = [_WORDS]
         return after(policy.select_action(before(batch)))
@@ -125,6 +131,7 @@ def _ours(reference: str, policy: Any) -> Decider:
     def decide(seen: Seen) -> Tensor:
         pictures = {name: torch.from_numpy(picture) for name, picture in seen[0].items()}
         proprio = torch.from_numpy(seen[1])
+        # [1, k, action] to [1, action]: the first command of the chunk.
         return policy.act(ObservationBatch(pictures, proprio, [_WORDS], torch.zeros(1)))[:, 0]
 
     spec = policy.spec if isinstance(policy, ForeignPolicy) else policy.processor.spec
@@ -145,9 +152,11 @@ def measure(
     references = {decider.reference for decider in chosen.values()}
     rng = np.random.default_rng(0)
     for turn in range(-3, rounds * decisions):  # the first ones warm up
+        # One observation for each reference, shared by all that are compared with it.
         seen = {name: _observe(chosen[name].spec, rng) for name in references}
         commands: dict[str, Tensor] = {}
         for name, decider in chosen.items():
+            # Empties the queue of actions, or most decisions would take one from it.
             decider.begin()
             begun = time.perf_counter()
             commands[name] = decider.decide(seen[decider.reference])

@@ -25,6 +25,7 @@ from sim.vector import CpuVecEnv
 from vla.model.heads.gaussian import GaussianHeadConfig
 
 _HIDDEN = 256
+# Of gymnasium-robotics' Fetch tasks and of ours.
 _EPISODE_STEPS = 50
 
 
@@ -57,16 +58,20 @@ def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:
     """Our PPO, `chunk_length` control steps a decision."""
     env = CpuVecEnv(config.task, config.num_envs, render=False)
     episodes = config.rollout // _EPISODE_STEPS
+    # In macro-steps: `config.minibatch` counts control steps, of which a decision has
+    # `chunk_length`.
     minibatch_size = config.minibatch // chunk_length
     training = OnPolicyConfig(
         episodes=episodes,
         critic_epochs=config.epochs,
         critic_minibatch_size=minibatch_size,
+        # The critic's warm-up would be learning without a counterpart on the other side.
         warmup_iterations=0,
     )
     # The KL never ends an iteration early: both sides take all their gradient steps.
     method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=float("inf"))
     policy = StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN))
+    # `iterate` neither evaluates nor saves, so nothing is written there.
     folder = RunFolder(tempfile.mkdtemp(), training)
     trainer = OnPolicyTrainer(
         policy, env, training, method, folder, lambda i: range(i * episodes, (i + 1) * episodes)
@@ -89,6 +94,7 @@ def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
     def make() -> gymnasium.Env:
+        # The size is of images, which are not drawn.
         env = make_gymnasium(config.task, None, 96)
         return gymnasium.wrappers.FlattenObservation(env)
 
@@ -97,6 +103,7 @@ def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
     learner = PEER(
         "MlpPolicy",
         env,
+        # stable-baselines3 counts a rollout by environment.
         n_steps=config.rollout // config.peer_envs,
         batch_size=config.minibatch,
         n_epochs=config.epochs,
@@ -107,6 +114,7 @@ def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
     def run(steps: int) -> float:
         begun = time.perf_counter()
         before = learner.num_timesteps
+        # It rounds up to whole rollouts, hence the count of steps it has really taken.
         learner.learn(steps, reset_num_timesteps=False)
         return (learner.num_timesteps - before) / (time.perf_counter() - begun)
 
@@ -116,6 +124,7 @@ def stable_baselines(config: BenchPpoConfig, threads: int) -> Contender:
 def main(config: BenchPpoConfig) -> None:
     """Print the table, the machine and its load."""
     load = os.getloadavg()[0]
+    # One thread for ours and for one of the peers; the other peer gets two.
     one = {"OMP_NUM_THREADS": "1"}
     contenders = {
         "ours, a decision each step": (partial(ours, config, 1), one),

@@ -7,4 +7,5 @@ another of its prefixes) and be importable; hence this module and the name in py
 from sim.lerobot_plugin import config_env, config_robot
 from vla.lerobot_plugin import configuration_vla
 
+# Importing a module registers its classes; the tuple keeps linters from removing the imports.
 REGISTERED = (configuration_vla, config_env, config_robot)

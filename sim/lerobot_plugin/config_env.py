@@ -32,6 +32,7 @@ class VlaSimEnv(EnvConfig):
     task: str = "FetchPush"
     image_size: int = 96
     phrasing: Phrasing = "train"
+    # Not settable: the commands' flags would otherwise contradict the task's contract.
     fps: int = field(init=False, default=25)
     features: dict[str, PolicyFeature] = field(init=False, default_factory=dict)
     features_map: dict[str, str] = field(init=False, default_factory=dict)
@@ -47,6 +48,7 @@ class VlaSimEnv(EnvConfig):
         for camera in spec.cameras:
             shape = (camera.height, camera.width, 3)
             self.features[names.camera(camera.name)] = PolicyFeature(FeatureType.VISUAL, shape)
+        # LeRobot maps an environment's names to a policy's; ours are already those of the contract.
         self.features_map = {name: name for name in self.features}
 
     @property
@@ -58,11 +60,15 @@ class VlaSimEnv(EnvConfig):
         self, n_envs: int, use_async_envs: bool = False
     ) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         """One suite with one task: `n_envs` environments, each in a process if `use_async_envs`."""
+        # Parsing flags should not load a renderer.
         from sim.lerobot_plugin.env import TaskEnv
 
         make = functools.partial(TaskEnv, **self.gym_kwargs)
+        # SAME_STEP leaves the ended episode's success in `final_info`, where LeRobot's evaluation
+        # reads it.
         mode = AutoresetMode.SAME_STEP
         if use_async_envs and n_envs > 1:
+            # Not "fork": a forked child could inherit a GL context.
             vector: gym.vector.VectorEnv = gym.vector.AsyncVectorEnv(
                 [make] * n_envs, context="forkserver", autoreset_mode=mode
             )

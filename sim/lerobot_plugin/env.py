@@ -30,6 +30,7 @@ class TaskEnv(gym.Env):
         spec = self._task.spec
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(spec.control_rate_hz)}
         self.render_mode = "rgb_array"
+        # Names that LeRobot's evaluation reads: `_max_episode_steps` and `task_description`.
         self.task, self.task_description = task, ""
         self._max_episode_steps = self._task.episode_length
         self._phrasing: Phrasing = phrasing
@@ -41,6 +42,7 @@ class TaskEnv(gym.Env):
         image = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
+                # Keys that LeRobot's `preprocess_observation` translates into `observation.*`.
                 "agent_pos": gym.spaces.Box(-np.inf, np.inf, (spec.proprio.dim,), np.float32),
                 "pixels": gym.spaces.Dict(dict.fromkeys(self._names, image)),
             }
@@ -54,6 +56,8 @@ class TaskEnv(gym.Env):
         """Begin the episode of this seed, or of a random one of `sim.seeds.DEVELOPMENT`."""
         super().reset(seed=seed)
         if seed is None:
+            # Automatic resets come without a seed; gymnasium's generator keeps them reproducible
+            # after the first one.
             seed = int(self.np_random.integers(DEVELOPMENT.start, DEVELOPMENT.stop))
         self._episode = self._task.reset(self._data, seed, self._phrasing)
         self.task_description = self._episode.instruction
@@ -68,10 +72,12 @@ class TaskEnv(gym.Env):
         if (episode := self._episode) is None:
             raise RuntimeError("call reset first")
         names = self._task.spec.action.names
+        # MuJoCo would reset the whole state on a NaN and go on.
         if np.shape(action) != (len(names),) or not np.isfinite(action).all():
             raise ValueError(f"action {action} is not {len(names)} finite numbers {names}")
         self._task.step(self._data, episode, np.asarray(action, np.float32))
         success = self._task.is_success(self._data, episode)
+        # Never `terminated`: success does not end an episode, as in our own environments.
         truncated = episode.steps >= self._task.episode_length
         info = {"is_success": truncated and success}
         return self._observe(episode), float(success), False, truncated, info

@@ -34,6 +34,8 @@ class SimulatedRobot(Robot):
         super().__init__(config)
         self.config = config
         self._task = make_task(config.task, config.image_size)
+        # The model is built at once, for the features; the state and the renderer only by
+        # `connect`.
         self._world: tuple[mujoco.MjData, Episode, CameraRenderer] | None = None
         spec = self._task.spec
         self._state = [STATE.format(name) for name in spec.proprio.names]
@@ -78,6 +80,7 @@ class SimulatedRobot(Robot):
     def get_observation(self) -> dict[str, Any]:
         """State and images, now."""
         data, episode, renderer = self._connected()
+        # The marker of the goal is not part of the physics, so no step moves it into the image.
         self._task.place_markers(data, episode)
         state = dict(zip(self._state, self._task.proprio(data).tolist(), strict=True))
         return state | renderer.images(data)
@@ -90,12 +93,14 @@ class SimulatedRobot(Robot):
                 has moved.
         """
         data, episode, _ = self._connected()
+        # A missing name would be a command of 0, an unknown one would be ignored: both are refused.
         if set(action) != set(self._command):
             raise ValueError(f"the robot takes {self._command}, got {sorted(action)}")
         command = np.array([action[name] for name in self._command], np.float32)
         if not np.isfinite(command).all():
             raise ValueError(f"the command is not finite: {action}")
         limits = self._task.spec.action
+        # `Robot.send_action` returns what was sent after clipping; LeRobot's callers may record it.
         command = command.clip(np.array(limits.low, np.float32), np.array(limits.high, np.float32))
         self._task.step(data, episode, command)
         return dict(zip(self._command, command.tolist(), strict=True))

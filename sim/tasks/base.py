@@ -35,6 +35,7 @@ class Episode:
     instruction: str
     goal: np.ndarray
     labels: dict[str, str] = field(default_factory=dict)
+    # Counted by `Task.step`; the time limit and `ObservationBatch.time_s` follow from it.
     steps: int = 0
 
 
@@ -84,6 +85,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    # Class attributes: grounding reads them from the class, without compiling a model.
     templates: ClassVar[dict[Phrasing, tuple[str, ...]]]
     episode_length: ClassVar[int] = 50
     object_phrases: ClassVar[tuple[str, ...]] = ("object",)
@@ -94,6 +96,7 @@ class Task(ABC):
     grounding_frames: ClassVar[int] = 3000
     rest_action: ClassVar[Mapping[str, float]] = {}
     grip_actions: ClassVar[tuple[str, ...]] = ()
+    # These three depend on the image size or on the compiled model, so `__init__` sets them.
     spec: RobotSpec
     model: mujoco.MjModel
     privileged_names: tuple[str, ...]
@@ -177,12 +180,15 @@ class Task(ABC):
 
         It should reach states that the expert avoids, so that perception is taught there, too.
         """
+        # All three are float64 [action.dim], in contract units.
         low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
         deviation = np.zeros(self.spec.action.dim)
 
         def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
             # First-order autoregression: motion that lasts reaches further than white noise.
             deviation[:] = 0.8 * deviation + rng.normal(0.0, 0.3, len(deviation))
+            # 0 is the middle of each range, 1 its edge: the stationary standard deviation is 0.3 /
+            # sqrt(1 - 0.8^2) = 0.5, so most of the range is visited and little is clipped.
             centred = (low + high) / 2 + (high - low) / 2 * deviation
             return np.clip(centred, low, high).astype(np.float32)
 
@@ -205,6 +211,8 @@ class Task(ABC):
         By default each template as it stands moves the first of `object_phrases` to "target", and
         where there is no object the target is all that it refers to.
         """
+        # FetchReach has no object: what moves is the gripper, and the target alone can be pointed
+        # at.
         moved = cls.object_phrases[0] if cls.object_phrases else "target"
         return tuple(ReferringExpression(text, moved, "target") for text in cls.templates[phrasing])
 
@@ -225,6 +233,7 @@ def pack_state(task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
     integration = np.empty(mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION))
     mujoco.mj_getState(task.model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
     driven = _mocap_driven_bodies(task.model)
+    # World frame, metres: [bodies, 3] and [bodies, 4] (wxyz), flattened.
     poses = np.concatenate([data.xpos[driven].ravel(), data.xquat[driven].ravel()])
     return np.concatenate([integration, poses, [episode.steps], episode.goal])
 
@@ -241,19 +250,26 @@ def unpack_state(task: Task, data: mujoco.MjData, state: np.ndarray) -> Episode:
     model = task.model
     size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
     driven = _mocap_driven_bodies(model)
+    # 3 + 4 numbers a driven body, one for `steps`, and at least one of the goal.
     if state.ndim != 1 or state.shape[0] <= size + 7 * len(driven) + 1:
         raise ValueError(f"{task.name}: a packed state cannot have shape {state.shape}")
+    # mj_setState reads a raw float64 buffer, so a slice of a larger matrix has to be made
+    # contiguous.
     integration = np.ascontiguousarray(state[:size], dtype=np.float64)
     mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
     mujoco.mj_forward(model, data)  # also overwrites the solver's warm start, hence set again
     mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    # Cut after 3n and after 7n numbers, n driven bodies.
     positions, quaternions, rest = np.split(state[size:], np.cumsum([3, 4]) * len(driven))
+    # After mj_forward, which has just overwritten them with the poses of `qpos`.
     data.xpos[driven] = positions.reshape(-1, 3)
     data.xquat[driven] = quaternions.reshape(-1, 4)
     return Episode(seed=-1, instruction="", goal=rest[1:].copy(), steps=int(rest[0]))
 
 
 def _mocap_driven_bodies(model: mujoco.MjModel) -> list[int]:
+    # A mocap body has no joints: it moves others through a weld constraint alone, whose two ends
+    # may be stated in either order.
     welds = np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_WELD)
     pairs = [(int(model.eq_obj1id[weld]), int(model.eq_obj2id[weld])) for weld in welds]
     return [b if model.body_mocapid[a] >= 0 else a for a, b in pairs]

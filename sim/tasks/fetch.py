@@ -33,6 +33,7 @@ from sim.tasks.fetch_cameras import (
     add_cameras,
 )
 
+# gymnasium-robotics' `distance_threshold`, the same for all four tasks.
 SUCCESS_DISTANCE_M = 0.05
 OBJECT_RGBA = (0.15, 0.2, 0.85, 1.0)
 """Blue; gymnasium-robotics' near black is hard to tell from the fingers in a small image."""
@@ -44,6 +45,8 @@ _REACH_LOWEST_M = 0.42
 class FetchTask(FetchArmTask):
     """A Fetch task; subclasses state gymnasium-robotics' constants and their expert."""
 
+    # Mostly gymnasium-robotics' constructor arguments (`initial_qpos`, `obj_range`, `target_range`,
+    # `target_offset`) under names with units; defaults are what most of its tasks share.
     asset: ClassVar[str]
     slide0_m: ClassVar[float] = 0.405
     block_start_m: ClassVar[tuple[float, float, float] | None] = (1.25, 0.53, 0.4)
@@ -59,6 +62,8 @@ class FetchTask(FetchArmTask):
     def __init__(self, image_size: int = 96):
         self.spec = fetch_robot_spec(image_size)
         mjcf = mujoco.MjSpec.from_file(str(fetch_asset(self.asset)))
+        # Edited before compilation: cameras and contact exclusions are no part of the physics
+        # state, so the size of `qpos` and of a packed state stays gymnasium-robotics' own.
         add_cameras(mjcf, self.camera_plan)
         skip_impossible_contacts(mjcf)
         for material in ("block_mat", "puck_mat"):
@@ -82,12 +87,16 @@ class FetchTask(FetchArmTask):
 
     def _settle(self) -> None:
         data = mujoco.MjData(self.model)
+        # The robot's base stands on three slide joints: x, y and z, in metres.
         base = {"robot0:slide0": self.slide0_m, "robot0:slide1": 0.48, "robot0:slide2": 0.0}
         for joint, value in base.items():
             data.joint(joint).qpos[0] = value
         if self.block_start_m is not None:
+            # A free joint: position [3] in metres, then a unit quaternion (wxyz).
             data.joint("object0:joint").qpos[:] = (*self.block_start_m, 1.0, 0.0, 0.0, 0.0)
         self.arm.settle(data, self.extra_height_m)
+        # Taken once after the arm has settled, so that a reset copies it instead of stepping the
+        # physics.
         self._initial = (data.time, data.qpos.copy(), data.qvel.copy())
         self.initial_grip_m = self.arm.grip_position(data).copy()
         self.table_height_m = (
@@ -99,9 +108,12 @@ class FetchTask(FetchArmTask):
         rng = np.random.default_rng(seed)
         self._restore(data)
         if self.has_object:
+            # x and y alone: the height and the orientation are those at which the block had
+            # settled.
             data.qpos[self._object_qpos : self._object_qpos + 2] = self._draw_block(rng)
         mujoco.mj_forward(self.model, data)
         goal = self._draw_goal(rng)
+        # Last, so that the phrasing changes no number that the physics depends on.
         words = self.templates[phrasing]
         return Episode(seed=seed, instruction=words[rng.integers(len(words))], goal=goal)
 
@@ -110,6 +122,7 @@ class FetchTask(FetchArmTask):
         # Draws are rejected as gymnasium-robotics rejects them, or equal seeds would differ.
         while True:
             block = center + rng.uniform(-self.block_range_m, self.block_range_m, size=2)
+            # The block never starts under the gripper.
             if np.linalg.norm(block - center) >= 0.1:
                 return block
 
@@ -135,6 +148,7 @@ class FetchTask(FetchArmTask):
     def cost(self, data: mujoco.MjData, episode: Episode) -> float:
         """Distance to the goal, plus a fifth of the gripper's to the object while unsolved."""
         distance = math.dist(self.achieved(data), episode.goal)
+        # At the goal the cost no longer says where the gripper should be, so it may retreat.
         if not self.has_object or distance < 0.02:
             return distance
         # Else the cost would not change before the gripper touches the object.
@@ -145,6 +159,8 @@ class FetchTask(FetchArmTask):
         """gymnasium-robotics' observation vector, float64 [10] or [25]; velocities times 0.04 s."""
         reading = np.empty(25 if self.has_object else 10)
         reading[:3] = grip = self.arm.grip_position(data)
+        # Filled from both ends: the last five numbers are the gripper's and the fingers' velocities
+        # in both layouts, see `_READINGS`.
         reading[-2:] = data.qvel[self.arm.finger_dofs]
         reading[-2:] *= _DT_S
         velocities = self._velocities(data)
@@ -156,6 +172,7 @@ class FetchTask(FetchArmTask):
             reading[3:6] = block = data.site_xpos[self._object_site]
             reading[6:9] = block - grip
             reading[11:14] = rotation_to_euler(data.site_xmat[self._object_site])
+            # Linear velocity relative to the gripper, angular velocity in the world frame.
             reading[14:17] = velocities[2] - linear
             reading[17:20] = velocities[3]
         return reading
@@ -163,6 +180,7 @@ class FetchTask(FetchArmTask):
     def _velocities(self, data: mujoco.MjData) -> np.ndarray:
         """Linear and angular of gripper and object, [4, 3], world frame, times the period."""
         jacobians = self._jacobians
+        # A site has no velocity of its own in `MjData`: it is its Jacobian [3, nv] times `qvel`.
         mujoco.mj_jacSite(self.model, data, jacobians[0], jacobians[1], self.arm.grip_site)
         if self.has_object:
             mujoco.mj_jacSite(self.model, data, jacobians[2], jacobians[3], self._object_site)
@@ -174,6 +192,7 @@ class FetchTask(FetchArmTask):
 
     def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
         """Gripper, target and, where there is one, the object."""
+        # Copies: `site_xpos` is overwritten by the next physics step.
         named = {"gripper": self.arm.grip_position(data).copy(), "target": episode.goal.copy()}
         if self.has_object:
             named["object"] = data.site_xpos[self._object_site].copy()
@@ -195,6 +214,7 @@ class FetchTask(FetchArmTask):
             # A target of pushing and sliding lies on the table.
             if self.has_object and not self.target_in_the_air:
                 goal[2] = lowest_m
+        # What was drawn may lie below the table, where no camera sees it.
         goal[2] = max(goal[2], lowest_m)
         return replace(episode, goal=goal)
 
@@ -211,6 +231,8 @@ def rotation_to_euler(matrix: np.ndarray) -> np.ndarray:
     Source: the convention of gymnasium-robotics' observations.
     """
     r00, r01, r02, r10, r11, r12, _, _, r22 = matrix.tolist()
+    # Cosine of the middle angle. Where it vanishes (gimbal lock) only one combination of the other
+    # two angles is defined, and the first one is set to 0.
     cosine = math.hypot(r22, r12)
     if cosine > 4 * np.finfo(np.float64).eps:
         return np.array([-math.atan2(r12, r22), -math.atan2(-r02, cosine), -math.atan2(r01, r00)])
@@ -221,6 +243,8 @@ def _axes(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}_{axis}" for name in names for axis in "xyz")
 
 
+# The order of gymnasium-robotics' observation, without (10) and with an object (25). A "_step" is a
+# velocity times the control period: the displacement in one control step.
 _FINGER_NAMES = ("finger_right", "finger_left")
 _FINGER_SPEEDS = ("finger_right_step", "finger_left_step")
 _READINGS = {
@@ -243,6 +267,7 @@ class FetchReach(FetchTask):
     grounding_frames = 2500
     templates = fetch_words.REACH
     asset = "reach.xml"
+    # gymnasium-robotics' own number for Reach, not a misprint of 0.405.
     slide0_m = 0.4049
     block_start_m = None
     extra_height_m = 0.2
@@ -288,6 +313,7 @@ class FetchSlide(FetchTask):
     def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
         """Behind the puck, then push it to the speed from which friction stops it at the goal."""
         speed = self._velocities(data)[2]
+        # `_velocities` are displacements of one control step, the expert takes m/s.
         return experts.slide(
             self.arm.grip_position(data), self.achieved(data), speed / _DT_S, episode.goal
         )
@@ -300,6 +326,7 @@ class FetchPickAndPlace(FetchTask):
     grounding_frames = 20_000
     templates = fetch_words.PICK_AND_PLACE
     asset = "pick_and_place.xml"
+    # The only one of the four in which the fingers obey the fourth action.
     block_gripper = False
     extra_height_m = 0.2
     target_in_the_air = True

@@ -15,6 +15,7 @@ from sim.tasks.fetch_motion import RandomMotion
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 CAMERAS = ("front", "side", "wrist")
+# 20 substeps of 2 ms are one control step of 40 ms.
 CONTROL_RATE_HZ = 25.0
 SUBSTEPS = 20
 POSITION_SCALE_M = 0.05
@@ -70,6 +71,8 @@ def fetch_robot_spec(image_size: int) -> RobotSpec:
         proprio=VectorSpec(
             names=("gripper_x", "gripper_y", "gripper_z", "finger_right", "finger_left"),
             units=("m",) * 5,
+            # Bounds of the workspace in the world frame, with a margin. A finger opens by at most 5
+            # cm; joint limits are soft in MuJoCo, hence readings slightly below 0.
             low=(0.0, 0.0, 0.0, -0.01, -0.01),
             high=(2.0, 1.5, 1.5, 0.06, 0.06),
         ),
@@ -84,6 +87,7 @@ def skip_impossible_contacts(spec: mujoco.MjSpec) -> None:
     They take 6 % of a step: meshes that are near each other but never touch.
     """
     for one, other in _NEVER_TOUCH:
+        # MuJoCo drops an excluded pair before the narrow phase, which is where the time went.
         spec.add_exclude(bodyname1=f"robot0:{one}", bodyname2=f"robot0:{other}")
 
 
@@ -97,22 +101,28 @@ class FetchArm:
         self.gripper_body = model.body("robot0:gripper_link").id
         self.finger_qpos = np.array([model.joint(name).qposadr[0] for name in _FINGERS])
         self.finger_dofs = np.array([model.joint(name).dofadr[0] for name in _FINGERS])
+        # Address in `qpos` of the joint that each actuator drives, in the actuators' order.
         self.actuated_qpos = model.jnt_qposadr[model.actuator_trnid[:, 0]]
 
     def settle(self, data: mujoco.MjData, extra_height_m: float) -> None:
         """Bring the arm from its zero pose above the table, as gymnasium-robotics does once."""
         model = self.model
+        # `eq_data` of a weld: anchor [0:3], relative position [3:6], relative quaternion (wxyz)
+        # [6:10].
         # The weld must hold mocap body and gripper together without an offset.
         model.eq_data[:, :7] = (0, 0, 0, 0, 0, 0, 1)
         mujoco.mj_forward(model, data)
+        # gymnasium-robotics' numbers: from the grip point of the zero pose to one above the table.
         offset = np.array([-0.498, 0.005, -0.431 + extra_height_m])
         data.mocap_pos[0] = offset + data.site_xpos[self.grip_site]
         data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
+        # The weld is a soft constraint: it takes some control steps until the arm has followed.
         mujoco.mj_step(model, data, nstep=10 * SUBSTEPS)
 
     def step(self, data: mujoco.MjData, action: np.ndarray) -> None:
         """Execute one control step of 20 substeps; `action` float [4], clipped to [-1, 1]."""
         command = np.clip(action, -1.0, 1.0)
+        # Position servos with a control range of [0, 0.2] m, to which MuJoCo clamps `ctrl`.
         # Fingers and gripper are commanded relative to where they are, not to the last command.
         if self.model.nu:
             opening = 0.0 if self.block_gripper else command[3]
@@ -121,6 +131,8 @@ class FetchArm:
         data.mocap_pos[0] = data.xpos[self.gripper_body] + command[:3] * command.dtype.type(
             POSITION_SCALE_M
         )
+        # Not a unit quaternion; MuJoCo normalises mocap quaternions. Adding the downward one turns
+        # the gripper back towards it wherever contact has tilted it.
         data.mocap_quat[0] = data.xquat[self.gripper_body] + _DOWN
         mujoco.mj_step(self.model, data, nstep=SUBSTEPS)
         if self.block_gripper:
@@ -143,6 +155,7 @@ class FetchArm:
 
 _HELD_M = 0.025
 """A block of 5 cm is held when its centre is this near to the grip point and no finger is shut."""
+# A finger beside a 5 cm block is open by 2.5 cm.
 _SHUT_M, _OPEN_M = 0.022, 0.028
 """Opening of a finger: shut on nothing below, wider than a block above."""
 
@@ -169,6 +182,7 @@ class FetchArmTask(Task):
         return data
 
     def _restore(self, data: mujoco.MjData) -> None:
+        # Also clears controls, mocap poses, warm start and warnings of the episode before.
         mujoco.mj_resetData(self.model, data)
         data.time, data.qpos[:], data.qvel[:] = self._initial
 

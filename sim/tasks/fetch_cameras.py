@@ -54,12 +54,14 @@ def orbit(look_at: Point, half_extent_m: float, azimuth_deg: float, elevation_de
         y + flat * math.sin(azimuth),
         z + _DISTANCE_M * math.sin(elevation),
     )
+    # The full angle: `half_extent_m` lies at the edge of the image at the distance of `look_at`.
     return View(position, look_at, math.degrees(2 * math.atan2(half_extent_m, _DISTANCE_M)))
 
 
 def front_and_side(look_at: Point, half_extent_m: float, elevation_deg: float) -> CameraPlan:
     """A view from ahead of the robot and one from its right, a right angle apart."""
     return CameraPlan(
+        # A right angle, so that together the two views determine all three coordinates of a point.
         front=orbit(look_at, half_extent_m, 0.0, elevation_deg),
         side=orbit(look_at, half_extent_m, -90.0, elevation_deg),
     )
@@ -79,23 +81,28 @@ def add_cameras(spec: mujoco.MjSpec, plan: CameraPlan) -> None:
     """
     for name, view in (("front", plan.front), ("side", plan.side)):
         backward = np.subtract(view.position, view.look_at)
+        # From the target to the camera: a camera's +z points away from what it sees.
         quat = _looking_along(backward, up=np.array([0.0, 0.0, 1.0]))
         spec.worldbody.add_camera(name=name, pos=view.position, quat=quat, fovy=view.fovy_deg)
     # the gripper's frame: +x points out of the fingers (down), +z away from the robot
     eye, tips = np.array([-0.10, 0.0, 0.11]), np.array([0.04, 0.0, 0.02])
+    # Above and ahead of the fingers, looking back down at their tips.
     quat = _looking_along(eye - tips, up=np.array([-1.0, 0.0, 0.0]))
     spec.body("robot0:gripper_link").add_camera(name="wrist", pos=eye, quat=quat, fovy=70.0)
     for body in _UNSEEN_BODIES:
         for geom in spec.body(body).geoms:
+            # The group decides drawing alone; contacts go by contype and conaffinity.
             geom.group = HIDDEN_GROUP
 
 
 def _looking_along(backward: np.ndarray, up: np.ndarray) -> np.ndarray:
     """Orientation (wxyz) of a camera, which looks along its own -z, +y up, in its body's frame."""
+    # Columns of the rotation matrix: the camera's x (right), y (up) and z (backward) axes.
     backward = backward / np.linalg.norm(backward)
     right = np.cross(up, backward)
     right /= np.linalg.norm(right)
     frame = np.stack([right, np.cross(backward, right), backward], axis=1)
+    # MuJoCo takes the matrix row by row, float64 [9].
     quat = np.empty(4)
     mujoco.mju_mat2Quat(quat, frame.ravel())
     return quat

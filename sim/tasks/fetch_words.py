@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sim.tasks.base import Phrasing
 
+# The embedded tokenizer is trained on both phrasings (`build` in scripts/ground.py), so a held-out
+# sentence has no unknown word; but no policy is trained on it.
 REACH: dict[Phrasing, tuple[str, ...]] = {
     "train": (
         "move the gripper to the red target",
@@ -20,6 +22,7 @@ REACH: dict[Phrasing, tuple[str, ...]] = {
         "move the hand onto the red target",
     ),
 }
+# "target", "sphere" and "ball" are the same red marker in all four tasks.
 PUSH: dict[Phrasing, tuple[str, ...]] = {
     "train": (
         "push the block to the red target",
@@ -36,6 +39,7 @@ PUSH: dict[Phrasing, tuple[str, ...]] = {
         "with the gripper push the block to the red sphere",
     ),
 }
+# The object is always "puck" here and "block" elsewhere: one noun an object, see `Task.nouns`.
 SLIDE: dict[Phrasing, tuple[str, ...]] = {
     "train": (
         "slide the puck to the red target",
@@ -52,6 +56,7 @@ SLIDE: dict[Phrasing, tuple[str, ...]] = {
         "make the puck stop on the red target",
     ),
 }
+# Half of the targets are in the air, hence both "hold it at" and "place it on".
 PICK_AND_PLACE: dict[Phrasing, tuple[str, ...]] = {
     "train": (
         "pick up the block and bring it to the red target",

@@ -69,6 +69,7 @@ def _axes(*names: str) -> tuple[str, ...]:
 
 
 def _is_push(episode: Episode) -> bool:
+    # From the goal, not from the labels: a planner's unpacked episode has no labels.
     return VERBS[int(episode.goal[3])] == "push"
 
 
@@ -100,6 +101,7 @@ class Tabletop(FetchArmTask):
     object_phrases = BLOCKS
     place_phrases = ZONES
     static_points = ("target", *ZONES, *(_lift_goal(block) for block in BLOCKS))
+    # Each word occurs in other pairs, so only the combination is new.
     unseen_pairs = (("red block", "purple zone"), ("yellow block", "cyan zone"))
     grounding_frames = 14_000
     # Held-out paraphrases are new combinations of words that training templates contain.
@@ -127,6 +129,7 @@ class Tabletop(FetchArmTask):
             "with the gripper raise the {object} in the air",
         ),
     }
+    # Below the zone's radius of 0.055 m: in success the block's centre lies on the disc.
     push_distance_m: ClassVar[float] = 0.05
     rest_tolerance_m: ClassVar[float] = 0.01
     lifted_m: ClassVar[float] = 0.05
@@ -140,6 +143,8 @@ class Tabletop(FetchArmTask):
         self.arm = FetchArm(self.model, block_gripper=False)
         self._block_bodies = [self.model.body(name).id for name in BLOCKS]
         joints = [self.model.joint(f"{name}:joint") for name in BLOCKS]
+        # A free joint has 7 numbers in `qpos` (position, quaternion) but 6 in `qvel`, so the two
+        # addresses differ.
         self._block_qpos = [int(joint.qposadr[0]) for joint in joints]
         self._block_dofs = [int(joint.dofadr[0]) for joint in joints]
         self._zone_mocaps = [int(self.model.body(name).mocapid[0]) for name in ZONES]
@@ -156,18 +161,22 @@ class Tabletop(FetchArmTask):
     def _settle(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Time, positions and velocities with the arm at rest at `home_m`."""
         data = mujoco.MjData(self.model)
+        # The base where PickAndPlace has it: three slide joints, x, y, z in metres.
         base = {"robot0:slide0": 0.405, "robot0:slide1": 0.48, "robot0:slide2": 0.0}
         for joint, value in base.items():
             data.joint(joint).qpos[0] = value
         self.arm.settle(data, extra_height_m=0.0)
         for _ in range(80):
             error = np.subtract(self.home_m, self.arm.grip_position(data))
+            # Proportional control towards `home_m`, fingers closing (-1).
             self.arm.step(data, np.append(10.0 * error, -1.0))
+        # Velocities and time are set to 0, so that every episode begins exactly at rest.
         return 0.0, data.qpos.copy(), np.zeros(self.model.nv)
 
     def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
         """The scene of the seed with the instruction of the seed, all twelve equally often."""
         # Scene, instruction and phrasing have a stream each, so that one can change alone.
+        # The scene's stream is [seed, 0] (`sample_scene`), the template's [seed, 2] (`say`).
         index = np.random.default_rng([seed, 1]).integers(len(INSTRUCTIONS))
         return self.reset_with(data, seed, INSTRUCTIONS[index], phrasing)
 
@@ -183,7 +192,9 @@ class Tabletop(FetchArmTask):
         self._restore(data)
         for address, (x, y) in zip(self._block_qpos, scene.blocks, strict=True):
             data.qpos[address : address + 7] = (x, y, REST_HEIGHT_M, 1.0, 0.0, 0.0, 0.0)
+        # z stays the model's, at which the disc lies on the table.
         data.mocap_pos[self._zone_mocaps, :2] = scene.zones
+        # `_goal` reads body positions, which follow `qpos` only after this.
         mujoco.mj_forward(self.model, data)
         return self._episode(data, seed, instruction, phrasing)
 
@@ -210,6 +221,7 @@ class Tabletop(FetchArmTask):
 
     def say(self, instruction: Instruction, seed: int, phrasing: Phrasing = "train") -> str:
         """The instruction in one of the templates; an equal seed is an equal choice."""
+        # A template belongs to "push" exactly if it names a zone, see `Instruction`.
         pushing = instruction.verb == "push"
         templates = [t for t in self.templates[phrasing] if ("{zone}" in t) == pushing]
         choice = np.random.default_rng([seed, 2]).integers(len(templates))
@@ -226,6 +238,7 @@ class Tabletop(FetchArmTask):
             x, y, _ = data.mocap_pos[self._zone_mocaps[zone]]
             target = (x, y, REST_HEIGHT_M)
         words = (VERBS.index(instruction.verb), block, zone)
+        # [3 + 3 + 6]: target, words, x and y of the three blocks.
         return np.array([*target, *words, *starts.ravel()])
 
     @classmethod
@@ -267,18 +280,22 @@ class Tabletop(FetchArmTask):
         """Positions in metres, velocities in m/s, world frame; then the instruction's words."""
         grip, target = self.arm.grip_position(data), episode.goal[:3]
         block = self.object_position(data, episode)
+        # MuJoCo's spatial velocity: angular [:3], then linear [3:]; the last argument 0 asks for
+        # the world's orientation, centred at the site.
         velocity = np.empty(6)
         mujoco.mj_objectVelocity(
             self.model, data, mujoco.mjtObj.mjOBJ_SITE, self.arm.grip_site, velocity, 0
         )
         parts = [grip, velocity[3:], self.arm.fingers(data)]
         parts += [data.xpos[body] for body in self._block_bodies]
+        # The first three numbers of a free joint's velocity are linear and in the world frame.
         parts += [data.qvel[dof : dof + 3] for dof in self._block_dofs]
         parts += [data.mocap_pos[mocap] for mocap in self._zone_mocaps]
         parts += [block, target, block - grip, target - block]
         # One-hot words: the critic is not to learn that one index lies between two others.
         chosen = episode.goal[3:6].astype(int)  # verb, block, zone
         for index, words in zip(chosen, (VERBS, BLOCKS, ZONES), strict=True):
+            # An index of -1 (no zone) leaves all three at 0.
             parts.append(np.arange(len(words)) == index)
         return np.concatenate(parts).astype(np.float32)
 
@@ -291,6 +308,7 @@ class Tabletop(FetchArmTask):
         }
         # Not above the blocks as they are now, see the class.
         height_m = REST_HEIGHT_M + self.lift_m
+        # [block, xy] at reset
         starts = episode.goal[6:].reshape(len(BLOCKS), 2)
         named |= {
             _lift_goal(name): np.array([x, y, height_m])

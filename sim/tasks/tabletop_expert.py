@@ -28,12 +28,15 @@ def push(grip: np.ndarray, block: np.ndarray, zone: np.ndarray) -> np.ndarray:
     to_zone = zone[:2] - block[:2]
     distance = float(np.hypot(*to_zone))
     # Aiming a little beyond the zone keeps the direction steady as the distance shrinks.
+    # Every push begins towards +x (see `tabletop_scene`), so `aim` vanishes only for a block that
+    # was pushed 2 cm past the zone's centre.
     aim = to_zone + BEYOND_M
     way = aim / np.hypot(*aim)
     side = np.array([-way[1], way[0]])
     offset = grip[:2] - block[:2]
     ahead, beside = float(offset @ way), float(offset @ side)
     height = grip[2] - block[2]
+    # `ahead` is negative behind the block; `beside` is the distance from the push line, signed.
     # 1: beside the block and on the line, ready to push; 0: above it or off the line
     lowness = _ramp(height, 0.045, 0.015)
     steady = lowness * _ramp(abs(beside), 0.026, 0.014)
@@ -54,7 +57,8 @@ def push(grip: np.ndarray, block: np.ndarray, zone: np.ndarray) -> np.ndarray:
 
 
 def _ramp(value: float, at_zero: float, at_one: float) -> float:
-    """0 at one end, 1 at the other, straight between, flat outside."""
+    """0 at one end, 1 at the other, straight between, constant outside."""
+    # `at_zero` may be above `at_one`: then it falls as the value grows.
     return float(np.clip((value - at_zero) / (at_one - at_zero), 0.0, 1.0))
 
 

@@ -94,6 +94,8 @@ def _draw(
     gap_y_m: float,
 ) -> np.ndarray:
     """Three centres [3, 2] in shuffled order whose y differ by at least the gap."""
+    # Sorted uniform numbers plus multiples of the gap: uniform over all admissible triples, without
+    # rejecting any (three points, hence two gaps).
     slack = 2 * half_y_m - 2 * gap_y_m
     y = middle_y_m - half_y_m + gap_y_m * np.arange(3) + np.sort(random.uniform(0, slack, size=3))
     return np.stack([random.uniform(*x_m, size=3), random.permutation(y)], axis=1)

@@ -7,10 +7,10 @@
     embodiments.json          for several robots instead: contract and statistics of each, by name
     tokenizer/                the embedded model's
     vlm_processor/            or another model's own
-    README.md                 what it is, for people
+    README.md                 what it is, for readers
     ledger.json               what was spent on these weights, by name
     training_state.json       with training_state.safetensors: optimizer, random numbers, step
-    <other>.json              what other programs want to read
+    <other>.json              for other programs
     manifest.json             format version, size and SHA-256 of every file above
 
 A folder is complete once it has its final name: everything is written and flushed to disk under a
@@ -46,8 +46,10 @@ _MANIFEST = "manifest.json"
 _WEIGHTS = "model.safetensors"
 _STATE = "training_state"
 _LEDGER = "ledger.json"
+# The number at the end of a checkpoint's name, such as step_000300.
 _STEP = re.compile(r"\d+$")
 _NEEDED = ("config.json", _WEIGHTS, "processor.json")
+# The first for one robot, the second for several: a checkpoint holds exactly one of them.
 _ROBOTS = ("contract.json", "embodiments.json")
 
 
@@ -128,6 +130,7 @@ def save_checkpoint(
     folder = Path(folder)
     partial = _hidden(folder, "partial")
     try:
+        # Left by a crash: it is of no use, since nothing says how far it got.
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_json(partial / "config.json", model_config)
@@ -143,9 +146,11 @@ def save_checkpoint(
             tensors, structure = flatten_state(training_state)
             _write_json(partial / f"{_STATE}.json", structure)
             _write_tensors(partial / f"{_STATE}.safetensors", tensors)
+        # Last, so that it lists every file; then on disk before the rename makes the name valid.
         _write_manifest(partial)
         _flush(partial)
         _put_in_place(partial, folder)
+    # KeyboardInterrupt too: no half-written folder may stay behind.
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if (code := _system_errno(error)) is not None:
@@ -163,6 +168,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     folder = Path(folder)
     place = _find(folder)
     version, files = _read_manifest(place)
+    # Cheap checks before the hashes, which read every byte.
     if missing := [name for name in _NEEDED if name not in files]:
         raise CheckpointError(f"checkpoint {folder} lacks {missing} in its manifest")
     # A file that the manifest does not know must not decide what robot this is.
@@ -170,6 +176,7 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
         raise CheckpointError(f"checkpoint {folder} must hold exactly one of {[*_ROBOTS]}")
     for name, expected in files.items():
         _verify(place, name, expected)
+    # The optimizer's state is up to twice the weights: read only on request.
     state = _read_training_state(place, files) if with_training_state else None
     model_config, weights = _read_json(place / "config.json"), load_file(place / _WEIGHTS)
     if version == 1:
@@ -246,6 +253,7 @@ def latest_complete(run_folder: Path | str) -> Path | None:
             _, files = _read_manifest(place)
         except CheckpointError:
             continue
+        # Sizes find what a crash or a broken copy cut short, without reading gigabytes.
         if all(_size(place / name) == size for name, (_, size) in files.items()):
             return folder
     return None
@@ -258,11 +266,15 @@ def _hidden(folder: Path, role: str) -> Path:
 def _put_in_place(partial: Path, folder: Path) -> None:
     previous = _hidden(folder, "previous")
     if folder.exists():
+        # Never replace a folder that we did not write: it may be the user's own data.
         if not (folder / _MANIFEST).is_file() and any(folder.iterdir()):
             raise CheckpointError(f"{folder} holds something else; choose another folder")
         shutil.rmtree(previous, ignore_errors=True)
+        # A non-empty folder cannot be replaced in one step, hence two renames; `_find` knows both
+        # names.
         os.rename(folder, previous)
     os.rename(partial, folder)
+    # The rename itself is on disk only once the parent folder is.
     _sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
@@ -293,6 +305,7 @@ def _digest(path: Path) -> str:
 
 
 def _flush(folder: Path) -> None:
+    # Folders too: a file survives a power cut only if its directory entry does.
     for path in (*folder.rglob("*"), folder):
         _sync(path)
 
@@ -313,6 +326,7 @@ def _system_errno(error: BaseException) -> int | None:
     """The system's error number, also from safetensors and tokenizers, which give it as text."""
     if isinstance(error, OSError):
         return error.errno or 0
+    # Both are written in Rust, which ends its messages like this.
     number = re.search(r"\(os error (\d+)\)", str(error))
     return int(number[1]) if number else None
 
@@ -343,6 +357,8 @@ def _find(folder: Path) -> Path:
 def _list_checkpoints(run_folder: Path | str) -> list[Path]:
     """Folders with a manifest, by the name that `load_checkpoint` knows them by."""
     run_folder = Path(run_folder)
+    # Folders under their hidden name, from a crash between the renames, count; unfinished ones do
+    # not.
     names = {
         re.sub(r"^\.(.+)\.previous$", r"\1", manifest.parent.name)
         for manifest in run_folder.glob(f"*/{_MANIFEST}")
@@ -374,6 +390,7 @@ def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[str, int]]]:
                 f"{FORMAT_VERSION}: load it with the version that wrote it, or update"
             )
         return version, {name: (f["sha256"], f["bytes"]) for name, f in manifest["files"].items()}
+    # Whatever a damaged JSON file may hold: broken text, a list, a missing entry.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _MANIFEST} is damaged: {error!r}") from error
 

@@ -30,16 +30,17 @@ def start_policy(
     chunks: Mapping[str, Tensor],
     head: HeadConfig,
 ) -> VLAPolicy:
-    """Put `start` under other contracts; its model is changed in place.
+    """Give `start` other contracts; its model is changed in place.
 
-    The actor starts untrained unless it is of the same kind for the same sizes. Where none of the
-    robots is known to the start, what their cameras and proprioception decide starts untrained too.
+    The actor starts untrained unless it is of the same kind for the same sizes. Where the start
+    knows none of the robots, the parts that depend on cameras and proprioception start untrained
+    too.
 
     Args:
         start: brings the vision-language model and its tokenizer.
         robots: contract and statistics of the data of each robot, by name; the policy returned is
             that of the first.
-        instructions: all that will be met; the prompt is made long enough for them.
+        instructions: all that will occur; the prompt is made long enough for them.
         chunks: by the same names, expert actions [n, chunk_length, action.dim] in the
             contract's units.
         head: which action head, and its settings.
@@ -49,8 +50,10 @@ def start_policy(
     is_known = any(same_inputs(spec, p.spec) for spec in specs for p in old.values())
     config = _conversions(start.processor, specs, instructions, is_known)
     scaled = {name: _keep_scale(name, robot, old) for name, robot in robots.items()}
+    # The tokenizer stays that of the start: new ids would make its word embeddings useless.
     conversions = Embodiments.make(scaled, start.processor.language, config)
     first = next(iter(robots))
+    # Sizes first: the actor is built for them.
     start.model.replace_dims(ModelDims.of(conversions[first]), widen=is_known)
     start.model.replace_actor(encode_chunks(conversions, chunks), head)
     return VLAPolicy(start.model, conversions, first, start.ledger)
@@ -70,7 +73,8 @@ def load_start(folder: Path | str, device: torch.device | str = "cpu") -> VLAPol
 
 
 def same_inputs(one: RobotSpec, other: RobotSpec) -> bool:
-    """Whether what points for one robot points for the other."""
+    """Whether a pointer trained for one robot works for the other."""
+    # In order: image slots and columns of proprioception are told apart by position alone.
     cameras, others = ([camera.name for camera in spec.cameras] for spec in (one, other))
     return cameras == others and one.proprio.names == other.proprio.names
 
@@ -78,12 +82,14 @@ def same_inputs(one: RobotSpec, other: RobotSpec) -> bool:
 def _conversions(
     old: Processor, specs: list[RobotSpec], instructions: Iterable[str], keep_sizes: bool
 ) -> ProcessorConfig:
-    """The start's, with places for these robots, their images and their words."""
+    """The configuration of the start, with room for these robots, their images and their words."""
+    # Explicit, since the new cameras may differ in size and the model's grid of tokens may not.
     config = replace(old.config, image_size_px=old.image_size_px)
     if not keep_sizes:
         config = replace(config, camera_slots=None, proprio_dim=None, action_dim=None)
     if isinstance(old.prompts, EmbeddedPrompts):
         longest = max((len(old.prompts.tokens(text)) for text in instructions), default=0)
+        # To the next power of two, which leaves room for words that come later.
         if longest > config.max_text_tokens:
             config = replace(config, max_text_tokens=2 ** (longest - 1).bit_length())
     return fit_sizes(config, specs)
@@ -92,6 +98,7 @@ def _conversions(
 def _keep_scale(name: str, robot: Embodiment, old: Mapping[str, Processor]) -> Embodiment:
     """The pointer reads proprioception as it was normalised when it learned to point."""
     alike = {n: p.statistics for n, p in old.items() if p.spec.proprio == robot.spec.proprio}
+    # The robot of this name first, else any with an equal specification of proprioception.
     kept = alike.get(name) or next(filter(None, alike.values()), None)
     if kept is None or robot.statistics is None:
         return robot

@@ -17,6 +17,7 @@ class Ledger:
     """
 
     def __init__(self, amounts: Mapping[str, int] | None = None):
+        # A copy: what is spent here must not change the ledger that it started from.
         self.amounts: dict[str, int] = dict(amounts or {})
 
     def spend(self, **amounts: int) -> None:
@@ -25,7 +26,7 @@ class Ledger:
             self.amounts[name] = self.amounts.get(name, 0) + amount
 
     def restore(self, amounts: Mapping[str, int]) -> None:
-        """Put these in the place of what was spent: a run goes on from there."""
+        """Replace the amounts by these, from which a run resumes."""
         self.amounts = dict(amounts)
 
     def metrics(self) -> dict[str, float]:

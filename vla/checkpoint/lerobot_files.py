@@ -1,4 +1,4 @@
-"""What LeRobot wants to read in a checkpoint folder of ours, as plain data.
+"""The files that LeRobot reads in a checkpoint folder of ours, as plain data.
 
 Written by hand rather than by LeRobot's classes, whose import takes seconds, which no training of
 ours should wait for; LeRobot fills in the rest with the defaults of `LeRobotVLAConfig`.
@@ -19,12 +19,14 @@ def describe_policy(specs: Mapping[str, RobotSpec], model: dict[str, Any]) -> di
     """config.json: LeRobot's description of a policy and the model's own configuration.
 
     Args:
-        specs: the robots that it is for, by name; of several LeRobot learns none of the features,
-            and fills in those of what the policy meets.
+        specs: the robots that it is for, by name; for several, features are left empty
+            and LeRobot fills in those of its data set or environment.
         model: `VLA.to_dict`.
     """
+    # One LeRobot policy has one set of features: several robots cannot be described by it.
     inputs, outputs = _features(*specs.values()) if len(specs) == 1 else ({}, {})
     return {
+        # LeRobot finds the class of the configuration by this name.
         "type": POLICY_TYPE,
         "chunk_length": model["vla"]["chunk_length"],
         "head": model["vla"]["head"]["type"],
@@ -39,7 +41,7 @@ def _features(spec: RobotSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     images = {
         spec.features.camera(camera.name): {
             "type": "VISUAL",
-            "shape": [3, camera.height, camera.width],
+            "shape": [3, camera.height, camera.width],  # channels first, as LeRobot passes images
         }
         for camera in spec.cameras
     }
@@ -57,6 +59,7 @@ def describe_pipelines() -> dict[str, Any]:
     identity = dict.fromkeys(("VISUAL", "STATE", "ACTION"), "IDENTITY")
     normaliser = {"eps": 1e-8, "features": {}, "norm_map": identity}
     to_cpu = {"device": "cpu", "float_dtype": None}
+    # The keys are names in LeRobot's registry of steps, and run in this order.
     before: dict[str, Any] = {
         "rename_observations_processor": {"rename_map": {}},
         "to_batch_processor": {},

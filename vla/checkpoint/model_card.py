@@ -34,14 +34,17 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
     """
     backbone = config["backbone"]
     kind = backbone["kind"]
+    # A pretrained part keeps its transformers configuration under these keys, see
+    # `Backbone.to_dict`.
     parts = {"vlm": ("model",), "dual": ("vision", "text")}.get(kind, ())
     towers = " + ".join(_origin(backbone[part]) for part in parts)
     if kind == "embedded":
-        said = f"embedded, made here ({backbone['model_type']})"
+        description = f"embedded, made here ({backbone['model_type']})"
         licence = "The vision-language model was made and trained with this project."
     else:
+        # A model's configuration does not name its licence.
         options = backbone["options"]
-        said = f"{towers}, {options['tuning']}, layer {options['layer']}, {options['dtype']}"
+        description = f"{towers}, {options['tuning']}, layer {options['layer']}, {options['dtype']}"
         licence = (
             "The pretrained weights within keep the licence of their authors: look it up, and state"
             "\nit here, before this checkpoint is passed on."
@@ -49,7 +52,7 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
     return _TEMPLATE.format(
         robots=", ".join(specs),
         call='"<this folder>"' if len(specs) == 1 else '"<this folder>", embodiment="<name>"',
-        backbone=said,
+        backbone=description,
         chunk_length=config["vla"]["chunk_length"],
         rows="\n".join(
             f"| {what if len(specs) == 1 else f'`{name}`: {what}'} | {value} |"
@@ -72,6 +75,7 @@ def _describe(spec: RobotSpec) -> dict[str, str]:
 
 
 def _origin(config: dict[str, Any]) -> str:
+    # Empty where the model was built from a configuration instead of loaded by name.
     name = config.get("_name_or_path")
     return f"{config['model_type']} `{name}`" if name else config["model_type"]
 

@@ -16,11 +16,12 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
     and None: state dicts of optimizers and schedulers, states of random generators.
 
     Raises:
-        TypeError: naming the place of anything else.
+        TypeError: anything else; names its path.
     """
     tensors: dict[str, Tensor] = {}
 
     def flatten(path: str, value: Any) -> Any:
+        # `type` and not isinstance: a numpy float is a float, but JSON would lose its type.
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, Tensor | np.ndarray):
@@ -34,6 +35,7 @@ def flatten_state(state: Any) -> tuple[dict[str, Tensor], Any]:
         if isinstance(value, tuple):
             return {"tuple": [flatten(f"{path}/{i}", item) for i, item in enumerate(value)]}
         if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
+            # Pairs, since JSON turns int keys (those of an optimizer's state) into strings.
             return {"dict": [[k, flatten(f"{path}/{k}", item)] for k, item in value.items()]}
         raise TypeError(
             f"state{path} is a {type(value).__name__}, which cannot be saved: use tensors, arrays, "
@@ -49,7 +51,7 @@ def restore_state(tensors: dict[str, Tensor], structure: Any) -> Any:
         return [restore_state(tensors, item) for item in structure]
     if not isinstance(structure, dict):
         return structure
-    ((kind, content),) = structure.items()
+    ((kind, content),) = structure.items()  # one tag: tensor, array, tuple or dict
     if kind == "tensor":
         return tensors[content]
     if kind == "array":

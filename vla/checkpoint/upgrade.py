@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+# Name in format 1 -> name today.
 _VLA_KEYS = {"horizon": "chunk_length", "summary": "readout_dim", "still": "static_points"}
 _HEAD_KEYS = {"spread": "label_smoothing"}
 _TOP_KEYS = {"interface": "dims", "horizon": "chunk_length"}
+# Patterns and not whole names, since heads differ in what they contain.
 _WEIGHTS = (
     (re.compile(r"^actor\.summary\."), "actor.readout_projection."),
     (re.compile(r"\.places$"), ".position_embedding"),

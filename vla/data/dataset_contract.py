@@ -1,4 +1,4 @@
-"""The contract of a LeRobotDataset v3 on disk: its own, or one derived from what it says of itself.
+"""The contract of a LeRobotDataset v3 on disk: its own, or one derived from its metadata.
 
 Reads JSON only, unless it has to say where a number is not finite; importing this loads neither
 torch nor LeRobot.
@@ -23,8 +23,8 @@ def read_contract(root: Path, cameras: Sequence[str] = ()) -> RobotSpec:
     """The contract of the data set in `root`.
 
     `meta/contract.json` where a recording left one; else derived: names, shapes and rate from
-    `meta/info.json`, and as limits the extremes in `meta/stats.json`, since such a data set says
-    nothing of what the robot may do beyond what it did.
+    `meta/info.json`, and as limits the extremes in `meta/stats.json`, since such a data set records
+    what the robot did and not what it may do.
 
     Args:
         root: folder of the data set.
@@ -42,6 +42,7 @@ def read_contract(root: Path, cameras: Sequence[str] = ()) -> RobotSpec:
     spec = RobotSpec.from_dict(_read_json(root, "contract.json"))
     if not cameras:
         return spec
+    # In the order that was asked for, which is that of the model's image slots.
     named = {camera.name: camera for camera in spec.cameras}
     return replace(spec, cameras=tuple(named[c] for c in _choose(named, cameras, root)))
 
@@ -54,6 +55,7 @@ def read_info(root: Path) -> dict[str, Any]:
         ValueError: an older format, or an entry that is missing.
     """
     if not (root / "meta" / "info.json").is_file():
+        # The name may be misspelt: the message lists the data sets beside it.
         siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
         nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
         raise FileNotFoundError(
@@ -80,6 +82,7 @@ def read_info(root: Path) -> dict[str, Any]:
                 f"data set {root}: meta/info.json says of {name!r} {feature}, a dtype and a shape "
                 "are needed"
             )
+    # NaN and infinity fail the comparison too; JSON as Python reads it can hold both.
     if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
         raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
     return info
@@ -131,6 +134,7 @@ def merge_contracts(specs: Mapping[str, RobotSpec]) -> RobotSpec:
     """
     (first_name, merged), *others = specs.items()
     for name, spec in others:
+        # Widened both ways, so that derived limits agree and `require_match` sees all other fields.
         merged, theirs = _widen(merged, spec), _widen(spec, merged)
         merged.require_match(theirs, first_name, name)
     return merged
@@ -140,6 +144,8 @@ def _widen(ours: RobotSpec, theirs: RobotSpec) -> RobotSpec:
     """`ours` with limits that contain those of `theirs`, where both were derived."""
 
     def widest(one: VectorSpec, other: VectorSpec) -> VectorSpec:
+        # Limits with a unit come from a contract of the robot and not from data: they must be
+        # equal.
         if one.names != other.names or {*one.units, *other.units} != {UNKNOWN_UNIT}:
             return one
         low, high = map(min, one.low, other.low), map(max, one.high, other.high)
@@ -179,13 +185,16 @@ def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
     LeRobot has names as a list, as a list in a dictionary ({"motors": [...]}), or none.
     """
     if isinstance(recorded, Mapping):
+        # The key of the dictionary ("motors", "axes") is free, so the first list counts.
         recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
     names = tuple(map(str, recorded or ()))
+    # Names that repeat, or are not one a dimension, are replaced by numbers.
     return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
 
 
 def describe_unusual_camera(feature: Mapping[str, Any]) -> str:
     """Why a camera's frames are not 8-bit RGB; empty where they are."""
+    # Older recordings call the entry `video_info`, newer ones `info`.
     described = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     if described.get("is_depth_map") or described.get("video.is_depth_map"):
         return "is marked as a depth map"
@@ -215,6 +224,7 @@ def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         )
     statistics = _read_json(root, "stats.json")
     for key in (ACTION, PROPRIO):
+        # Only a non-finite extreme costs reading the frames, which finds the frame to name.
         extremes = statistics.get(key, {})
         values = [v for name in ("min", "max") for v in _floats(extremes.get(name, ()))]
         if key in info["features"] and not all(map(math.isfinite, values)):
@@ -225,6 +235,7 @@ def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _floats(values: Iterable[Any]) -> list[float]:
+    # null stands for NaN where the file is strict JSON.
     return [math.nan if value is None else float(value) for value in values]
 
 
@@ -235,7 +246,8 @@ def _vector(
         raise ValueError(f"data set {where}: {key} has shape {feature['shape']}, expected a vector")
     (dim,) = feature["shape"]
     extremes = require_statistics(statistics, key, ("min", "max"), where)
-    # What never moved gets a range around it, so that it stays in the middle of the normalised one.
+    # A dimension that never moved gets a range of 2 around its value, which becomes 0 when
+    # normalised by limits.
     bounds = [
         (low, high) if low < high else (low - 1.0, high + 1.0)
         for low, high in zip(extremes["min"], extremes["max"], strict=True)
@@ -262,7 +274,7 @@ def _choose(available: Iterable[str], cameras: Sequence[str], where: Path | str)
     names = tuple(available)
     if unknown := [name for name in cameras if name not in names]:
         raise ValueError(f"data set {where} has no camera {unknown}; it has {list(names)}")
-    return tuple(dict.fromkeys(cameras)) or names
+    return tuple(dict.fromkeys(cameras)) or names  # each once, in the order asked for
 
 
 def _require_rgb(
@@ -286,6 +298,7 @@ def _require_rgb(
 
 def _channel_axis(feature: Mapping[str, Any]) -> int:
     axes = feature.get("names")
+    # Features name their axes; without names images are height, width, channels.
     first = str(axes[0]) if isinstance(axes, Sequence) and len(axes) == 3 else ""
     return 0 if first.startswith("channel") else -1
 

@@ -1,4 +1,4 @@
-"""Other words for recorded instructions, of which a training sample gets any."""
+"""Paraphrases of recorded instructions, one of which is drawn for every training sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Paraphrases:
-    """What else can be said instead of an instruction.
+    """Phrasings of instructions.
 
     Args:
         phrasings: recorded instruction → other words for it; none for those that are missing.
@@ -51,6 +51,7 @@ class Paraphrases:
             )
         known = list(recorded)
         for text in data:
+            # A typing error would otherwise leave the paraphrases unused in silence.
             if text not in known:
                 near = difflib.get_close_matches(text, known, n=3, cutoff=0.0)
                 raise ValueError(

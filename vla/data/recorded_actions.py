@@ -31,5 +31,5 @@ def read_chunks(root: Path, action: str, chunk_length: int) -> Tensor:
     frames = read_frames(root, complete=False)
     actions = frames.vectors(action)
     last = np.searchsorted(frames.episode, frames.episode, side="right") - 1  # of its episode
-    future = np.arange(len(frames))[:, None] + np.arange(chunk_length)
+    future = np.arange(len(frames))[:, None] + np.arange(chunk_length)  # [frames, chunk]
     return torch.from_numpy(actions[np.minimum(future, last[:, None])])

@@ -1,9 +1,9 @@
 """The frames of a LeRobotDataset v3 on disk: keys, vectors and instructions, without its images.
 
 LeRobot and its tools store equal data in several ways: lists of fixed or of variable length, one
-number as a number or as a list, links instead of folders, an `index` that counts through the data
-set or anew in each episode. All of them are read here; what is missing or no number is an error
-that names data set, episode and frame.
+number as a number or as a list, symbolic links instead of folders, an `index` that counts through
+the data set or anew in each episode. All of them are read here; what is missing or no number is an
+error that names data set, episode and frame.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class RecordedFrames:
         parts = [self._matrix(key, rows, array, len(names)) for _, rows, array in self.tables(key)]
         values = np.concatenate(parts)[self.order]  # [frames, dim]
         bad = ~np.isfinite(values)
+        # All frames are read before the check, so that the message can count the bad ones.
         if bad.any():
             row, column = map(int, np.argwhere(bad)[0])
             value = values[row, column]
@@ -138,6 +139,7 @@ class RecordedFrames:
     def _matrix(self, key: str, rows: np.ndarray, array: pa.Array, dim: int) -> np.ndarray:
         """A table's column as numbers [rows, dim]; NaN where there is none."""
         if not hasattr(array, "flatten") or pa.types.is_struct(array.type):
+            # One number a row, stored without a list; a null becomes NaN in `_numbers`.
             lengths, flat = pa.array(np.ones(len(array), np.int64)), array
             valid = np.ones(len(array), bool)
         else:
@@ -145,6 +147,7 @@ class RecordedFrames:
             lengths, flat = pc.list_value_length(array), array.flatten()
             valid = array.is_valid().to_numpy(zero_copy_only=False)
         found = lengths.to_numpy(zero_copy_only=False)
+        # Before the reshape, which would shift all later rows by the surplus or missing numbers.
         wrong = np.flatnonzero(valid & (found != dim))
         if len(wrong):
             raise ValueError(
@@ -152,6 +155,8 @@ class RecordedFrames:
                 f"{self.name(int(rows[wrong[0]]))}, meta/info.json says {dim}"
             )
         numbers = self._numbers(key, flat)
+        # [rows, dim]; float32 for narrow types, float64 where the numbers are int32, int64 or
+        # float64.
         values = np.full((len(array), dim), np.nan, np.result_type(numbers.dtype, np.float32))
         values[valid] = numbers.reshape(-1, dim)
         return values
@@ -159,6 +164,7 @@ class RecordedFrames:
     def _numbers(self, key: str, flat: pa.Array) -> np.ndarray:
         kind = flat.type
         if pa.types.is_boolean(kind) or pa.types.is_null(kind):
+            # A gripper may be recorded as bool; a column of nothing but nulls has the type null.
             flat = flat.cast(pa.float32())
         elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(f"data set {self.root}: {key} holds {kind}, numbers are needed")
@@ -179,6 +185,7 @@ def read_frames(root: Path, complete: bool = True) -> RecordedFrames:
             twice or have no number; names tables and episodes.
     """
     info = read_info(root)
+    # Tables and rows come in any order: merged and edited data sets do not keep that of recording.
     files = tuple(list_files(root / "data", "*/*.parquet"))
     keys = ("episode_index", "frame_index")
     columns = {key: [_read_keys(root, file, key) for file in files] for key in keys}
@@ -186,6 +193,7 @@ def read_frames(root: Path, complete: bool = True) -> RecordedFrames:
     order = np.lexsort((frame, episode))  # by episode, then by frame
     counts = tuple(len(column) for column in columns["frame_index"])
     frames = RecordedFrames(root, info, files, counts, order, episode[order], frame[order])
+    # Twice first: a frame that occurs twice can hide one that is missing from the count.
     _require_unique(frames)
     if complete:
         _require_complete(frames)
@@ -207,6 +215,7 @@ def read_tasks(root: Path) -> dict[int, str | None]:
     texts = _read_column(root, file, column).to_pylist()
     tasks: dict[int, str | None] = {}
     for key, text in zip(_read_keys(root, file, "task_index").tolist(), texts, strict=True):
+        # The same row twice is harmless; two texts under one key are not.
         if tasks.setdefault(key, text) != text:
             raise ValueError(
                 f"data set {root}: meta/tasks.parquet has two instructions for task_index {key}: "
@@ -239,6 +248,7 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
 
 def _read_table(root: Path, file: Path, columns: Sequence[str]) -> pa.Table:
     try:
+        # A column that does not exist is left out here; `_read_column` refuses it by name.
         with pq.ParquetFile(file) as opened:
             return opened.read(columns=[*columns])
     except (pa.ArrowException, OSError) as error:
@@ -252,6 +262,7 @@ def _read_column(root: Path, file: Path, key: str) -> pa.Array:
     table = _read_table(root, file, [key])
     if key not in table.column_names:
         raise ValueError(f"data set {root}: {file.relative_to(root)} has no column {key!r}")
+    # The empty array first, since concat_arrays refuses a table without rows, which has no chunks.
     array = pa.concat_arrays([pa.array([], table[key].type), *table[key].chunks])
     return array.storage if isinstance(array, pa.ExtensionArray) else array
 
@@ -272,6 +283,7 @@ def _require_unique(frames: RecordedFrames) -> None:
     twice = np.flatnonzero((np.diff(frames.episode) == 0) & (np.diff(frames.frame) == 0))
     if not len(twice):
         return
+    # Rows are counted through all tables: which table holds this pair.
     table = np.searchsorted(np.cumsum(frames.counts), frames.order[twice[0] :][:2], side="right")
     names = [str(frames.files[index].relative_to(frames.root)) for index in table]
     raise ValueError(
@@ -300,6 +312,7 @@ def _require_complete(frames: RecordedFrames) -> None:
     surplus = [n for n in held if n not in listed]
     found = [f"episodes {lacking} lack frames"] if lacking else []
     found += [f"meta/episodes does not list episodes {surplus}"] if surplus else []
+    # `vla collect` keeps this folder until a recording is finished.
     if (root / ".recording").is_dir():
         mend = "an interrupted recording: run the same `vla collect` again, which finishes it"
     else:

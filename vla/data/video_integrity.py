@@ -34,6 +34,7 @@ def _has_all_bytes(path: Path) -> bool:
     with path.open("rb") as file:
         while at < length:
             file.seek(at)
+            # Four bytes of size, four of type, and eight more of size where the first says 1.
             header = file.read(16)
             size = int.from_bytes(header[:4])
             if size == 1:  # the length follows in 64 bits
@@ -55,7 +56,9 @@ def _reaches_its_end(path: Path) -> bool:
             if stream.duration is None or not stream.average_rate or not stream.time_base:
                 return False
             end = (stream.start_time or 0) + stream.duration
+            # In units of the stream's time base; the last packet begins one frame before the end.
             needed = end - 1.5 / (stream.average_rate * stream.time_base)
+            # To the last key frame, so that only the last packets are read of a long video.
             container.seek(end, stream=stream, backward=True)
             last = max((p.pts or 0 for p in container.demux(stream) if p.size), default=-1)
     except (FFmpegError, IndexError):

@@ -33,8 +33,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         chunk_length: control steps a chunk; all of them are executed before the next decision.
         head: action head.
         start: checkpoint of ours that brings the vision-language model; None is the shipped one.
-        perception: "frozen" trains the actor alone; "trained" also what sees and points, as far as
-            the vision-language model's own tuning leaves it free; None chooses: frozen for a robot
+        perception: "frozen" trains the actor alone; "trained" also backbone and pointer, as far as
+            the vision-language model's own tuning allows; None chooses: frozen for a robot
             with the cameras and the proprioception on which the start has learned to point.
         learning_rate: of AdamW for the actor; falls to 0 along a cosine.
         perception_learning_rate: of AdamW for perception when it is trained.
@@ -42,14 +42,14 @@ class LeRobotVLAConfig(PreTrainedConfig):
         feature_noise: std of Gaussian noise on points and proprioception in training, in the
             model's units; as `vla pretrain` has it.
         static_points: points that do not move during an episode, whose positions are averaged over
-            it when the policy plays; only with frozen perception. None chooses: the target.
+            it when the policy acts; only with frozen perception. None chooses: the target.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
             of the phrasings while training.
         cameras: names of the data set's cameras that are used; by default all, which have to be
             RGB: an infrared or depth camera is left out by naming the others.
         embodiment: which robot of a checkpoint for several; by default the one that fits the data
-            set. Of a new policy the robot's name, by default that of the contract.
-        vla: what is built on the vision-language model; written by the checkpoint, not by people.
+            set. For a new policy the robot's name, by default that of the contract.
+        vla: what is built on the vision-language model; written by the checkpoint, not by users.
         dims: sizes of inputs and outputs; written by the checkpoint.
         backbone: the vision-language model's configuration; written by the checkpoint.
     """
@@ -57,6 +57,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     push_to_hub: bool = False
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_unscaled)
     chunk_length: int = 5
+    # A name and not the head's settings: those of a checkpoint are in `vla`, below.
     head: str = "gaussian"
     start: Path | None = None
     perception: str | None = None
@@ -68,11 +69,13 @@ class LeRobotVLAConfig(PreTrainedConfig):
     paraphrases: Path | None = None
     cameras: tuple[str, ...] = ()
     embodiment: str | None = None
+    # LeRobot parses config.json into this class and refuses unknown keys, so ours are fields.
     vla: dict[str, Any] | None = None
     dims: dict[str, Any] | None = None
     backbone: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        # Errors here come before any data or weights are read.
         super().__post_init__()
         if self.head not in HEADS:
             raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
@@ -91,7 +94,9 @@ class LeRobotVLAConfig(PreTrainedConfig):
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The chunk that the observation is answered with."""
+        """The chunk that follows the observation."""
+        # Offsets in frames: LeRobot then gives every sample its action and those of the next
+        # frames.
         return list(range(self.chunk_length))
 
     @property

@@ -22,7 +22,8 @@ from vla.checkpoint.lerobot_files import POSTPROCESSOR, PREPROCESSOR
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
 from vla.lerobot_plugin.safe_files import read_pipelines
 
-POLICIES = ("act", "diffusion", "smolvla", "pi0")
+POLICIES = ("act", "diffusion", "smolvla", "pi0")  # those whose loading and queues are known here
+# Normalisation mode -> the statistics without which LeRobot passes values on unscaled.
 _NEEDED = {
     "MEAN_STD": ("mean", "std"),
     "MIN_MAX": ("min", "max"),
@@ -83,6 +84,7 @@ class Description:
         # smolvla and pi0 put images without a camera into their list, which stay empty.
         seen = {key: ft for key, ft in inputs.items() if "empty_camera" not in key}
         return cls(
+            # LeRobot gives shapes of images as [3, height, width].
             folder=folder,
             kind=kind,
             images={k: tuple(f["shape"][1:]) for k, f in seen.items() if f["type"] == "VISUAL"},
@@ -100,6 +102,8 @@ class Description:
         features = offered.features
         cameras = {features.camera(camera.name): camera for camera in offered.cameras}
         vectors = {features.proprio: offered.proprio.dim}
+        # All differences at once, so that a user sees whether it is another robot or a renamed
+        # camera.
         lines = [
             f"image {key}: {self.images[key]} px, the robot has "
             + (f"{(cameras[key].height, cameras[key].width)} px" if key in cameras else "none")
@@ -141,6 +145,7 @@ class ForeignPolicy:
         self.spec, self._bf16 = spec, bf16
         self._device = next(policy.parameters()).device
         self._policy, self._before, self._after = policy, before, after
+        # Rows that began together with their policy, and for each row the index of its group.
         self._groups: list[tuple[list[int], Any]] = []
         self._group_of: dict[int, int] = {}
 
@@ -153,6 +158,7 @@ class ForeignPolicy:
         rows = [int(index) for index in indices]
         self._groups.append((rows, _with_own_queues(self._policy)))
         self._group_of |= dict.fromkeys(rows, len(self._groups) - 1)
+        # A group without current rows is dropped, and the queues that it held with it.
         kept = sorted(set(self._group_of.values()))
         self._groups = [self._groups[old] for old in kept]
         self._group_of = {row: kept.index(old) for row, old in self._group_of.items()}
@@ -161,15 +167,18 @@ class ForeignPolicy:
     def act(self, observation: ObservationBatch) -> Tensor:
         """The next control step, float32 [n, 1, action.dim]; 0 where no episode ever began."""
         chunks = torch.zeros(len(observation), 1, self.spec.action.dim)
+        # A group's queues need all rows that began together, also those that have left it since:
+        # their actions are computed and not used.
         for group, (rows, policy) in enumerate(self._groups):
             actions = self._after(self._select(policy, observation.select(rows)).float()).cpu()
             for row, action in zip(rows, actions, strict=True):
+                # The row may have begun a later episode, and belongs to that group now.
                 if self._group_of[row] == group:
                     chunks[row, 0] = action
         return chunks.to(observation.proprio.device)
 
     def _select(self, policy: Any, observation: ObservationBatch) -> Tensor:
-        # act and pi0 look at nothing before the last chunk is used up.
+        # act and pi0 read no observation before the last chunk is used up.
         waiting = getattr(policy, "_action_queue", ())
         batch = {} if waiting else self._before(self._batch(observation))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
@@ -178,6 +187,8 @@ class ForeignPolicy:
     def _batch(self, observation: ObservationBatch) -> dict[str, Any]:
         names = self.spec.features
         images = {
+            # uint8 [n, h, w, 3] to float32 [n, 3, h, w] in 0..1, as LeRobot's data sets give
+            # images.
             names.camera(name): image.to(self._device).permute(0, 3, 1, 2).float() / 255
             for name, image in observation.images.items()
             if name in {camera.name for camera in self.spec.cameras}
@@ -187,6 +198,7 @@ class ForeignPolicy:
 
 def _with_own_queues(policy: Any) -> Any:
     """The same weights with queues of its own."""
+    # Shallow: weights are shared. `reset` assigns new queues instead of clearing the old ones.
     twin = copy.copy(policy)
     if (ensembler := getattr(policy, "temporal_ensembler", None)) is not None:
         twin.temporal_ensembler = copy.deepcopy(ensembler)
@@ -216,6 +228,7 @@ def load_lerobot_policy(
         UnsafeFileError: a processor file asks for more than known steps.
     """
     spec = Description.read(folder).fit(offered)
+    # Before LeRobot reads anything: its loader imports what the files name.
     pipelines = read_pipelines(folder)
     if any(step.get("config", {}).get("enabled") for step in pipelines[PREPROCESSOR]):
         raise ForeignCheckpointError(f"{folder} commands relative actions, which are not supported")
@@ -224,6 +237,7 @@ def load_lerobot_policy(
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     config = PreTrainedConfig.from_pretrained(folder)
+    # The file holds the device and the path of its training, which need not exist here.
     config.device, config.pretrained_path = str(device), None
     for name, value in _NO_DOWNLOADS.items():
         if hasattr(config, name):
@@ -280,6 +294,7 @@ def _load_weights(policy: nn.Module, file: Path, config: Any) -> None:
     missing = [n for n, w in own.items() if n not in weights and w.data_ptr() not in loaded]
     surplus = sorted(set(weights) - set(own))
     wrong = [n for n, w in weights.items() if n in own and own[n].shape != w.shape]
+    # Checked by hand, since a tied weight is rightly absent and `strict` would refuse it.
     if missing or surplus or wrong:
         raise ForeignCheckpointError(
             f"{file} does not fit its config.json: missing {missing[:5]} ({len(missing)}), "

@@ -52,7 +52,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         policy: a loaded one; None starts a new one from `config.start`.
 
     Raises:
-        ValueError: neither a policy nor data that say what robot it is for, or data without
+        ValueError: neither a policy nor data that define the robot, or data without
             statistics, camera, state or action.
     """
 
@@ -75,13 +75,16 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
                     "train it with lerobot-train, or load one with --policy.path"
                 )
             policy = _start(config, dataset_meta)
+        # Still None where a checkpoint does not say: then the actor alone trains.
         config.perception = config.perception or "frozen"
         self.policy, self.model = policy, policy.model
         perception = (self.model.backbone, self.model.pointer)
+        # Kept apart, since `train` has to keep their dropout off as well.
         self._frozen = perception if config.perception == "frozen" else ()
         for part in self._frozen:
             part.requires_grad_(False)
         self._paraphrases = Paraphrases()
+        # Only for training: without data there are no recorded instructions to replace.
         if config.paraphrases is not None and dataset_meta is not None:
             recorded = [str(task) for task in dataset_meta.tasks.index]
             self._paraphrases = Paraphrases.read(config.paraphrases, recorded)
@@ -110,15 +113,18 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=revision))
+        # Before anything in the folder is read by LeRobot.
         require_safe_pipelines(folder)
         require_current(folder)
         config = config or LeRobotVLAConfig.from_pretrained(folder)
         offered = None
         if dataset_meta is not None:
+            # Damage is found now and not when a frame is drawn after hours of training.
             require_intact_videos(Path(dataset_meta.root))
             offered = read_contract(Path(dataset_meta.root), config.cameras)
         policy = load_policy(folder, config.device or "cpu", config.embodiment or offered)
         where = f"checkpoint {folder}"
+        # The weights have one head and one chunk length: a setting cannot change them afterwards.
         built = policy.model.config
         if (config.chunk_length, config.head) != (built.chunk_length, head_name(built.head)):
             raise ValueError(
@@ -138,6 +144,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
     ) -> None:
         """Write a checkpoint of ours; LeRobot adds its pipelines to the folder afterwards."""
         described = draccus.encode(self.config, PreTrainedConfig)
+        # LeRobot gathers the state of a distributed training; its names begin with `model.` here.
         weights = state_dict and {k.removeprefix("model."): w for k, w in state_dict.items()}
         self.policy.save(save_directory, lerobot_config=described, weights=weights)
 
@@ -157,11 +164,12 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """A new episode begins: the memory and the rest of the last chunk are dropped."""
+        # Rows follow with the first observation.
         self._state = self.policy.initial_state(0)
         self._waiting: deque[Tensor] = deque()
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Cloning loss of a batch, as `vla pretrain` has it.
+        """Cloning loss of a batch, the same as that of `vla pretrain`.
 
         Raises:
             DivergedError: it is not finite.
@@ -169,12 +177,15 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         processor, names = self.policy.processor, self.policy.spec.features
         observation = observation_of(batch, self.policy.spec)
         noise_std = 0.0
+        # LeRobot computes its validation loss with this function too: noise and paraphrases belong
+        # to training alone.
         if self.training:
             noise_std = self.config.feature_noise
             observation.instructions = self._paraphrases.draw(observation.instructions)
         inputs = processor.encode_observation(observation).to(self.policy.device)
+        # No averages over the episode: samples are single frames in random order.
         features = self.policy.network.features(inputs)
-        actions = processor.encode_actions(batch[names.action])
+        actions = processor.encode_actions(batch[names.action])  # [n, chunk, action]
         is_pad = batch[f"{names.action}_is_pad"]
         loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std)
         if not loss.isfinite():  # LeRobot would go on, and save weights of NaN
@@ -195,14 +206,15 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **_: Any) -> Tensor:
-        """The next command [n, action.dim]; decides anew when the last chunk is used up."""
+        """The next command [n, action.dim]; makes a new decision when the last chunk is used up."""
         if not self._waiting:
+            # [n, chunk, action.dim] to one [n, action.dim] a control step.
             self._waiting.extend(self.predict_action_chunk(batch).unbind(1))
         return self._waiting.popleft()
 
 
 def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:
-    """What LeRobot gives a policy, as our observations.
+    """A batch of LeRobot as our observations.
 
     Raises:
         ContractMismatchError: a camera, the state or the instruction is missing.
@@ -219,6 +231,7 @@ def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:
 def _as_bytes(image: Tensor) -> Tensor:
     """LeRobot's [n, 3, height, width], floats in 0..1 or bytes, as uint8 [n, height, width, 3]."""
     if image.dtype != torch.uint8:
+        # Back to bytes, exactly: LeRobot divided bytes by 255.
         image = (image * 255).round().clamp(0, 255).byte()
     return image.permute(0, 2, 3, 1)
 
@@ -232,6 +245,7 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
         for feature in (spec.features.action, spec.features.proprio)
     ]
     start = load_start(config.start or GROUNDED, config.device or "cpu")
+    # Frozen perception needs cameras and proprioception for which the start was trained.
     known = any(same_inputs(p.spec, spec) for p in start.embodiments.processors.values())
     config.perception = config.perception or ("frozen" if known else "trained")
     statistics = Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured))
@@ -246,7 +260,7 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
         {name: read_chunks(root, spec.features.action, config.chunk_length)},
         HEADS[config.head].config(),
     )
-    # Trained perception sees every frame alone, so it must play so too.
+    # Trained perception learns from single frames, so it must act from single frames too.
     static = ("target",) if config.static_points is None else config.static_points
     static = static if config.perception == "frozen" else ()
     policy.model.config = replace(policy.model.config, static_points=static)

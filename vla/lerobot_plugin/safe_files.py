@@ -39,12 +39,15 @@ def read_pipelines(folder: Path) -> dict[str, list[dict[str, Any]]]:
         UnsafeFileError: a step names a class, or is none of `ALLOWED_STEPS`.
     """
     pipelines = {}
+    # Both before either is used: nothing of a refused folder may have run.
     for name in (PREPROCESSOR, POSTPROCESSOR):
         path = folder / f"{name}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {path.name}: it is no LeRobot checkpoint")
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
         for number, step in enumerate(steps):
+            # A list of what is allowed, since a new version of LeRobot may add steps that import
+            # code.
             if step.get("registry_name") not in ALLOWED_STEPS or "class" in step:
                 named = step.get("class") or step.get("registry_name")
                 raise UnsafeFileError(

@@ -57,23 +57,28 @@ class Actor(nn.Module):
         super().__init__()
         self.readout_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, readout_dim))
         mask_dim = proprio_dim + action_dim if shared else 0
+        # Readout, points, two relative positions, proprioception and, where shared, the mask: the
+        # order in which `head_inputs` concatenates them.
         vector = readout_dim + 3 * len(POINTS) + 6 + proprio_dim + mask_dim
         self.head: ActionHead = make_head(HeadDims(vector, width, chunk_length, action_dim), head)
         self.shared, self.action_dim = shared, action_dim
+        # From the configuration, so a checkpoint holds it there and not among the weights.
         bound = torch.tensor(action_bound or (1.0,) * action_dim)
         self.register_buffer("action_bound", bound, persistent=False)
 
     def head_inputs(self, features: Features) -> HeadInputs:
         """What the head reads."""
-        gripper, moved, target = features.points.unbind(1)  # [n, 3] each
+        gripper, moved, target = features.points.unbind(1)  # [n, 3] each, in the order of POINTS
         relative = _RELATIVE_GAIN * torch.cat([moved - gripper, target - moved], dim=1)  # [n, 6]
         parts = [self.readout_projection(features.readout), features.points.flatten(1), relative]
         parts.append(features.proprio)
         action_mask = None
         if self.shared:
             parts.append(features.dim_mask.to(features.proprio.dtype))
+            # `dim_mask` is [proprio, action]; the head leaves missing action dimensions out of its
+            # loss.
             action_mask = features.dim_mask[:, -self.action_dim :]
-        vector = torch.cat(parts, dim=1)
+        vector = torch.cat(parts, dim=1)  # [n, vector]
         return HeadInputs(vector, features.prompt, features.prompt_mask, action_mask)
 
     def loss(
@@ -83,6 +88,7 @@ class Actor(nn.Module):
         is_pad: Bool[Tensor, "n chunk"],
     ) -> Float32[Tensor, ""]:
         """Cloning loss for normalised actions [n, chunk_length, action]."""
+        # The head learns in [-1, 1]: demonstrated actions may be beyond that, see `action_bound`.
         return self.head.loss(self.head_inputs(features), actions / self.action_bound, is_pad)
 
     def act(self, features: Features) -> Float32[Tensor, "n chunk action"]:
@@ -96,6 +102,8 @@ class Actor(nn.Module):
 
     def actions(self, samples: Tensor) -> Float32[Tensor, "n chunk action"]:
         """The chunks that samples stand for, normalised [n, chunk_length, action]."""
+        # Samples stay as the head drew them, since likelihoods are of them; only the chunk is
+        # scaled.
         return require_likelihood(self.head, "sampling").actions(samples) * self.action_bound
 
     def likelihood(self, features: Features, samples: Tensor) -> Likelihood:

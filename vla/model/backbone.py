@@ -1,4 +1,4 @@
-"""What every vision-language backbone is to the rest of the model: hidden states at known places.
+"""The interface of every vision-language backbone: hidden states at known positions.
 
 `embedded.py` holds the small model that is made here, `vlm.py` any image-text model of
 transformers, `dual.py` a vision tower and a text encoder; `registry.py` builds them.
@@ -60,6 +60,7 @@ class BackboneConfig:
         for name, valid in (("tuning", get_args(Tuning)), ("dtype", get_args(Precision))):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {valid}")
+        # Attention heads are 64 wide (`vla.model.dual`), hence the multiple.
         if self.lora_rank < 1 or self.fusion_layers < 1 or self.fusion_width % 64:
             raise ValueError(
                 f"lora_rank and fusion_layers start at 1, fusion_width is a multiple of 64: {self}"
@@ -67,7 +68,8 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BackboneConfig:
-        """What `dataclasses.asdict` gave, after a way through JSON."""
+        """What `dataclasses.asdict` gave, also after JSON."""
+        # JSON has no tuples; a list would not equal the configuration that was saved.
         fields: dict[str, Any] = {**data, "lora_targets": tuple(data["lora_targets"])}
         return cls(**fields)
 
@@ -100,7 +102,7 @@ class Backbone(nn.Module, ABC):
     """
 
     width: int
-    bf16: bool = False
+    bf16: bool = False  # how to compute, no property of the weights: not saved
 
     @abstractmethod
     def forward(self, inputs: ModelInputs) -> Hidden:
@@ -118,10 +120,12 @@ def reduced_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+# A query of the hardware cannot be traced by torch.compile; the answer is fixed for a process.
 @torch.compiler.assume_constant_result
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere or later
+    # Either instruction set will do; without both PyTorch emulates the products.
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

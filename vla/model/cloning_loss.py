@@ -40,11 +40,14 @@ def add_noise(features: Features, std: float, generator: torch.Generator | None 
     """Features with Gaussian noise on points and proprioception, but for missing dimensions."""
     count, proprio_dim = features.proprio.shape
     points = features.points.flatten(1)  # [n, points * 3]
+    # A generator draws only on its own device, so the noise is drawn there and moved.
     device = features.device if generator is None else generator.device
+    # [n, points * 3 + proprio]: one draw for both, so that one generator state reproduces it.
     noise = torch.randn(
         count, points.shape[1] + proprio_dim, generator=generator, device=device
     ).to(features.device)
     on_points, on_proprio = (std * noise).split([points.shape[1], proprio_dim], dim=1)
+    # Missing dimensions are always 0: the policy must not learn to read anything into them.
     on_proprio = on_proprio * features.dim_mask[:, :proprio_dim]
     return replace(
         features,

@@ -1,6 +1,6 @@
 """A vision tower and a text encoder as a backbone, such as SigLIP or CLIP.
 
-The towers do not see each other, so a small transformer that is trained here joins them: it attends
+The towers run separately, so a small transformer that is trained here joins them: it attends
 over the image tokens of all cameras, the words and the readouts, each projected to one width.
 """
 
@@ -29,7 +29,7 @@ from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
 from vla.processing.model_inputs import ModelInputs
 
-_HEAD_WIDTH = 64
+_HEAD_WIDTH = 64  # width of one attention head in the joining transformer
 
 # The towers that no Auto class of transformers knows.
 _TOWERS: dict[str, Any] = {
@@ -87,13 +87,17 @@ class DualBackbone(Backbone):
             tune(tower, config)
         self.vision, self.text = vision, text
         self.width = width = config.fusion_width
+        # The towers may differ in width: both are projected to that of the joining transformer.
         self.see = nn.Linear(int(vision.config.hidden_size), width)
         self.read = nn.Linear(int(text.config.hidden_size), width)
+        # The vision tower sees every image alone, so nothing else says which camera a patch is
+        # from.
         self.camera = nn.Parameter(torch.randn(cameras, 1, width) * 0.02)
         self.readout = nn.Parameter(torch.randn(READOUTS, width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             width, width // _HEAD_WIDTH, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
+        # Nested tensors do not work with norm_first: asking for them only causes a warning.
         self.fusion = nn.TransformerEncoder(
             layer, config.fusion_layers, nn.LayerNorm(width), enable_nested_tensor=False
         )
@@ -102,13 +106,18 @@ class DualBackbone(Backbone):
         """Hidden states after the last layer of the joining transformer."""
         tensors, count = inputs.for_model(), len(inputs)
         pixels = tensors["pixel_values"].to(self.vision.dtype)
+        # [n * cameras, patches, width of the tower]; special tokens come first, the slice drops
+        # them.
         patches = self.vision(pixel_values=pixels).last_hidden_state[:, -self.image_tokens :]
         words = self.text(
             input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]
         ).last_hidden_state
+        # Both towers may be bfloat16, the joining transformer is float32.
         seen = self.see(patches.float()).unflatten(0, (count, self.cameras)) + self.camera
         readout = self.readout.expand(count, -1, -1)
+        # [n, cameras * patches + words + readouts, width]
         joined = torch.cat([seen.flatten(1, 2), self.read(words.float()), readout], dim=1)
+        # Image tokens are never padding; PyTorch wants the mask inverted, True where ignored.
         mask = F.pad(inputs.attention_mask, (seen[0, ..., 0].numel(), 0), value=True)
         hidden: Tensor = self.fusion(
             joined, src_key_padding_mask=~F.pad(mask, (0, READOUTS), value=True)

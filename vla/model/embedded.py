@@ -69,6 +69,7 @@ def embedded_backbone(
             "image_token_id": image_token,
             "pad_token_id": tokenizer.pad_token_id,
             "scale_factor": config.shuffle,
+            # The vocabulary head of `vla.model.vqa` is the embedding table, so it adds no weights.
             "tie_word_embeddings": True,
             "vision_config": {
                 **attention,
@@ -119,23 +120,28 @@ class EmbeddedBackbone(Backbone):
     def _hidden(self, inputs: ModelInputs) -> Hidden:
         model = self.language_model.model
         count, cameras = inputs.pixel_values.shape[:2]
+        # [n, cameras, 3, size, size]
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
-        embeddings = model.get_input_embeddings()(inputs.input_ids)
+        embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
+        # [n, cameras * t, width]: every image alone through the vision tower, then side by side.
         images = (
             self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
         )
-        # Positions of the image tokens in every prompt, in order. Their number is known beforehand,
-        # so nothing waits for the device, and the whole can be compiled or captured as a graph.
+        # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
+        # known beforehand, so nothing waits for the device, and the whole can be compiled or
+        # captured as a graph.
         is_image = (inputs.input_ids == self.language_model.config.image_token_id).byte()
         positions = is_image.argsort(dim=1, descending=True, stable=True)[:, : images.shape[1]]
         positions = positions[..., None].expand(-1, -1, self.width)
+        # The tokens in those positions only reserve room: their own embeddings are replaced.
         embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
         mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
+        # The readouts come last, so that under causal attention they see the whole prompt.
         hidden: Tensor = model.text_model(
             inputs_embeds=torch.cat([embeddings, readout], dim=1),
             attention_mask=mask,
-            use_cache=False,
+            use_cache=False,  # one pass, nothing is generated
         ).last_hidden_state.float()
         prompt = hidden[:, :-READOUTS]
         at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
@@ -148,12 +154,13 @@ class EmbeddedBackbone(Backbone):
         """
         model = self.language_model.model
         tower, table = model.vision_model, model.vision_model.embeddings
-        patches = table.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        patches = table.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [n, patches, width]
         hidden = tower.encoder(patches + table.position_embedding(self._positions(table)))
         return model.connector(tower.post_layernorm(hidden.last_hidden_state))
 
     def _positions(self, table: Any) -> Tensor:
-        # Bucketed as the model does it, whose rounding may give two patches one position.
+        # [patches], row by row. Bucketed as the model does it, whose rounding may give two patches
+        # one position: the shipped weights were trained with that.
         side, device = table.num_patches_per_side, table.position_embedding.weight.device
         bounds = torch.arange(1 / side, 1.0, 1 / side, device=device)
         where = torch.arange(side, dtype=torch.float32, device=device) * (1.0 / side)

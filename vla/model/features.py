@@ -42,6 +42,7 @@ class Features:
     @classmethod
     def of_vector(cls, vector: Float32[Tensor, "n d"], action_dim: int) -> Features:
         """Features of a policy that reads one vector [n, d] and nothing else."""
+        # Empty tensors instead of None: selecting and concatenating need no special case.
         count, width = vector.shape
         return cls(
             readout=vector.new_zeros(count, 0),
@@ -72,8 +73,10 @@ class Features:
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """All rows of all parts, in order."""
+        # Fails unless all prompts have one length, which padding="fixed" gives.
         columns = zip(*(part._columns() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
     def _columns(self) -> list[Tensor]:
+        # In the order of the fields, so that the list can be passed back to the constructor.
         return [getattr(self, field.name) for field in fields(self)]

@@ -23,6 +23,7 @@ class RobotNetwork(nn.Module):
     def __init__(self, model: VLA, processor: Processor):
         super().__init__()
         self.model = model
+        # Registered as submodules: their buffers move, compile and export with the network.
         self.proprio, self.action, self.limits = (
             processor.proprio,
             processor.action,
@@ -49,4 +50,5 @@ class RobotNetwork(nn.Module):
             evidence: float32 [n, static, 4] of the episode so far, see `PolicyState`.
         """
         features, evidence = self.fused_features(inputs, evidence)
+        # Clipped inside the network: no export can command anything beyond the limits.
         return self.limits(self.action.inverse(self.model.actor.act(features))), evidence

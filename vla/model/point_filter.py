@@ -1,6 +1,6 @@
 """What a policy remembers of an episode: where the static points have been localised so far.
 
-A static point may be hidden behind the hand for a while. Its position is an inverse-variance
+A static point may be hidden behind the gripper for a while. Its position is an inverse-variance
 average over the episode, which is what the filter of Kalman 1960 (doi:10.1115/1.3662552) makes of a
 constant.
 """
@@ -33,9 +33,11 @@ def fuse_static_points(
     Returns:
         The averages [n, static, 3], and the evidence with the present localisations.
     """
+    # w = 1 / variance, bounded: one very sharp softmax must not outweigh the rest of the episode.
     weight = 1 / (_LEAST_STD**2 + localisation_std[..., None].square())  # [n, static, 1]
+    # Sums of w and w x are the whole state of the filter; nothing decays, the point stands still.
     evidence = evidence + torch.cat([weight, weight * points], -1)
-    return evidence[..., 1:] / evidence[..., :1], evidence
+    return evidence[..., 1:] / evidence[..., :1], evidence  # sum(w x) / sum(w)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PolicyState:
     def reset(self, rows: Sequence[int]) -> PolicyState:
         """A new episode begins in these rows; rows that do not exist are ignored."""
         rows = [row for row in rows if row < len(self)]
+        # Copies: the state is a value, and whoever holds the old one must not see it change.
         evidence, instructions = self.evidence.clone(), [*self.instructions]
         evidence[rows] = 0.0
         for row in rows:
@@ -78,6 +81,7 @@ class PolicyState:
     def follow(self, instructions: Sequence[str]) -> PolicyState:
         """Memory for these instructions: a row whose instruction changed starts empty."""
         pairs = zip(self.instructions, instructions, strict=True)
+        # Another instruction may name another object, whose position was never averaged.
         changed = [row for row, (old, new) in enumerate(pairs) if old != new]
         fresh = self.reset(changed) if changed else self
         return PolicyState(fresh.evidence, tuple(instructions))

@@ -75,7 +75,7 @@ class Pointer(nn.Module):
         width: of the hidden states.
         cameras: images an observation.
         tokens: of one image, a square grid row by row.
-        proprio_dim: numbers of proprioception.
+        proprio_dim: dimensions of proprioception.
 
     Raises:
         ValueError: the tokens are no square grid.
@@ -103,7 +103,7 @@ class Pointer(nn.Module):
         )
 
     def take_wider(self, old: Pointer) -> None:
-        """Point as `old` does where the cameras and numbers that it does not know are padding."""
+        """Point as `old` does where cameras and dimensions that it does not know are padding."""
         before, after = 3 * old.cameras, 3 * self.cameras
         width = self.mix.in_features
         columns = torch.cat(
@@ -114,6 +114,7 @@ class Pointer(nn.Module):
             ]
         )
         state = old.state_dict()
+        # Columns of new inputs start at 0, so those inputs change nothing before they are trained.
         for name in ("line.weight", "bend.0.weight"):
             wide = torch.zeros_like(self.get_parameter(name))
             wide[:, columns] = state[name]

@@ -42,7 +42,7 @@ _LONGEST_TEXT = 64
 """Tokens that a text encoder is given, padding included; SigLIP learned with 64."""
 
 _UNREAD = ("pooler", "lm_head")
-"""Parts that some checkpoints lack and nothing here reads."""
+"""Parts of weights' names that some checkpoints lack and nothing here reads."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def load_pretrained(
     if type(found) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         processor = _image_text_processor(name)
         prompts = ForeignPrompts(processor, cameras, size_px, max_text_tokens)
+        # Checked before the weights are read, which takes minutes for a large model.
         context = getattr(found.get_text_config(), "max_position_embeddings", None)
         if context is not None and (needed := prompts.length + READOUTS) > context:
             raise ValueError(
@@ -125,6 +126,7 @@ def _load_towers(
     )
     vision = getattr(found, "vision_config", found)
     text: Any = getattr(pair, "text_config", None if config.text_tower is None else pair)
+    # Recognised by attributes instead of by name, so that new architectures of transformers fit.
     if not hasattr(vision, "patch_size") or not hasattr(text, "vocab_size"):
         image_text = sorted(c.model_type for c in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
         raise ValueError(
@@ -134,10 +136,13 @@ def _load_towers(
             f"encoder as text_tower, or an image-text model, one of {image_text}"
         )
     processor = _tower_processor(name, config.text_tower)
+    # Most text encoders have learned position embeddings: their context is a hard limit.
     longest = min(_LONGEST_TEXT, getattr(text, "max_position_embeddings", _LONGEST_TEXT))
     prompts = ForeignPrompts(processor, cameras, size_px, longest)
+    # The image processor decides the size of the images: a blank one shows which.
     pixels = prompts.images(torch.zeros(1, cameras, 3, *size_px, dtype=torch.uint8))[0]
     height, width = pixels["pixel_values"].shape[-2:]
+    # Patches alone: the backbone drops the special tokens before them.
     tokens = (height // vision.patch_size) * (width // vision.patch_size)
     backbone = DualBackbone(
         _weights(name, tower_class(vision), config),
@@ -170,6 +175,7 @@ def _tower_processor(name: str, text_tower: str | None) -> ProcessorMixin:
 
 def _read[Loaded](name: str, load: Callable[..., Loaded], **options: Any) -> Loaded:
     try:
+        # transformers raises OSError for a missing folder or file and for an unreachable hub alike.
         return load(name, trust_remote_code=False, **options)
     except OSError as error:
         raise FileNotFoundError(
@@ -189,7 +195,9 @@ def _weights(name: str, kind: Any, config: BackboneConfig) -> PreTrainedModel:
             name,
             kind.from_pretrained,
             dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
+            use_safetensors=True,  # never a pickle
+            # Wrong shapes go into the report, so that one error below names them and what is
+            # missing.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )

@@ -1,4 +1,4 @@
-"""What every pretrained part is put through: cut to a layer, then frozen, adapted or set free."""
+"""Prepare a pretrained part: cut it at a layer, then freeze it, adapt it or train all of it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def cut_layers(stack: nn.Module, layers: int, layer: int) -> None:
     Raises:
         ValueError: there is no such layer, or the list of layers is not found.
     """
-    kept = layer if layer > 0 else layers + 1 + layer
+    kept = layer if layer > 0 else layers + 1 + layer  # -1: all, -2: all but the last
     if not 1 <= kept <= layers:
         raise ValueError(f"no layer {layer}: give 1 to {layers}, or -1 to {-layers} from the end")
+    # Found by its length, since every architecture gives it another name.
     lists = [m for m in stack.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     if kept < layers and not lists:
         raise ValueError(f"{type(stack).__name__} shows no list of its {layers} layers: use -1")
@@ -41,6 +42,8 @@ def tune(model: PreTrainedModel, config: BackboneConfig) -> None:
         ValueError: no layer has a name to adapt.
     """
     if config.gradient_checkpointing:
+        # Reentrant checkpointing gives no gradients where no input of a layer requires one, as
+        # after frozen embeddings.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.requires_grad_(config.tuning == "full")
     if config.tuning != "lora":

@@ -34,8 +34,8 @@ class VLAConfig:
     Attributes:
         chunk_length: control steps a chunk.
         readout_dim: width to which the readout is projected for the head.
-        point_center_m: world position that the pointer calls 0.
-        point_scale_m: distance from it that the pointer calls 1.
+        point_center_m: origin of the pointer's coordinates, world frame.
+        point_scale_m: unit of length of the pointer's coordinates.
         head: which action head, and its settings.
         static_points: those of `POINTS` that do not move while the instruction stays the same:
             their positions are averaged over the episode, weighted by inverse variances.
@@ -45,6 +45,7 @@ class VLAConfig:
 
     chunk_length: int = 5
     readout_dim: int = 16
+    # Middle of the workspace of the Fetch tasks.
     point_center_m: tuple[float, float, float] = (1.3, 0.75, 0.5)
     point_scale_m: float = 0.2
     head: HeadConfig = field(default_factory=GaussianHeadConfig)
@@ -129,10 +130,12 @@ class VLA(nn.Module):
                 to be able to command, and what its settings are fitted to.
             head: which head, and its settings.
         """
+        # The bound first: what the head fits (FAST its tokenizer) is fitted to chunks in [-1, 1].
         bound = _action_bound(chunks)
         fitted = head.fitted(chunks / torch.tensor(bound or 1.0))
         length = chunks.shape[1]
         config = replace(self.config, chunk_length=length, head=fitted, action_bound=bound)
+        # An equal configuration keeps the weights, so that their training can continue.
         if config != self.config:
             device = next(self.actor.parameters()).device
             self.config = config
@@ -155,6 +158,7 @@ class VLA(nn.Module):
         if widen:
             self.pointer.take_wider(old)
         else:
+            # Shapes that do not depend on cameras or proprioception keep what they have learned.
             fresh = self.pointer.state_dict()
             fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
             self.pointer.load_state_dict(fresh | fitting)
@@ -175,8 +179,10 @@ class VLA(nn.Module):
             proprio: float32 [n, proprio], normalised and padded; `RobotNetwork` does that.
         """
         device = inputs.pixel_values.device
+        # The backbone alone: positions and actions are computed in float32.
         with reduced_precision(device) if self.backbone.bf16 else nullcontext():
             hidden: Hidden = self.backbone(inputs)
+        # `present` is [n, cameras + proprio + action]: cameras first.
         camera_mask = inputs.present[:, : self.dims.cameras] if self.dims.shared else None
         queries = hidden.readout[:, :-1]  # [n, points, width]
         return self.pointer(queries, hidden.images, proprio, camera_mask), hidden
@@ -184,9 +190,10 @@ class VLA(nn.Module):
     def features(self, inputs: ModelInputs, proprio: Tensor) -> Features:
         """Features of n observations, each from its own images alone; args as `point`."""
         pointing, hidden = self.point(inputs, proprio)
+        # The prompt of a large model is megabytes a frame: a head that does not attend gets none.
         tokens = slice(None) if self.actor.head.attends else slice(0)
         return Features(
-            readout=hidden.readout[:, -1],
+            readout=hidden.readout[:, -1],  # those before it are the queries for points
             points=pointing.world,
             localisation_std=pointing.localisation_std,
             proprio=proprio,
@@ -207,8 +214,8 @@ class VLA(nn.Module):
         """
         if not self.config.static_points:
             return features, evidence
-        which = [POINTS.index(name) for name in self.config.static_points]
-        points = features.points.clone()
+        which = [POINTS.index(name) for name in self.config.static_points]  # [static]
+        points = features.points.clone()  # features are shared, never changed in place
         points[:, which], evidence = fuse_static_points(
             points[:, which], features.localisation_std[:, which], evidence
         )
@@ -227,6 +234,7 @@ class VLA(nn.Module):
         """An untrained model of the architecture that `to_dict` described."""
         fields = dict(data["vla"])
         fields["head"] = head_from_dict(fields["head"])
+        # JSON has no tuples, and `replace_actor` compares configurations.
         for name in ("point_center_m", "static_points", "action_bound"):
             fields[name] = tuple(fields[name])
         backbone = backbone_from_dict(data["backbone"])

@@ -21,8 +21,8 @@ from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
 from vla.processing.model_inputs import ModelInputs
 
-# Token types of what follows the prompt. PaliGemma's prompt attends to itself both ways (0), and
-# what is answered looks back only (1). Everywhere else 0 is a word.
+# Token types of what follows the prompt. In PaliGemma the prompt has bidirectional attention (0),
+# the answer causal attention (1). Everywhere else 0 is a word.
 _ANSWER_TYPES = {"paligemma": {"token_type_ids": 1}}
 
 

@@ -44,6 +44,7 @@ def with_answers(
     ends = [length + len(answer) for length, answer in zip(lengths, tokens, strict=True)]
     ids = torch.full((len(inputs), max(ends)), prompts.pad_token_id)
     labels = torch.full_like(ids, _IGNORED)
+    # Labels only where the answer is: the prompt is given, not learned.
     for row, (length, answer) in enumerate(zip(lengths, tokens, strict=True)):
         ids[row, :length] = inputs.input_ids[row, :length]
         ids[row, length : ends[row]] = labels[row, length : ends[row]] = answer

@@ -1,8 +1,8 @@
 """The robots that one model controls: for each a name, its contract and its own statistics.
 
 They share the model, its language and its sizes. A model's sizes are those of the largest robot;
-the others' images, proprioception and actions are padded, and the model is told which of its
-numbers a robot has (`ModelInputs.present`).
+the others' images, proprioception and actions are padded, and a mask says which dimensions
+a robot has (`ModelInputs.present`).
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ class Embodiments:
             ContractMismatchError: the contract fits none of several, or more than one.
         """
         if isinstance(wanted, str):
-            self[wanted]
+            self[wanted]  # raises for an unknown name
             return wanted
+        # Whoever asks compares the contract, since it can say in its message whose that is.
         if len(self) == 1:
             return next(iter(self))
         if wanted is None:
@@ -117,6 +118,7 @@ class Embodiments:
         specs = {name: processor.spec for name, processor in self.processors.items()}
         why = {name: unfit(spec, wanted) for name, spec in specs.items()}
         fitting = [name for name, lines in why.items() if not lines]
+        # Fitting ignores limits and units, so several may fit; only an equal contract decides.
         equal = [name for name in fitting if not specs[name].differences(wanted)]
         found = equal if len(fitting) > 1 else fitting
         if len(found) == 1:
@@ -134,6 +136,8 @@ class Embodiments:
     def save(self, folder: Path) -> None:
         """Write into an existing folder: one robot as `Processor.save` does, several together."""
         first = next(iter(self.processors.values()))
+        # The files of a single robot hold no name but its contract's, so another name needs the
+        # other form.
         if [*self] == [first.spec.robot]:
             first.save(folder)
             return
@@ -141,6 +145,7 @@ class Embodiments:
             name: {"contract": p.spec.to_dict(), "statistics": p.to_dict()["statistics"]}
             for name, p in self.processors.items()
         }
+        # Configuration and language once for all, since the robots share them.
         files = {_FILE: robots, "processor.json": {"config": asdict(first.config)}}
         for name, data in files.items():
             (folder / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -168,6 +173,7 @@ class Embodiments:
                 )
                 for name, data in robots.items()
             },
+            # One object for all robots, so that they cannot differ in tokens.
             load_language(folder),
             ProcessorConfig.from_dict(shared["config"]),
         )
@@ -188,6 +194,7 @@ def unfit(ours: RobotSpec, offered: RobotSpec) -> list[str]:
         )
         if a != b
     ]
+    # A surplus camera can be left out; a missing one cannot be made up.
     there = [camera.name for camera in offered.cameras]
     missing = [camera.name for camera in ours.cameras if camera.name not in there]
     return [*lines, *([f"cameras: {missing} are not among {there}"] if missing else [])]
@@ -199,6 +206,7 @@ def fit_sizes(config: ProcessorConfig, specs: Iterable[RobotSpec]) -> ProcessorC
     Larger ones that the configuration has already are kept.
     """
     specs = list(specs)
+    # A model that several robots have shared keeps its padded sizes, even for one of them.
     if len(specs) == 1 and not config.is_shared:
         return config
     return replace(

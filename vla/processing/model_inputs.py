@@ -24,8 +24,8 @@ class ModelInputs:
         input_ids: int64 [n, tokens].
         attention_mask: bool [n, tokens], False at padding.
         proprio: [n, proprio.dim], in the contract's units; `RobotNetwork` normalises it.
-        present: bool [n, cameras + proprio + action], which of the model's cameras, proprioception
-            and numbers of an action the robot has; the rest is padding.
+        present: bool [n, cameras + proprio + action], which cameras and which dimensions of
+            proprioception and action the robot has; the rest is padding.
         extra: whatever else the model's own processor makes, under the names that its `forward`
             knows (image_grid_thw, pixel_attention_mask, token_type_ids, ...).
         flat: names of those tensors whose images the model wants in one list instead of a list
@@ -49,14 +49,17 @@ class ModelInputs:
 
     def select(self, rows: Tensor | Sequence[int]) -> ModelInputs:
         """A copy of these rows."""
+        # On the tensors' device, so that rows may be chosen on the CPU.
         index = torch.as_tensor(rows, dtype=torch.long, device=self.proprio.device)
         return self._with({name: tensor[index] for name, tensor in self._tensors().items()})
 
     def for_model(self) -> dict[str, Tensor]:
-        """Keyword arguments of a transformers model: all but what is of the robot."""
+        """Keyword arguments of a transformers model: all but what belongs to the robot."""
         tensors = self._tensors()
         del tensors["proprio"], tensors["present"]
+        # Some models compute positions as cumulative sums of the mask: bool would not do.
         tensors["attention_mask"] = self.attention_mask.long()
+        # [n, images, ...] to [n * images, ...] for those that the model wants in one list.
         return {n: t.flatten(0, 1) if n in self.flat else t for n, t in tensors.items()}
 
     @classmethod
@@ -77,10 +80,12 @@ class ModelInputs:
         return {name: getattr(self, name) for name in _COLUMNS} | dict(self.extra)
 
     def _with(self, tensors: dict[str, Tensor]) -> ModelInputs:
+        # What is left after the columns is `extra`; `flat` goes along through `replace`.
         columns = {name: tensors.pop(name) for name in _COLUMNS}
         return replace(self, **columns, extra=tensors)
 
 
 def normalise_pixels(pixel_values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bytes 0..255 to -1..1; called inside the model, so that no export can skip it."""
+    # (x / 255 - 0.5) / 0.5: mean and std 0.5 for every colour, as SigLIP has it.
     return pixel_values.to(dtype) * (2 / 255) - 1

@@ -1,7 +1,7 @@
 """Statistics of demonstrations, and the affine map between physical and normalised vectors.
 
 The map never clips, so that it has an exact inverse, and never passes values through in silence:
-what it needs and does not get is an error. Commands are clipped to the contract's limits after it.
+a missing statistic is an error. Commands are clipped to the contract's limits after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NORMALISATIONS: tuple[Normalisation, ...] = ("limits", "min_max", "quantile", "m
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """What the data say about one vector, one number per dimension, in physical units.
+    """Statistics of one vector, one number per dimension, in physical units.
 
     Raises:
         ValueError: lengths differ, a number is not finite, or an order is broken.
@@ -44,6 +44,7 @@ class VectorStatistics:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if len({len(value) for value in values.values()}) != 1:
             raise ValueError(f"statistics need one equal length: {values}")
+        # NaN first: it would pass every comparison of the orders below.
         for name, value in values.items():
             if not all(math.isfinite(number) for number in value):
                 raise ValueError(f"statistics have {name} that is not finite: {value}")
@@ -56,9 +57,11 @@ class VectorStatistics:
     @classmethod
     def measure(cls, values: np.ndarray) -> VectorStatistics:
         """Statistics of finite rows [n, d]; n >= 1; std is that of the population."""
+        # float64: float32 sums over a million frames lose digits, and the std with them.
         rows = np.asarray(values, dtype=np.float64)
         if rows.ndim != 2 or len(rows) == 0:
             raise ValueError(f"statistics need rows [n, d] with n >= 1, got shape {rows.shape}")
+        # Quantiles ignore single spikes of a sensor or a command, which extremes do not.
         q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0)
         measured = (rows.mean(0), rows.std(0), rows.min(0), rows.max(0), q01, q99)
         return cls(*(tuple(column.tolist()) for column in measured))
@@ -77,7 +80,7 @@ class VectorStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the demonstrations say about actions and proprioception."""
+    """Statistics of actions and proprioception in the demonstrations."""
 
     action: VectorStatistics
     proprio: VectorStatistics
@@ -140,12 +143,13 @@ class AffineNormaliser(nn.Module):
         if self.width < spec.dim:
             raise ValueError(f"{label} has {spec.dim} numbers, {self.width} places are too few")
         first, second = _anchors(label, spec, statistics, normalisation)
+        # x -> (x - mean) / std, or the range from first to second onto [-1, 1].
         if normalisation == "mean_std":
             offset, scale = first, second
         else:
             offset, scale = (first + second) / 2, (second - first) / 2
-        # Without variance there is nothing to scale by; 1 keeps the inverse exact. What float64
-        # leaves of a difference of equal numbers is no variance either.
+        # A dimension that never moved gets scale 1, which keeps the inverse exact. Rounding leaves
+        # a tiny range of equal float64 numbers: that is no variance either.
         flat = scale <= np.maximum(1e-8, 1e-12 * np.abs(offset))
         # The statistics are what a checkpoint saves; these follow from them.
         for name, values in (("offset", offset), ("scale", np.where(flat, 1.0, scale))):
@@ -153,8 +157,10 @@ class AffineNormaliser(nn.Module):
 
     def forward(self, physical: Tensor) -> Tensor:
         """Physical [..., dim], finite, to normalised float32 [..., width]."""
+        # The module may be on a GPU with its network while actions of a data set are on the CPU.
         offset, scale = (numbers.to(physical.device) for numbers in (self.offset, self.scale))
         normalised = ((physical.double() - offset) / scale).float()
+        # Padding goes to the end, so a robot's own dimensions keep their index.
         return F.pad(normalised, (0, self.width - len(self.names)))
 
     def inverse(self, normalised: Tensor) -> Tensor:
@@ -209,6 +215,7 @@ class Limits(nn.Module):
     def __init__(self, label: str, spec: VectorSpec) -> None:
         super().__init__()
         self.label, self.spec = label, spec
+        # A policy that leaves its limits does so at every step: once is enough for a log.
         self._reported: set[str] = set()
         for name in ("low", "high"):
             numbers = torch.tensor(getattr(spec, name), dtype=torch.float32)
@@ -227,13 +234,13 @@ class Limits(nn.Module):
         _require_finite(self.label, self.spec.names, physical)
         clipped = self(physical)
         excess = (physical - clipped).abs().flatten(0, -2).amax(0).tolist()  # [dim]
-        # Rounding of a command that lies on its limit is no news.
+        # A command on its limit may exceed it by rounding: not worth a warning.
         spans = zip(self.spec.names, self.spec.units, excess, self._tolerances(), strict=True)
         for name, unit, over, tolerance in spans:
             if over > tolerance and name not in self._reported:
                 self._reported.add(name)
                 _LOG.warning(
-                    "%s %r is beyond its limits by %.3g %s and is clipped; this is said once",
+                    "%s %r is beyond its limits by %.3g %s and is clipped; logged once",
                     self.label,
                     name,
                     over,
@@ -243,11 +250,13 @@ class Limits(nn.Module):
 
     def _tolerances(self) -> list[float]:
         pairs = zip(self.spec.low, self.spec.high, strict=True)
+        # Relative to the limit: float32 rounds 1000 mm far more coarsely than 1 rad.
         return [1e-5 * max(abs(low), abs(high), 1.0) for low, high in pairs]
 
 
 def _require_finite(label: str, names: Sequence[str], values: Tensor) -> None:
     finite = torch.isfinite(values)
+    # The only wait for a GPU in the usual case; names are looked up only where something is wrong.
     if finite.all():
         return
     by_name = zip(names, finite.flatten(0, -2).all(0).tolist(), strict=True)
@@ -265,6 +274,7 @@ def _anchors(
     """Low and high, or mean and standard deviation; float64 [dim] each."""
     if normalisation == "limits":
         low, high = np.array(spec.low), np.array(spec.high)
+        # Also catches finite limits whose difference overflows.
         endless = ~np.isfinite(high - low)
         if endless.any():
             bad = [name for name, flag in zip(spec.names, endless, strict=True) if flag]

@@ -1,4 +1,4 @@
-"""Between what a robot senses and commands and what a model computes with, in both directions.
+"""Conversions between a robot's physical units and a model's tensors, in both directions.
 
 `decode_actions` is the inverse of `encode_actions`, and keeps to the contract's limits.
 Proprioception stays in physical units here: the network normalises it, so that no export can skip
@@ -47,10 +47,10 @@ class ProcessorConfig:
         proprio_normalisation: the same choice for proprioception.
         image_size_px: height and width the model sees, or that its own processor starts from; None
             keeps the cameras' own.
-        image_tokens_per_camera: places the prompt keeps for one camera's image.
-        image_token: the token that keeps such a place in the embedded model's prompts.
+        image_tokens_per_camera: positions that the prompt reserves for one camera's image.
+        image_token: the token that reserves such a position in the embedded model's prompts.
         max_text_tokens: longest instruction, its end token included; a word that the embedded
-            tokenizer was not trained on takes about one token a letter.
+            tokenizer was not trained on takes about one token per letter.
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
             batches concatenate; "longest" pads to the longest prompt of the batch, which only the
             embedded model's prompts can.
@@ -82,13 +82,13 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ProcessorConfig:
-        """What `dataclasses.asdict` gave, after a way through JSON."""
+        """What `dataclasses.asdict` gave, also after JSON."""
         size = data["image_size_px"]
         return cls(**{**data, "image_size_px": None if size is None else tuple(size)})
 
     @property
     def is_shared(self) -> bool:
-        """Whether the model has to be told which of its numbers a robot has."""
+        """Whether the model needs a mask of the dimensions that a robot has."""
         return (self.camera_slots, self.proprio_dim, self.action_dim) != (None, None, None)
 
 
@@ -100,6 +100,7 @@ def collate(observations: Sequence[Observation], spec: RobotSpec) -> Observation
     """
     for observation in observations:
         observation.validate(spec)
+    # float64 from a robot's driver is accepted; copy=False, since most are float32 already.
     proprio = np.stack([o.proprio for o in observations]).astype(np.float32, copy=False)
     return ObservationBatch(
         images={
@@ -125,6 +126,7 @@ def common_size_px(specs: Iterable[RobotSpec], config: ProcessorConfig) -> tuple
         for spec in specs
         for camera in spec.cameras
     }
+    # All cameras are stacked into one tensor, so they need one size.
     if len(set(sizes.values())) != 1:
         raise ValueError(f"cameras differ in size, set image_size_px: {sizes}")
     return next(iter(sizes.values()))
@@ -177,6 +179,8 @@ class Processor:
         if self.cameras < own:
             raise ValueError(f"{spec.robot!r} has {own} cameras, {self.cameras} slots are too few")
         self.proprio_dim, self.action_dim = self.proprio.width, self.action.width
+        # [cameras + proprio + action] bool, True for the robot's own, which come before the
+        # padding. A robot without padding has True everywhere.
         self._present = torch.cat(
             [
                 torch.arange(size) < count
@@ -219,11 +223,14 @@ class Processor:
             ValueError: an instruction is too long.
         """
         device = observation.proprio.device
+        # Checked before the network, where a compiled or exported graph could not raise.
         self.proprio.require(observation.proprio)
+        # Tokens are made on the CPU, and are cached there; images stay on the device they are on.
         texts = self.prompts.texts(observation.instructions)
         tensors, flat = self.prompts.images(self._stack_images(observation))
         tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
         columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
+        # expand copies nothing: all rows are the same.
         present = self._present.to(device).expand(len(observation), -1)
         return ModelInputs(
             **columns, proprio=observation.proprio, present=present, extra=tensors, flat=flat
@@ -246,7 +253,9 @@ class Processor:
                     f"torch.uint8 {shape}"
                 )
             images.append(_resize(image, self.image_size_px))
+        # Black images for cameras that the robot lacks; `present` marks them as padding.
         images += [torch.zeros_like(images[0])] * (self.cameras - len(images))
+        # [n, cameras, 3, h, w] as a view with the colour last in memory, see `ModelInputs`.
         return torch.stack(images, dim=1).permute(0, 1, 4, 2, 3)
 
     def _make_prompts(self) -> Prompts:
@@ -274,6 +283,7 @@ class Processor:
         """Write contract.json, processor.json and the language's files into an existing folder."""
         folder = Path(folder)
         for name, data in (("contract", self.spec.to_dict()), ("processor", self.to_dict())):
+            # Floats survive: JSON holds the shortest text that reads back as the same float64.
             text = json.dumps(data, indent=2)
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         self.prompts.save(folder)
@@ -305,7 +315,9 @@ def _resize(image: Tensor, size_px: tuple[int, int]) -> Tensor:
     if tuple(image.shape[1:3]) == tuple(size_px):
         return image
     channels_first = image.permute(0, 3, 1, 2).float()
+    # Without antialiasing, shrinking skips pixels, and small objects come and go.
     resized = torch.nn.functional.interpolate(
         channels_first, size=size_px, mode="bilinear", antialias=True
     )
+    # byte() would truncate, and darken the image by half a step.
     return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1)

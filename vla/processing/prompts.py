@@ -20,15 +20,15 @@ from vla.processing.tokenizer import load_tokenizer
 
 _CACHED_INSTRUCTIONS = 4096
 _TOKENIZER, _PROCESSOR = "tokenizer", "vlm_processor"
-_NOT_INPUTS = {"labels"}
+_NOT_INPUTS = {"labels"}  # what a processor may add for training on text
 
 
 class EmbeddedPrompts:
-    """Prompts of the embedded model: places for every image, the instruction, the end token.
+    """Prompts of the embedded model: positions for every image, the instruction, the end token.
 
     Args:
         tokenizer: any fast tokenizer that has the image token, an end and a padding token.
-        image_token: keeps the place of an image token.
+        image_token: reserves the position of an image token.
         image_tokens: how many of them all images take.
         max_text_tokens: longest instruction, its end token included.
         padding: "fixed" or "longest".
@@ -64,14 +64,16 @@ class EmbeddedPrompts:
         Raises:
             ValueError: an instruction does not fit into `max_text_tokens`.
         """
+        # Dropped as a whole: a simple bound on memory.
         if len(self._rows) + len(set(instructions)) > _CACHED_INSTRUCTIONS:
             self._forget()
         if new := [text for text in dict.fromkeys(instructions) if text not in self._rows]:
             self._remember(new)
-        rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)
+        rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)  # [n]
         lengths = self._lengths[rows]
+        # "longest" cuts the columns that are padding in every row.
         width = self.length if self.padding == "fixed" else int(lengths.max())
-        mask = torch.arange(width) < lengths[:, None]
+        mask = torch.arange(width) < lengths[:, None]  # [n, width]
         return {"input_ids": self._prompts[rows, :width], "attention_mask": mask}
 
     def tokens(self, instruction: str) -> list[int]:
@@ -91,12 +93,13 @@ class EmbeddedPrompts:
         self.tokenizer.save_pretrained(str(folder / _TOKENIZER))
 
     def _forget(self) -> None:
-        # Few distinct instructions meet many calls: one row each, then indexing.
+        # Few distinct instructions, many calls: each is tokenised once, then rows are indexed.
         self._rows: dict[str, int] = {}
         self._prompts = torch.empty(0, self.length, dtype=torch.long)
         self._lengths = torch.empty(0, dtype=torch.long)
 
     def _remember(self, instructions: Sequence[str]) -> None:
+        # The cache changes only after all have passed: a refused instruction leaves no row behind.
         prompts = torch.full((len(instructions), self.length), self.pad_token_id)
         prompts[:, : len(self._image_prompt)] = self._image_prompt
         lengths = torch.empty(len(instructions), dtype=torch.long)
@@ -143,17 +146,20 @@ class ForeignPrompts:
         self.image_token_id: int | None = getattr(processor, "image_token_id", None)
         self._tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  no typed attribute
         self._image_processor: Callable[..., Any] = getattr(processor, "image_processor")  # noqa: B009
+        # A prompt depends on the number and size of images, not on what they show.
         self._blank = torch.zeros(cameras, 3, *size_px, dtype=torch.uint8)
         # Two rows tell lists of observations from lists of images.
         probe = self._process(torch.stack([self._blank, self._blank]))
         self._image_names = frozenset(probe)
         self._flat = tuple(name for name, tensor in probe.items() if len(tensor) != 2)
+        # Cached for each instance: the prompts depend on cameras and limits as well.
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(
             self._prompt if self.image_token_id is not None else self._text
         )
         self.length = max_text_tokens
         if self.image_token_id is not None:
             ids = self._tokens("")["input_ids"]
+            # The processor itself knows how many tokens it makes of an image: counted in a prompt.
             self.image_tokens_per_camera = int((ids == self.image_token_id).sum()) // cameras
             self.length += ids.shape[1]
 
@@ -189,6 +195,7 @@ class ForeignPrompts:
         cameras = len(self._blank)
         if (template := getattr(self.processor, "chat_template", None)) is not None:
             content = [{"type": "image"}] * cameras + [{"type": "text", "text": instruction}]
+            # As text: the processor below still has to expand every image into its tokens.
             prompt = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
                 chat_template=template,
@@ -197,6 +204,7 @@ class ForeignPrompts:
             )
         else:
             prompt = getattr(self.processor, "image_token") * cameras + instruction  # noqa: B009
+        # With the blank images, since some processors make no image tokens without images.
         process: Any = self.processor
         made = process(text=[prompt], images=[list(self._blank)], return_tensors="pt")
         return {n: t for n, t in made.items() if n not in self._image_names | _NOT_INPUTS}
@@ -204,9 +212,12 @@ class ForeignPrompts:
     def _prompt(self, instruction: str) -> dict[str, Tensor]:
         self._refuse_special(instruction)
         made = self._tokens(instruction)
+        # `length` is the empty prompt and `max_text_tokens`, so max_text_tokens - free is what this
+        # instruction adds.
         free = self.length - made["input_ids"].shape[1]
         _refuse_long(instruction, self.max_text_tokens - free, self.max_text_tokens)
         pad = {"input_ids": self._tokenizer.pad_token_id or 0}
+        # Padding on the left; masks and token types are 0 there.
         row = {name: F.pad(t, (free, 0), value=pad.get(name, 0)) for name, t in made.items()}
         return row | {"attention_mask": row["attention_mask"].bool()}
 
@@ -219,6 +230,7 @@ class ForeignPrompts:
             return_tensors="pt",
         )
         ids, mask = made["input_ids"], made["attention_mask"].bool()
+        # Not truncated by the tokenizer: a cut instruction could mean something else.
         _refuse_long(instruction, ids.shape[1], self.max_text_tokens)
         # SigLIP learned with its padding visible, and its tokenizer says so by naming no mask.
         if "attention_mask" not in self._tokenizer.model_input_names:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<bos>", "<eos>", "<image>"
+# Bins along a side of an image, a token each: with them an answer names image coordinates.
 LOCATION_BINS = 64
 LOCATIONS = tuple(f"<loc{index:02d}>" for index in range(LOCATION_BINS))
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE, *LOCATIONS)
@@ -50,6 +51,7 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int = 1024) -> PreTrai
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
+        # Sorted, since the order decides the ids. Without all bytes some text could not be written.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -87,4 +89,5 @@ def location_token(fraction: float) -> str:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"a location must lie in [0, 1], got {fraction}")
+    # 1.0 itself belongs to the last bin.
     return LOCATIONS[min(int(fraction * LOCATION_BINS), LOCATION_BINS - 1)]

@@ -20,7 +20,7 @@ class TokenLikelihood(Likelihood):
         logits: float32 [n, t, vocabulary]; -inf where a token could not come.
         tokens: int64 [n, t].
         share: float32 [n, t, chunk_length], how much of a token belongs to a control step; 0 for
-            places after the end of the sequence and for numbers that the robot does not have.
+            positions after the end of the sequence and for dimensions that the robot lacks.
     """
 
     logits: Tensor
@@ -29,16 +29,18 @@ class TokenLikelihood(Likelihood):
 
     def log_prob(self) -> Tensor:
         """Log-probability of the tokens, [n, chunk_length]."""
-        log_p = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
+        log_p = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]  # [n, t]
         return self.per_step(log_p)
 
     def entropy(self) -> Tensor:
         """Of every token given those before it, [n, chunk_length]."""
         log_p = self.logits.log_softmax(-1)
+        # -sum p log p over the vocabulary, [n, t]; impossible tokens add 0.
         return self.per_step(-(log_p.exp() * _finite(log_p)).sum(-1))
 
     def kl(self, reference: TokenLikelihood) -> Tensor:
         """KL(self || reference) of every token given those before it, [n, chunk_length]."""
+        # Both distributions rule out the same tokens, so no p > 0 meets a reference of 0.
         log_p, other = self.logits.log_softmax(-1), reference.logits.log_softmax(-1)
         return self.per_step((log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1))
 
@@ -57,7 +59,7 @@ class Autoregressive(nn.Module):
 
     Args:
         dims: of inputs.
-        config: dims of the transformer.
+        config: sizes of the transformer.
         vocabulary: tokens to choose from.
         length: of the longest sequence.
     """
@@ -72,27 +74,33 @@ class Autoregressive(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(length, config.width) * 0.02)
         self.expert = ActionExpert(dims, config)
         self.out = nn.Linear(config.width, vocabulary)
+        # [t, t], row attends to column
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         self.register_buffer("causal", causal, persistent=False)
 
     def forward(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
         """Logits [n, t, vocabulary] of every token of int64 [n, t], given those before it."""
+        # Teacher forcing: position t reads token t - 1, position 0 the row that stands for the
+        # beginning.
         begin = tokens.new_full((len(tokens), 1), self.embedding.num_embeddings - 1)
+        # -1, after the end, is no row of the embedding; what follows it has no share in a
+        # likelihood.
         before = torch.cat([begin, tokens[:, :-1].clamp_min(0)], dim=1)
         count = tokens.shape[1]
-        queries = self.embedding(before) + self.position_embedding[:count]
+        queries = self.embedding(before) + self.position_embedding[:count]  # [n, t, width]
         return self.out(self.expert(queries, inputs, self.causal[:count, :count]))
 
     def generate(self, inputs: HeadInputs, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary] and its place.
+        """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary] and its index.
 
         A negative choice ends a row; once all have ended, the rest is -1.
         """
         tokens = torch.zeros(len(inputs), 0, dtype=torch.long, device=inputs.vector.device)
-        for place in range(self.length):
-            if place and (tokens[:, -1] < 0).all():
-                return torch.nn.functional.pad(tokens, (0, self.length - place), value=-1)
-            # The place of the token to come holds any token: it is not seen.
+        for index in range(self.length):
+            if index and (tokens[:, -1] < 0).all():
+                return torch.nn.functional.pad(tokens, (0, self.length - index), value=-1)
+            # The token to come may have any value: `forward` does not read it. The whole prefix is
+            # computed again for every token, since the sequences are short.
             logits = self(inputs, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
-            tokens = torch.cat([tokens, choose(logits, place)[:, None]], dim=1)
+            tokens = torch.cat([tokens, choose(logits, index)[:, None]], dim=1)
         return tokens

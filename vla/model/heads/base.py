@@ -43,7 +43,8 @@ class HeadInputs:
     def mean(self, values: Float[Tensor, "n chunk action"]) -> Float[Tensor, "n chunk"]:
         """Mean over the robot's dimensions of [n, chunk_length, action]: [n, chunk_length]."""
         if self.action_mask is None:
-            return values.mean(-1)
+            return values.mean(-1)  # [n, chunk]
+        # Over its own dimensions: by the padded width a robot with few joints would weigh less.
         return self.zero_missing(values).sum(-1) / self.action_mask.sum(-1, keepdim=True)
 
 
@@ -51,7 +52,8 @@ def zero_missing(values: Tensor, action_mask: Tensor | None) -> Tensor:
     """Values [n, ..., action] with 0 where `action_mask` [n, action] is False, if there is one."""
     if action_mask is None:
         return values
-    # [n, 1, ..., 1, action], so that it broadcasts over whatever lies between.
+    # [n, 1, ..., 1, action], so that it broadcasts over whatever lies between. Filled and not
+    # multiplied, since 0 times inf or NaN is NaN.
     between = [1] * (values.ndim - 2)
     return values.masked_fill(~action_mask.view(len(action_mask), *between, -1), 0.0)
 
@@ -139,6 +141,7 @@ class LikelihoodHead(ActionHead):
     def likelihood(self, inputs: HeadInputs, samples: Tensor) -> Likelihood:
         """How likely these samples are, given the inputs."""
 
+    # Kept apart from the other parameters, since exploration is scheduled and not only learned.
     def log_std_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
         return []

@@ -18,7 +18,7 @@ from vla.model.heads.base import HeadDims, HeadInputs
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """HeadDims of an action expert.
+    """Sizes of an action expert.
 
     Attributes:
         width: of its hidden states.
@@ -32,11 +32,11 @@ class ExpertConfig:
 
 
 class ActionExpert(nn.Module):
-    """Queries to hidden states that know of the observation.
+    """Queries to hidden states that depend on the observation.
 
     Args:
         dims: of inputs.
-        config: dims of the transformer.
+        config: sizes of the transformer.
     """
 
     def __init__(self, dims: HeadDims, config: ExpertConfig):
@@ -68,16 +68,18 @@ class ActionExpert(nn.Module):
             inputs: of the n observations.
             visible: bool [q, q], which position (row) sees which; all see all where None.
         """
-        vector = self.vector(inputs.vector)[:, None]
+        vector = self.vector(inputs.vector)[:, None]  # [n, 1, width]
+        # The prompt may be bfloat16, in the precision of a large backbone; the expert is float32.
         prompt = self.prompt_projection(inputs.prompt.to(vector.dtype))
         memory = torch.cat([vector, prompt], dim=1)  # [n, 1 + tokens, width]
+        # [n, 1 + tokens], True where ignored; the vector in front is never padding.
         is_padding = nn.functional.pad(~inputs.prompt_mask, (1, 0), value=False)
         hidden = queries + vector
         for layer in self.layers:
             hidden = layer(
                 hidden,
                 memory,
-                tgt_mask=None if visible is None else ~visible,
+                tgt_mask=None if visible is None else ~visible,  # True forbids in PyTorch
                 memory_key_padding_mask=is_padding,
             )
         return self.norm(hidden)

@@ -7,10 +7,10 @@ an action expert; only tokens that fit into what is left of the chunk may come, 
 decodes to a chunk and needs no end token; and since a token belongs to no one control step, the
 sequence's log-probability is divided among the steps in equal parts.
 
-For the same reason padding cannot be left out where several robots share the model: a token spells
-coefficients of real numbers and of padded ones together. Their zeros are learned as part of the
-chunk, cost few tokens, since the encoding merges what always comes together, and count in the
-likelihood.
+For the same reason padding cannot be left out where several robots share the model: a token stands
+for coefficients of real dimensions and of padded ones together. The zeros of padding are learned as
+part of the chunk, cost few tokens, since the encoding merges what always comes together, and count
+in the likelihood.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FIRST = 0x4E00  # letters from here on stand for whole numbers: one block witho
 
 @dataclass(frozen=True)
 class FastHeadConfig(HeadConfig):
-    """HeadDims and the fitted tokenizer.
+    """Sizes and the fitted tokenizer.
 
     Attributes:
         expert: the transformer.
@@ -54,7 +54,7 @@ class FastHeadConfig(HeadConfig):
         Raises:
             ValueError: the vocabulary cannot hold one token for every coefficient.
         """
-        coefficients = _coefficients(actions, self.scale)
+        coefficients = _coefficients(actions, self.scale)  # [n, chunk_length * action]
         limit = int(coefficients.abs().max())
         if 2 * limit + 1 > self.vocabulary:
             raise ValueError(
@@ -65,6 +65,7 @@ class FastHeadConfig(HeadConfig):
         tokenizer = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocabulary,
+            # Every coefficient gets a token of its own, so that any chunk can be written.
             initial_alphabet=[chr(_FIRST + i) for i in range(2 * limit + 1)],
             show_progress=False,
         )
@@ -88,7 +89,7 @@ class FastHead(LikelihoodHead):
 
     Args:
         dims: of inputs and chunks.
-        config: dims of the transformer, and the fitted tokenizer.
+        config: sizes of the transformer, and the fitted tokenizer.
     """
 
     attends = True
@@ -101,8 +102,9 @@ class FastHead(LikelihoodHead):
         self.shape = (dims.chunk_length, dims.action)
         self.count = dims.chunk_length * dims.action
         vocabulary = config.tokenizer.get_vocab()
-        words = sorted(vocabulary, key=vocabulary.__getitem__)
+        words = sorted(vocabulary, key=vocabulary.__getitem__)  # by token id
         self.decoder = Autoregressive(dims, config.expert, len(words), self.count)
+        # [vocabulary]: how many coefficients a token stands for.
         self.register_buffer("lengths", torch.tensor([len(w) for w in words]), persistent=False)
         # [vocabulary, count]: the coefficients that a token stands for, then zeros.
         values = torch.zeros(len(words), self.count)
@@ -117,6 +119,7 @@ class FastHead(LikelihoodHead):
         Padded steps repeat the last action, which the transform turns into small coefficients.
         """
         tokens = self.tokens(actions)
+        # [n, chunk_length]; the shares of a token add up to 1, so the sum is that of all tokens.
         log_prob = self.likelihood(inputs, tokens).log_prob()
         return -log_prob.sum() / (tokens >= 0).sum()
 
@@ -132,17 +135,20 @@ class FastHead(LikelihoodHead):
 
     def actions(self, samples: Tensor) -> Tensor:
         """The inverse transform of the coefficients that the tokens stand for."""
+        # [n, chunk_length * action]: the tokens' coefficients are written one after another, in all
+        # rows at once.
         flat = samples.new_zeros(len(samples), self.count, dtype=torch.float32)
         place = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
         columns = torch.arange(self.count, device=samples.device)
         for token in samples.unbind(1):
             known = token.clamp_min(0)
-            ahead = columns - place[:, None]
+            ahead = columns - place[:, None]  # [n, count], index within this token
             inside = (ahead >= 0) & (ahead < self.lengths[known][:, None]) & (token >= 0)[:, None]
             value = self.values[known].gather(1, ahead.clamp(0, self.count - 1))
             flat = torch.where(inside, value, flat)
             place = place + torch.where(token >= 0, self.lengths[known], 0)
-        waves = flat.unflatten(1, self.shape) / self.config.scale
+        waves = flat.unflatten(1, self.shape) / self.config.scale  # [n, frequency, action]
+        # The transform is orthonormal, so its transpose is its inverse.
         back = torch.einsum("fh,nfa->nha", _cosines(self.shape[0]).to(waves), waves)
         return back.clamp(-1, 1)
 
@@ -159,6 +165,7 @@ class FastHead(LikelihoodHead):
         """Of tokens, all in one pass; every control step has an equal part."""
         comes = samples >= 0
         tokens = samples.clamp_min(0)
+        # [n, t]: coefficients written after each token, and from them those left before it.
         taken = (self.lengths[tokens] * comes).cumsum(1)
         left = self.count - torch.nn.functional.pad(taken, (1, 0))[:, :-1]
         logits = self._fitting(self.decoder(inputs, tokens), left)
@@ -192,6 +199,7 @@ class FastHead(LikelihoodHead):
 def _cosines(chunk_length: int) -> Tensor:
     """The orthonormal discrete cosine transform (type II), [frequency, step]."""
     step = torch.arange(chunk_length, dtype=torch.float64)
+    # X_f = sqrt(2 / H) sum_h x_h cos(pi / H (h + 1/2) f), and X_0 smaller by sqrt(2).
     waves = torch.cos(math.pi / chunk_length * (step + 0.5) * step[:, None])
     waves *= math.sqrt(2 / chunk_length)
     waves[0] /= math.sqrt(2)
@@ -201,10 +209,11 @@ def _cosines(chunk_length: int) -> Tensor:
 def _coefficients(actions: Tensor, scale: float) -> Tensor:
     """Rounded coefficients int64 [n, chunk_length * action], low frequencies first."""
     waves = torch.einsum("fh,nha->nfa", _cosines(actions.shape[1]).to(actions), actions)
+    # Frequency first, then action dimension: the low frequencies of all dimensions lead.
     return (waves * scale).round().long().flatten(1)
 
 
 def _spell(coefficients: Tensor, limit: int) -> list[str]:
-    """One letter a coefficient."""
+    """One letter for every coefficient of int64 [n, count]; those beyond `limit` are clipped."""
     letters = (coefficients.clamp(-limit, limit) + limit + _FIRST).tolist()
     return ["".join(map(chr, row)) for row in letters]

@@ -7,8 +7,9 @@ arXiv:2505.05470) turns the ordinary differential equation into a stochastic one
 marginals, Flow-Noise (Zhang et al. 2025, ReinFlow, arXiv:2505.22094) adds noise of a learned,
 bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood. As in
 Ren et al. 2024 (DPPO, arXiv:2409.00588, section 4.3) only the last steps need be drawn at random.
-Departures: one level of noise a number of the chunk, the drift's time is kept above one step, and
-the greedy chunk starts at the middle of the noise, so that it is the same for the same inputs.
+Departures: one level of noise for every dimension and step of the chunk, the drift's time is kept
+above one step, and the greedy chunk starts at the mean of the noise, 0, so that it is the same for
+the same inputs.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ _TOWARDS_NOISE = 1.5  # shape of the beta distribution of times
 
 @dataclass(frozen=True)
 class FlowHeadConfig(HeadConfig):
-    """HeadDims and samplers.
+    """Sizes and samplers.
 
     Attributes:
         expert: the transformer.
         steps: Euler steps from noise to chunk.
         sampler: how it samples for reinforcement: "sde" or "noise".
-        random_steps: so many of the last steps are random for reinforcement, and are what it
-            trains; those before are Euler steps from random noise. Where there are fewer, all.
+        random_steps: how many of the last steps are random for reinforcement, and trained by it;
+            those before are Euler steps from random noise. Where there are fewer, all.
         log_std_start: log of the noise level where reinforcement does not set another one.
     """
 
@@ -91,6 +92,7 @@ class ChainLikelihood(Likelihood):
         return self._per_step(each)
 
     def _per_step(self, values: Tensor) -> Tensor:
+        # [n, k, chunk_length, action]: log densities of independent steps and dimensions add up.
         return zero_missing(values, self.action_mask).sum((1, 3))
 
 
@@ -99,7 +101,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
     Args:
         dims: of inputs and chunks.
-        config: dims and samplers.
+        config: sizes and samplers.
     """
 
     attends = True
@@ -118,23 +120,28 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         # Only while reinforcing: how much smaller than `raw_log_std` the noise is, here and now.
         self.noise_scale_head = nn.Linear(width, dims.action) if config.sampler == "noise" else None
         if self.noise_scale_head is not None:
+            # softplus(-4) = 0.02, so before training the noise is 2% below its level everywhere.
             nn.init.zeros_(self.noise_scale_head.weight)
             nn.init.constant_(self.noise_scale_head.bias, -4.0)
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean squared error of the velocity over unpadded steps, at one random time each."""
         noise = torch.randn_like(actions)
+        # u ~ Beta(1.5, 1) by the inverse of its distribution function; time = s (1 - u) as in pi0.
         u = torch.rand(len(actions), device=actions.device).pow(1 / _TOWARDS_NOISE)
         time = _LATEST * (1 - u)
         along = time[:, None, None]
+        # x_t = t actions + (1 - t) noise, so dx/dt = actions - noise, which the velocity has to
+        # match.
         at = along * actions + (1 - along) * noise
         velocity, _ = self._velocity(inputs, at[:, None], time[:, None])
         kept = (~is_pad).float()
         per_step = inputs.mean((velocity[:, 0] - (actions - noise)).square())
+        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, inputs: HeadInputs) -> Tensor:
-        """Euler steps from the middle of the noise, drawn in to [-1, 1]."""
+        """Euler steps from the mean of the noise, clipped to [-1, 1]."""
         at = inputs.vector.new_zeros(len(inputs), *self.shape)
         return self._flow(inputs, at, self.config.steps).clamp(-1, 1)
 
@@ -149,9 +156,11 @@ class FlowHead(LikelihoodHead, InpaintingHead):
             with torch.enable_grad():
                 here = at.detach().requires_grad_()
                 velocity = self._velocity(inputs, here[:, None], time.expand(1, 1))[0][:, 0]
-                end = here + (1 - now) * velocity
+                end = here + (1 - now) * velocity  # equation 3: the chunk it leads to
                 error = inputs.zero_missing((target - end) * weight[..., None]).detach()
+                # The vector-Jacobian product of equation 2.
                 (guidance,) = torch.autograd.grad(end, here, error)
+            # Equation 4; at time 0 the gain is infinite, so the bound holds.
             variance = (1 - now) ** 2 / (now**2 + (1 - now) ** 2)
             gain = min(_MOST_GUIDANCE, (1 - now) / (now * variance)) if now else _MOST_GUIDANCE
             at = at + (velocity.detach() + gain * guidance) / self.config.steps
@@ -169,6 +178,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
                 dtype=like.dtype,
             )
 
+        # Each [n, chunk_length, action]; the first is a result of Euler steps, and is given.
         chain = [self._flow(inputs, noise(), self._first)]
         for step in range(self._first, self.config.steps):
             mean, log_std = self._step(inputs, chain[-1][:, None], step)
@@ -176,7 +186,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         return torch.stack(chain, dim=1)
 
     def actions(self, samples: Tensor) -> Tensor:
-        """Where the chains end, drawn in to [-1, 1]."""
+        """Where the chains end, clipped to [-1, 1]."""
         return samples[:, -1].clamp(-1, 1)
 
     def likelihood(self, inputs: HeadInputs, samples: Tensor) -> ChainLikelihood:
@@ -185,7 +195,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         return ChainLikelihood(mean, log_std, samples[:, 1:], inputs.action_mask)
 
     def log_std_parameters(self) -> list[nn.Parameter]:
-        """The log level of the noise, one a number of the chunk."""
+        """The log level of the noise, [chunk_length, action]."""
         return [self.raw_log_std]
 
     @property
@@ -209,13 +219,14 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         time = self._times(at)[first : first + at.shape[1]]
         velocity, log_std = self._velocity(inputs, at, time[None])
         if self.config.sampler == "noise":
-            # The level is that of all random steps together.
+            # The level is that of all k random steps together: independent ones of level / sqrt(k).
             return at + velocity / count, log_std - 0.5 * math.log(count - self._first)
         now = time[:, None, None]
         after_start = now.clamp_min(1 / count)
         # sigma^2 = level^2 (1 - t) / t; sigma^2 / 2 times the score of the marginal at t is:
         level = log_std.exp()
         drift = velocity + level.square() / (2 * after_start) * (now * velocity - at)
+        # sigma sqrt(dt), with dt = 1 / steps
         step_log_std = log_std + 0.5 * ((1 - now) / (after_start * count)).log()
         return at + drift / count, step_log_std
 
@@ -233,6 +244,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         copy = torch.arange(k * chunk_length, device=at.device) // chunk_length
         visible = None if k == 1 else copy[:, None] == copy[None]
         hidden = self.expert(queries.flatten(1, 2), inputs, visible).unflatten(1, (k, chunk_length))
+        # [chunk_length, action], or with the learned scale [n, k, chunk_length, action].
         log_std = self.raw_log_std
         if self.noise_scale_head is not None:
             log_std = log_std - nn.functional.softplus(self.noise_scale_head(hidden))
@@ -240,6 +252,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
     def _time_embedding(self, time: Tensor) -> Tensor:
         half = self.config.expert.width // 2
+        # 1 to 1000 radians per unit of time, which runs from 0 to 1.
         rates = torch.logspace(0, 3, half, device=time.device)
         angle = time[..., None] * rates
         return torch.cat([angle.sin(), angle.cos()], dim=-1)

@@ -24,12 +24,12 @@ from vla.model.heads.base import (
     zero_missing,
 )
 
-_EDGE = 0.98  # demonstrated actions are drawn in to this before atanh, which is endless at 1
+_EDGE = 0.98  # demonstrated actions are scaled by this before atanh, which is infinite at 1
 
 
 @dataclass(frozen=True)
 class GaussianHeadConfig(HeadConfig):
-    """HeadDims and the range of the noise.
+    """Sizes and the range of the noise.
 
     Attributes:
         hidden: width of the two hidden layers.
@@ -64,6 +64,7 @@ class GaussianLikelihood(Likelihood):
 
     def log_prob(self) -> Tensor:
         """Log density of `tanh(sample)`, [n, chunk_length], summed over action dimensions."""
+        # log p(a) = log N(u) - log(1 - tanh(u)^2) for a = tanh(u): equation 21 of Haarnoja et al.
         gaussian = normal.log_density(self.sample, self.mean, self.log_std)
         # log(1 - tanh(u)^2), in the form that does not underflow
         squash = 2.0 * (math.log(2.0) - self.sample - F.softplus(-2.0 * self.sample))
@@ -81,11 +82,11 @@ class GaussianLikelihood(Likelihood):
 
 
 class GaussianHead(LikelihoodHead):
-    """HeadInputs to a squashed Gaussian; a sample is the sample before squashing.
+    """HeadInputs to a squashed Gaussian; a sample is the value before squashing.
 
     Args:
         dims: of inputs and chunks.
-        config: dims and noise.
+        config: sizes and noise.
     """
 
     def __init__(self, dims: HeadDims, config: GaussianHeadConfig):
@@ -105,16 +106,20 @@ class GaussianHead(LikelihoodHead):
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Negative log-likelihood before squashing, without the constant."""
+        # [n, chunk_length, action]: the Gaussian is that before squashing, so actions go back
+        # through atanh.
         target = torch.atanh(actions.clamp(-1, 1) * _EDGE)
         mean, log_std = self._mean(inputs), self._log_std()
         z = (target - mean) * (-log_std).exp()
-        # A number that is always 0 for want of a joint would drive its deviation to the least.
+        # A missing dimension is always 0 and would drive its deviation to `log_std_min`.
         per_step = inputs.zero_missing(0.5 * z.square() + log_std).sum(-1)
         kept = (~is_pad).float()
+        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Squashed mean, in (-1, 1)."""
+        # The median of the squashed Gaussian; its mean has no closed form.
         return self._mean(inputs).tanh()
 
     def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
@@ -132,7 +137,7 @@ class GaussianHead(LikelihoodHead):
         return GaussianLikelihood(self._mean(inputs), self._log_std(), samples, inputs.action_mask)
 
     def log_std_parameters(self) -> list[nn.Parameter]:
-        """One log standard deviation a number of the chunk."""
+        """The log standard deviation, [chunk_length, action]."""
         return [self.raw_log_std]
 
     def _mean(self, inputs: HeadInputs) -> Tensor:

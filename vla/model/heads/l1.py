@@ -18,7 +18,7 @@ from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 @dataclass(frozen=True)
 class L1HeadConfig(HeadConfig):
-    """HeadDims.
+    """Sizes.
 
     Attributes:
         expert: the transformer.
@@ -32,7 +32,7 @@ class L1Head(ActionHead):
 
     Args:
         dims: of inputs and chunks.
-        config: dims of the transformer.
+        config: sizes of the transformer.
     """
 
     attends = True
@@ -40,6 +40,7 @@ class L1Head(ActionHead):
     def __init__(self, dims: HeadDims, config: L1HeadConfig):
         super().__init__()
         self.config = config
+        # Learned queries in place of actions: nothing is fed back, so one pass decodes the chunk.
         self.steps = nn.Parameter(torch.randn(dims.chunk_length, config.expert.width) * 0.02)
         self.expert = ActionExpert(dims, config.expert)
         self.out = nn.Linear(config.expert.width, dims.action)
@@ -48,11 +49,13 @@ class L1Head(ActionHead):
         """Mean absolute error over unpadded steps."""
         kept = (~is_pad).float()
         per_step = inputs.mean((self._chunk(inputs) - actions).abs())
+        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, inputs: HeadInputs) -> Tensor:
-        """The regressed chunk, drawn in to [-1, 1]."""
+        """The regressed chunk, clipped to [-1, 1]."""
         return self._chunk(inputs).clamp(-1, 1)
 
     def _chunk(self, inputs: HeadInputs) -> Tensor:
+        # Not clipped here: beyond the range the loss would have no gradient.
         return self.out(self.expert(self.steps.expand(len(inputs), -1, -1), inputs))

@@ -25,6 +25,7 @@ class HeadKind(NamedTuple):
     config: type[HeadConfig]
 
 
+# The names are saved in checkpoints, so a head that is renamed needs `vla.checkpoint.upgrade`.
 HEADS: dict[str, HeadKind] = {
     "gaussian": HeadKind(GaussianHead, GaussianHeadConfig),
     "token": HeadKind(TokenHead, TokenHeadConfig),
@@ -36,6 +37,7 @@ HEADS: dict[str, HeadKind] = {
 
 def head_name(config: HeadConfig) -> str:
     """The name under which the head of these settings is known."""
+    # Settings stand for their head, so every head needs a class of settings of its own.
     return next(name for name, kind in HEADS.items() if kind.config is type(config))
 
 
@@ -58,6 +60,7 @@ def head_from_dict(data: dict[str, Any]) -> HeadConfig:
     fields = dict(data)
     if (name := fields.pop("type")) not in HEADS:
         raise ValueError(f"no action head {name!r}; valid: {', '.join(HEADS)}")
+    # `asdict` made plain data of nested settings too; the expert's are the only ones.
     if "expert" in fields:
         fields["expert"] = ExpertConfig(**fields["expert"])
     return HEADS[name].config(**fields)

@@ -1,12 +1,12 @@
-"""Discretised action tokens: every number of the chunk is one of equal bins, one after another.
+"""Discretised action tokens: every dimension of every step is one of equal bins, one by one.
 
 Source: Brohan et al. 2023 (RT-2, arXiv:2307.15818), section 3.2, and Kim et al. 2024 (OpenVLA,
 arXiv:2406.09246), section 3.2: 256 bins a dimension, predicted autoregressively with
 cross-entropy. Departures: the tokens are those of an action expert that attends to the backbone
-instead of words of its vocabulary, and they come in chunks. A few dozen demonstrations are learned
-by heart when each number has one right bin among 256, so the bins around it count, too (HL-Gauss,
-Imani and White 2018, arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950), and the tokens
-before are drawn with the same noise, so that a token is not merely the last one again.
+instead of words of its vocabulary, and they come in chunks. The model overfits a
+few dozen demonstrations when each number has one right bin of 256, so the bins around it count too
+(HL-Gauss, Imani and White 2018, arXiv:1806.04613; Farebrother et al. 2024, arXiv:2403.03950), and
+the tokens before are drawn with the same noise, so that a token does not just copy the last one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vla.model.heads.expert import ExpertConfig
 
 @dataclass(frozen=True)
 class TokenHeadConfig(HeadConfig):
-    """HeadDims.
+    """Sizes and bins.
 
     Attributes:
         expert: the transformer.
@@ -44,7 +44,7 @@ class TokenHead(LikelihoodHead):
 
     Args:
         dims: of inputs and chunks.
-        config: dims of the transformer, and bins.
+        config: sizes of the transformer, and bins.
     """
 
     attends = True
@@ -59,9 +59,12 @@ class TokenHead(LikelihoodHead):
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean cross-entropy of a number's bins over unpadded steps, nats."""
         kept = (~is_pad).float()
+        # [n, t]: tokens that are read are noisy, targets are not, so copying the last one costs.
         before = self.tokens(actions + self.config.label_smoothing * torch.randn_like(actions))
         guess = self.likelihood(inputs, before)
+        # [n, chunk_length]: cross-entropy with soft labels, summed over the dimensions of a step.
         total = guess.per_step(-(self._shares(actions) * guess.logits.log_softmax(-1)).sum(-1))
+        # [n, chunk_length]: divided by the dimensions that the robot has.
         per_step = total / (self._token_mask(inputs).sum(1, keepdim=True) / self.shape[0])
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
@@ -71,6 +74,7 @@ class TokenHead(LikelihoodHead):
         centres = self._centres(torch.arange(self.config.bins, device=inputs.vector.device))
 
         def mean(logits: Tensor) -> Tensor:
+            # Back to a bin, since the next token is predicted from the bins before it.
             return self.tokens((logits.softmax(-1) @ centres)[:, None])[:, 0]
 
         return self.actions(self._generate(inputs, mean))
@@ -100,17 +104,21 @@ class TokenHead(LikelihoodHead):
         """How much each bin has of normalised chunks [n, chunk_length, action]: [n, t, bins]."""
         if not self.config.label_smoothing:
             return one_hot(self.tokens(actions), self.config.bins).float()
-        edges = torch.linspace(-1, 1, self.config.bins + 1, device=actions.device)
+        edges = torch.linspace(-1, 1, self.config.bins + 1, device=actions.device)  # [bins + 1]
         around = actions.clamp(-1, 1).flatten(1)[..., None]
+        # HL-Gauss: mass of N(action, label_smoothing) within each bin, [n, t, bins].
         shares = torch.special.ndtr((edges - around) / self.config.label_smoothing).diff(dim=-1)
+        # Beyond [-1, 1] there are no bins: their mass goes to the others in proportion.
         return shares / shares.sum(-1, keepdim=True)
 
     def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; a control step has those of its own numbers."""
         mask = self._token_mask(inputs)
+        # Constant where the robot has no dimension, so that it tells later tokens nothing.
         samples = samples.where(mask, self._zero_bin)
         logits = self.decoder(inputs, samples)
         steps = torch.arange(self.shape[0], device=logits.device).repeat_interleave(self.shape[1])
+        # [n, t, chunk_length]: a token belongs to the one step it is of.
         share = one_hot(steps) * mask[..., None].float()
         return TokenLikelihood(logits, samples, share)
 
