@@ -165,6 +165,7 @@ def test_a_video_that_is_short_is_named(video: Path) -> None:
         return pa.concat_tables([table, last])
 
     edit_tables(video, "data/*/*.parquet", repeat_last)
+    edit_column(video, "length", lambda _: [4, 3, 3], "meta/episodes/*/*.parquet")
     refuse(video, "holds 9 images for 10 frames, it is cut short: episode 2, frame 2 is 33.3 ms")
 
 

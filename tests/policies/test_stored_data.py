@@ -216,8 +216,8 @@ def test_links_are_read(part: str, video: Path, tmp_path: Path) -> None:
     require_counted(read(video))
     require_intact_videos(video)
     assert read_chunks(video, "action", 1).shape == (9, 1, 2)
-    edit_column(video, "action", lambda rows: [[a + 100, b] for a, b in rows])
-    assert read(video).actions[0, 0].tolist() == [100.5, 0.0]
+    edit_column(video, "action", lambda rows: [[4 - a, b] for a, b in rows])  # within the limits
+    assert read(video).actions[0, 0].tolist() == [3.5, 0.0]
 
 
 def test_videos_behind_a_link_are_checked(video: Path, tmp_path: Path) -> None:

@@ -116,8 +116,9 @@ def test_a_training_that_diverges_stops(data: Path) -> None:
 )
 def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
     """A negative rate would ascend."""
+    changes: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got"):
-        LeRobotVLAConfig(device="cpu", **{name: value})
+        LeRobotVLAConfig(device="cpu", **changes)
 
 
 def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:

@@ -190,7 +190,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std)
         if not loss.isfinite():  # LeRobot would go on, and save weights of NaN
             raise DivergedError(
-                f"the loss is {float(loss)}: training diverged. Checkpoints that were saved before "
+                f"the loss is {loss.item()}: training diverged. Checkpoints that were saved before "
                 "are good; try a smaller --policy.learning_rate in another folder"
             )
         return loss, {}
