@@ -42,7 +42,8 @@ class PPOConfig:
         log_std_learning_rate: of Adam for the exploration's log standard deviation.
         entropy: weight of the entropy bonus.
         reference_kl: weight of the penalty KL(policy || clone), at the policy's own exploration.
-        target_kl: how far the policy may move in one iteration, in nats a control step.
+        target_kl: how far the policy may move in one iteration, in nats a control step; None for
+            any distance.
         max_grad_norm: gradients are clipped to this norm.
     """
 
@@ -55,7 +56,7 @@ class PPOConfig:
     log_std_learning_rate: float = 3e-3
     entropy: float = 0.0
     reference_kl: float = 0.0
-    target_kl: float = 0.05
+    target_kl: float | None = 0.05
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
@@ -88,7 +89,8 @@ class PPO:
             for minibatch in batch.minibatches(self.config.minibatch_size, generator):
                 loss, metrics = self.loss(minibatch, reference)
                 # Measured before the step: the step that exceeded the target was the last one.
-                if (kl := metrics["policy/kl"]) > self.config.target_kl:
+                kl, target_kl = metrics["policy/kl"], self.config.target_kl
+                if target_kl is not None and kl > target_kl:
                     return mean_metrics([*measured, {"policy/kl": kl}])
                 measured.append(metrics | {"policy/grad_norm": self._optimizer.step(loss)})
         return mean_metrics(measured)

@@ -136,7 +136,7 @@ def measure_learning(policy: VLAPolicy, macro_steps: int, updates: int) -> dict[
         advantage=torch.randn(macro_steps, device=policy.device, generator=generator),
     )
     # No early end by the KL: every gradient step is taken.
-    ppo = PPO(actor, PPOConfig(target_kl=float("inf")))
+    ppo = PPO(actor, PPOConfig(target_kl=None))
     learned_s = _time(policy, lambda: ppo.update(batch, Reference(actor), generator), 2)
 
     # [n, chunk_length, action], normalised

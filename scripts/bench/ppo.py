@@ -69,7 +69,7 @@ def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:
         warmup_iterations=0,
     )
     # The KL never ends an iteration early: both sides take all their gradient steps.
-    method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=float("inf"))
+    method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=None)
     policy = StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN))
     # `iterate` neither evaluates nor saves, so nothing is written there.
     folder = RunFolder(tempfile.mkdtemp(), training)
