@@ -6,7 +6,6 @@ torch nor LeRobot.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vla.contract import CameraSpec, FeatureMap, RobotSpec, VectorSpec
+from vla.data.dataset_info import read_info, read_json, recompute_command, vector_names
+from vla.data.recorded_frames import read_frames
 
 ACTION, PROPRIO = FeatureMap.action, FeatureMap.proprio
 UNKNOWN_UNIT = "unknown"
@@ -39,53 +40,12 @@ def read_contract(root: Path, cameras: Sequence[str] = ()) -> RobotSpec:
     info = read_info(root)
     if not (root / "meta" / "contract.json").is_file():
         return derive_contract(info, _read_statistics(root, info), root, cameras)
-    spec = RobotSpec.from_dict(_read_json(root, "contract.json"))
+    spec = RobotSpec.from_dict(read_json(root, "contract.json"))
     if not cameras:
         return spec
     # In the order that was asked for, which is that of the model's image slots.
     named = {camera.name: camera for camera in spec.cameras}
     return replace(spec, cameras=tuple(named[c] for c in _choose(named, cameras, root)))
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """`meta/info.json` of a data set.
-
-    Raises:
-        FileNotFoundError: no data set there.
-        ValueError: an older format, or an entry that is missing.
-    """
-    if not (root / "meta" / "info.json").is_file():
-        # The name may be misspelt: the message lists the data sets beside it.
-        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
-        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
-        raise FileNotFoundError(
-            f"no data set in {root}; {nearby}. "
-            f"Record it: vla collect --task {root.name} --root {root}"
-        )
-    info = _read_json(root, "info.json")
-    if not isinstance(info, dict):
-        raise ValueError(f"data set {root}: meta/info.json is no table of settings")
-    if not str(version := info.get("codebase_version", "")).startswith("v3."):
-        raise ValueError(
-            f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed. "
-            "A v2.1 is converted, the original kept as "
-            f"{root.name}_old and nothing uploaded, by: python -m "
-            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
-            f"--root={root} --push-to-hub=false"
-        )
-    if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
-        raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
-    for name, feature in dict(info["features"]).items():
-        shape = feature.get("shape") if isinstance(feature, dict) else None
-        if not isinstance(shape, list) or "dtype" not in feature:
-            raise ValueError(
-                f"data set {root}: meta/info.json says of {name!r} {feature}, a dtype and a shape "
-                "are needed"
-            )
-    # NaN and infinity fail the comparison too; JSON as Python reads it can hold both.
-    if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
-        raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
-    return info
 
 
 def derive_contract(
@@ -179,19 +139,6 @@ def require_statistics(
     return numbers
 
 
-def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
-    """A name for each dimension of a feature, its number where `info.json` has none.
-
-    LeRobot has names as a list, as a list in a dictionary ({"motors": [...]}), or none.
-    """
-    if isinstance(recorded, Mapping):
-        # The key of the dictionary ("motors", "axes") is free, so the first list counts.
-        recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
-    names = tuple(map(str, recorded or ()))
-    # Names that repeat, or are not one a dimension, are replaced by numbers.
-    return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
-
-
 def describe_unusual_camera(feature: Mapping[str, Any]) -> str:
     """Why a camera's frames are not 8-bit RGB; empty where they are."""
     # Older recordings call the entry `video_info`, newer ones `info`.
@@ -205,16 +152,6 @@ def describe_unusual_camera(feature: Mapping[str, Any]) -> str:
     return ""
 
 
-def recompute_command(where: Path | str) -> str:
-    """The shell line that measures a data set's statistics anew."""
-    # LeRobot's augment_dataset_quantile_stats would do too, but always uploads.
-    return (
-        f"lerobot-edit-dataset --repo_id=local/{Path(where).name} --root={where} "
-        f"--new_root={where} --operation.type=recompute_stats --operation.overwrite=true "
-        "--push_to_hub=false"
-    )
-
-
 def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     """`meta/stats.json`; where an extreme is not finite, the frame that made it so is named."""
     if not (root / "meta" / "stats.json").is_file():
@@ -222,14 +159,12 @@ def _read_statistics(root: Path, info: Mapping[str, Any]) -> dict[str, Any]:
             f"data set {root} has no meta/stats.json, so its numbers cannot be scaled. LeRobot "
             f"measures them, and uploads nothing, with: {recompute_command(root)}"
         )
-    statistics = _read_json(root, "stats.json")
+    statistics = read_json(root, "stats.json")
     for key in (ACTION, PROPRIO):
         # Only a non-finite extreme costs reading the frames, which finds the frame to name.
         extremes = statistics.get(key, {})
         values = [v for name in ("min", "max") for v in _floats(extremes.get(name, ()))]
         if key in info["features"] and not all(map(math.isfinite, values)):
-            from vla.data.recorded_frames import read_frames  # it imports this module
-
             read_frames(root).vectors(key)
     return statistics
 
@@ -308,10 +243,3 @@ def _size(feature: Mapping[str, Any]) -> list[int]:
     sizes = list(feature["shape"])
     del sizes[_channel_axis(feature)]
     return sizes
-
-
-def _read_json(root: Path, name: str) -> dict[str, Any]:
-    try:
-        return json.loads((root / "meta" / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"data set {root}: meta/{name} is no JSON: {error}") from error

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla.contract import VectorSpec
-from vla.data.dataset_contract import read_info, recompute_command, vector_names
+from vla.data.dataset_info import read_info, recompute_command, vector_names
 
 
 @dataclass(frozen=True)

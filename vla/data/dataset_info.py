@@ -1,0 +1,86 @@
+"""What `meta/` of a LeRobotDataset says of the whole data set."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """`meta/info.json` of a data set.
+
+    Raises:
+        FileNotFoundError: no data set there.
+        ValueError: an older format, or an entry that is missing.
+    """
+    if not (root / "meta" / "info.json").is_file():
+        # The name may be misspelt: the message lists the data sets beside it.
+        siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
+        nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
+        raise FileNotFoundError(
+            f"no data set in {root}; {nearby}. "
+            f"Record it: vla collect --task {root.name} --root {root}"
+        )
+    info = read_json(root, "info.json")
+    if not isinstance(info, dict):
+        raise ValueError(f"data set {root}: meta/info.json is no table of settings")
+    if not str(version := info.get("codebase_version", "")).startswith("v3."):
+        raise ValueError(
+            f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed. "
+            "A v2.1 is converted, the original kept as "
+            f"{root.name}_old and nothing uploaded, by: python -m "
+            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
+            f"--root={root} --push-to-hub=false"
+        )
+    if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
+        raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
+    for name, feature in dict(info["features"]).items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        if not isinstance(shape, list) or "dtype" not in feature:
+            raise ValueError(
+                f"data set {root}: meta/info.json says of {name!r} {feature}, a dtype and a shape "
+                "are needed"
+            )
+    # NaN and infinity fail the comparison too; JSON as Python reads it can hold both.
+    if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
+        raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
+    return info
+
+
+def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
+    """A name for each dimension of a feature, its number where `info.json` has none.
+
+    LeRobot has names as a list, as a list in a dictionary ({"motors": [...]}), or none.
+    """
+    if isinstance(recorded, Mapping):
+        # The key of the dictionary ("motors", "axes") is free, so the first list counts.
+        recorded = next((names for names in recorded.values() if isinstance(names, list)), None)
+    names = tuple(map(str, recorded or ()))
+    # Names that repeat, or are not one a dimension, are replaced by numbers.
+    return names if len(set(names)) == dim else tuple(str(index) for index in range(dim))
+
+
+def recompute_command(where: Path | str) -> str:
+    """The shell line that measures a data set's statistics anew."""
+    # LeRobot's augment_dataset_quantile_stats would do too, but always uploads.
+    return (
+        f"lerobot-edit-dataset --repo_id=local/{Path(where).name} --root={where} "
+        f"--new_root={where} --operation.type=recompute_stats --operation.overwrite=true "
+        "--push_to_hub=false"
+    )
+
+
+def read_json(root: Path, name: str) -> dict[str, Any]:
+    """`meta/<name>` of a data set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads((root / "meta" / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"data set {root}: meta/{name} is no JSON: {error}") from error
