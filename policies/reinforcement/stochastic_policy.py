@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from vla.checkpoint.ledger import Ledger
-from vla.contract import ObservationBatch, RobotSpec
+from policies.checkpoints import Checkpointed
+from vla.contract import ObservationBatch, Policy
 from vla.model.features import Features
 from vla.model.heads.base import ActionHead, Likelihood
 
@@ -61,15 +60,8 @@ class StochasticActor(Protocol):
         ...
 
 
-class StochasticPolicy[State: PolicyState](Protocol):
-    """A policy that can be trained by reinforcement; its memory is a value that is passed.
-
-    Attributes:
-        ledger: what was spent on its weights, see `Checkpointed`.
-    """
-
-    spec: RobotSpec
-    ledger: Ledger
+class StochasticPolicy[State: PolicyState](Policy, Checkpointed, Protocol):
+    """A policy that can be trained by reinforcement; its memory is a value that is passed."""
 
     @property
     def device(self) -> torch.device:
@@ -91,31 +83,6 @@ class StochasticPolicy[State: PolicyState](Protocol):
 
     def decode(self, chunk: Tensor) -> Tensor:
         """Normalised chunks [n, k, action] in the contract's units and limits."""
-        ...
-
-    def reset(self, indices: Sequence[int]) -> None:
-        """See `vla.contract.Policy`."""
-        ...
-
-    def act(self, observation: ObservationBatch) -> Tensor:
-        """The greedy chunk, see `vla.contract.Policy`."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """See `Checkpointed`."""
-        ...
-
-    def save(
-        self,
-        folder: Path,
-        training_state: dict[str, Any] | None = None,
-        command: str | None = None,
-    ) -> Path:
-        """See `Checkpointed`."""
-        ...
-
-    def load_weights(self, folder: Path) -> None:
-        """See `Checkpointed`."""
         ...
 
 

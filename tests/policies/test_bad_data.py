@@ -24,7 +24,6 @@ from lerobot_folder import (
     edit_column,
     edit_json,
     edit_tables,
-    write_counted,
     write_episodes,
 )
 from PIL import Image
@@ -37,25 +36,6 @@ from scripts import cli
 from vla.data.dataset_contract import read_contract
 from vla.data.recorded_actions import read_chunks
 from vla.data.recorded_frames import read_frames
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same frames as videos and as images in the tables."""
-    root = tmp_path_factory.mktemp("written")
-    return {kind: write_counted(root / kind, video=kind == "video") for kind in ("video", "image")}
-
-
-@pytest.fixture
-def video(written: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy with videos."""
-    return shutil.copytree(written["video"], tmp_path / "so101")
-
-
-@pytest.fixture
-def image(written: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy with images in the tables."""
-    return shutil.copytree(written["image"], tmp_path / "so101")
 
 
 def refuse(root: Path, *parts: str, **options: Any) -> str:

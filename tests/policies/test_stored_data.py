@@ -36,25 +36,6 @@ from vla.data.video_integrity import require_intact_videos
 LENGTHS = (4, 3, 2)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same frames as videos and as images in the tables."""
-    root = tmp_path_factory.mktemp("written")
-    return {kind: write_counted(root / kind, video=kind == "video") for kind in ("video", "image")}
-
-
-@pytest.fixture
-def video(written: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy with videos."""
-    return shutil.copytree(written["video"], tmp_path / "so101")
-
-
-@pytest.fixture
-def image(written: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy with images in the tables."""
-    return shutil.copytree(written["image"], tmp_path / "so101")
-
-
 def read(root: Path, **options: Any) -> DemoBatch:
     """All frames."""
     data = DemoDataset(root, chunk_length=2, heldout_fraction=0.0, **options)
