@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vla_runtime import shared_arrays
+from vla_runtime.shared_arrays import SharedArrays
 
-from sim import shared_arrays
 from sim.render import NoRendererError
-from sim.shared_arrays import SharedArrays
 from sim.vector import CpuVecEnv
 from sim.worker_channel import WorkerChannel
 from sim.worker_pool import WorkerPool
