@@ -58,10 +58,14 @@ class MessageSocket:
         """
         if not self._poll.poll(None if timeout_s is None else timeout_s * 1e3):
             return None
-        with contextlib.suppress(ConnectionResetError):
-            if data := self._end.recv(_LONGEST_MESSAGE):
-                return msgpack.unpackb(data)
-        raise ChildEndedError("the process has ended")
+        try:
+            data = self._end.recv(_LONGEST_MESSAGE)
+        except ConnectionResetError:
+            # Said once when the other end closed with something unread; what it sent comes after.
+            data = self._end.recv(_LONGEST_MESSAGE)
+        if not data:
+            raise ChildEndedError("the process has ended")
+        return msgpack.unpackb(data)
 
     def end_of_messages(self) -> None:
         """Nothing more will be sent; the other end can still send."""

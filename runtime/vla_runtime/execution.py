@@ -16,6 +16,8 @@ import numpy as np
 _MOST_DECAY = 100.0
 """Of either sign: beyond that one chunk has all the weight."""
 _REMEMBERED_DELAYS = 10
+_GRACE_S = 0.2
+"""How far the end of a chunk may be delayed."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,10 @@ class PlannedStep:
 
     Attributes:
         command: float32 [action.dim].
-        observed_s: when the newest observation that it was decided from was measured.
         expires_s: when the chunk that it belongs to should have been executed to its end.
     """
 
     command: np.ndarray
-    observed_s: float
     expires_s: float
 
 
@@ -53,7 +53,6 @@ class _Chunk:
 
     actions: np.ndarray
     begin: int
-    observed_s: float
     expires_s: float
 
 
@@ -70,11 +69,8 @@ class ChunkPlan(Protocol):
         """Whether a decision should be asked for now, where none is under way."""
         ...
 
-    def ask(self, observed_s: float) -> InpaintTarget | None:
+    def ask(self) -> InpaintTarget | None:
         """Note that the next chunk is decided from this moment's observation.
-
-        Args:
-            observed_s: when that was measured.
 
         Returns:
             What the chunk should join to; None where it is free.
@@ -83,6 +79,10 @@ class ChunkPlan(Protocol):
 
     def accept(self, actions: np.ndarray, now_s: float) -> None:
         """Take the chunk that was asked for, [chunk_length, action.dim]."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether `step` has nothing."""
         ...
 
     def step(self) -> PlannedStep | None:
@@ -116,7 +116,7 @@ class RecedingPlan:
         self._inpaint = inpaint
         self._chunk: _Chunk | None = None
         self._executed = 0
-        self._asked: tuple[int, float, InpaintTarget | None] | None = None
+        self._asked: tuple[int, InpaintTarget | None] | None = None
         self._delays: deque[int] = deque(maxlen=_REMEMBERED_DELAYS)
         self.skipped = 0
 
@@ -124,17 +124,16 @@ class RecedingPlan:
         """Once the steps between two decisions are executed."""
         return self._chunk is None or self._executed >= self._chunk.begin + self._steps
 
-    def ask(self, observed_s: float) -> InpaintTarget | None:
+    def ask(self) -> InpaintTarget | None:
         """See `ChunkPlan`."""
         target = self._target() if self._inpaint else None
-        self._asked = self._executed, observed_s, target
+        self._asked = self._executed, target
         return target
 
     def accept(self, actions: np.ndarray, now_s: float) -> None:
         """The new chunk takes over at once."""
         assert self._asked is not None, "a chunk came that nobody asked for"
-        begin, observed_s, target = self._asked
-        self._asked = None
+        (begin, target), self._asked = self._asked, None
         if target is not None:
             # Steps that were to run in any case stay exactly as they were.
             actions = np.where((target.weights == 1)[:, None], target.actions, actions)
@@ -142,21 +141,26 @@ class RecedingPlan:
         late = self._executed - begin
         self.skipped += min(late, self._length)
         expires_s = _expiry(self._length - late, self._period_s, now_s)
-        self._chunk = _Chunk(actions, begin, observed_s, expires_s)
+        self._chunk = _Chunk(actions, begin, expires_s)
+
+    def is_empty(self) -> bool:
+        """See `ChunkPlan`."""
+        return self._chunk is None or self._executed >= self._chunk.begin + self._length
 
     def step(self) -> PlannedStep | None:
         """See `ChunkPlan`."""
-        chunk = self._chunk
-        if chunk is None or (index := self._executed - chunk.begin) >= self._length:
+        if self._chunk is None or self.is_empty():
             return None
+        index = self._executed - self._chunk.begin
         self._executed += 1
-        return PlannedStep(chunk.actions[index], chunk.observed_s, chunk.expires_s)
+        return PlannedStep(self._chunk.actions[index], self._chunk.expires_s)
 
     def _target(self) -> InpaintTarget | None:
         chunk = self._chunk
-        # `passed` steps of the old chunk are behind us: its row `passed` is now.
-        if chunk is None or (passed := self._executed - chunk.begin) >= self._length:
+        if chunk is None or self.is_empty():
             return None
+        # `passed` steps of the old chunk are behind us: its row `passed` is now.
+        passed = self._executed - chunk.begin
         left = self._length - passed
         delay = min(max(self._delays, default=0), left)
         target = np.zeros_like(chunk.actions)
@@ -185,31 +189,35 @@ class TemporalEnsemble:
         self._length, self._period_s, self._decay = chunk_length, period_s, decay
         self._chunks: deque[_Chunk] = deque()
         self._executed = 0
-        self._asked: tuple[int, float] | None = None
+        self._asked: int | None = None
         self.skipped = 0
 
     def due(self) -> bool:
         """Always."""
         return True
 
-    def ask(self, observed_s: float) -> None:
+    def ask(self) -> None:
         """See `ChunkPlan`; its chunks are free."""
-        self._asked = self._executed, observed_s
+        self._asked = self._executed
 
     def accept(self, actions: np.ndarray, now_s: float) -> None:
         """The chunk has a share in every step from now on that it predicts."""
         assert self._asked is not None, "a chunk came that nobody asked for"
-        (begin, observed_s), self._asked = self._asked, None
+        begin, self._asked = self._asked, None
         late = self._executed - begin
         self.skipped += min(late, self._length)
         expires_s = _expiry(self._length - late, self._period_s, now_s)
-        self._chunks.append(_Chunk(actions, begin, observed_s, expires_s))
+        self._chunks.append(_Chunk(actions, begin, expires_s))
 
-    def step(self) -> PlannedStep | None:
+    def is_empty(self) -> bool:
         """See `ChunkPlan`."""
         while self._chunks and self._chunks[0].begin + self._length <= self._executed:
             self._chunks.popleft()
-        if not self._chunks:
+        return not self._chunks
+
+    def step(self) -> PlannedStep | None:
+        """See `ChunkPlan`."""
+        if self.is_empty():
             return None
         # [chunks, action.dim], the oldest first
         predictions = np.stack([c.actions[self._executed - c.begin] for c in self._chunks])
@@ -217,8 +225,7 @@ class TemporalEnsemble:
         weight = np.exp(exponent - exponent.max())  # no overflow where the decay is negative
         command = (weight / weight.sum()) @ predictions
         self._executed += 1
-        newest = self._chunks[-1]
-        return PlannedStep(command.astype(np.float32), newest.observed_s, newest.expires_s)
+        return PlannedStep(command.astype(np.float32), self._chunks[-1].expires_s)
 
 
 def soft_mask(length: int, passed: int, delay: int) -> np.ndarray:
@@ -242,8 +249,8 @@ def soft_mask(length: int, passed: int, delay: int) -> np.ndarray:
 
 def _expiry(steps: int, period_s: float, now_s: float) -> float:
     # A chunk that the robot waited for is executed from when it comes, not from its observation.
-    # Two periods of grace: a missed one delays the steps after it.
-    return now_s + (steps + 2) * period_s
+    # A missed period, or a measurement that fails, delays the steps after it.
+    return now_s + steps * period_s + _GRACE_S
 
 
 def make_plan(

@@ -81,6 +81,11 @@ class InferenceProcess:
         self.busy = False
 
     @property
+    def busy_s(self) -> float:
+        """How long ago the decision that is under way was asked for."""
+        return time.monotonic() - self._asked_s
+
+    @property
     def pid(self) -> int:
         """Process id."""
         return self._child.pid
@@ -196,6 +201,10 @@ def _serve(
         else:
             chunk, state = policy.decide(observation, state)
         chunk.validate(policy.spec)
+        if len(chunk.actions) != policy.chunk_length:
+            raise ValueError(
+                f"the chunk has {len(chunk.actions)} steps instead of {policy.chunk_length}"
+            )
         actions = np.asarray(chunk.actions, np.float32)
         answer = {"actions": actions.tobytes(), "shape": actions.shape}
         messages.send(answer | {"ready_s": time.monotonic()})
