@@ -21,7 +21,11 @@ PolicyLoader = Callable[[str, RobotSpec], RobotPolicy]
 
 
 class InferenceError(RuntimeError):
-    """The policy failed, or its process ended; the message says how."""
+    """The policy failed; the message says how."""
+
+
+class InferenceEndedError(InferenceError):
+    """The inference process has ended; `InferenceProcess.how_it_ended` says how."""
 
 
 @runtime_checkable
@@ -100,7 +104,10 @@ class InferenceProcess:
             ContractMismatchError: it is for another robot.
             InferenceError: it cannot be loaded, or its process ended.
         """
-        answer = self._receive(None)
+        try:
+            answer = self._receive(None)
+        except InferenceEndedError as error:
+            raise InferenceError(f"policy {self._source}: {self.how_it_ended()}") from error
         assert answer is not None
         spec = RobotSpec.from_dict(answer["spec"])
         self._robot.require_match(spec, f"robot {self._robot.robot!r}", f"policy {self._source}")
@@ -115,7 +122,7 @@ class InferenceProcess:
             target: what the chunk should join to.
 
         Raises:
-            InferenceError: the process has ended.
+            InferenceEndedError: the process has ended.
         """
         # Only when idle: the process reads these arrays while it is busy.
         assert not self.busy, "a decision is under way"
@@ -128,14 +135,15 @@ class InferenceProcess:
         try:
             self._child.messages.send(message)
         except OSError as error:
-            raise InferenceError(str(error)) from error
+            raise InferenceEndedError(str(error)) from error
         self._asked_s, self.busy = time.monotonic(), True
 
     def poll(self, timeout_s: float = 0.0) -> Decision | None:
         """The decision that was asked for, if it is ready within this time.
 
         Raises:
-            InferenceError: the policy failed, or the process has ended.
+            InferenceError: the policy failed.
+            InferenceEndedError: the process has ended.
         """
         answer = self._receive(timeout_s)
         if answer is None:
@@ -157,7 +165,7 @@ class InferenceProcess:
         try:
             answer = self._child.messages.receive(timeout_s)
         except ChildEndedError as error:
-            raise InferenceError(str(error)) from error
+            raise InferenceEndedError(str(error)) from error
         if answer is not None and "error" in answer:
             raise InferenceError(f"policy {self._source}: {answer['error']}")
         return answer

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from vla_runtime.contract import ContractMismatchError, Observation, Reading, Robot
 from vla_runtime.execution import ChunkPlan
-from vla_runtime.inference import Decision, InferenceError, InferenceProcess
+from vla_runtime.inference import Decision, InferenceEndedError, InferenceError, InferenceProcess
 from vla_runtime.run_recording import RunRecorder
 from vla_runtime.safety.checks import Fault
-from vla_runtime.safety.gate import SafetyGate
+from vla_runtime.safety.gate import SafetyError, SafetyGate
 from vla_runtime.stop_request import StopRequest
 from vla_runtime.timing import DurationHistogram, Ticker
 
@@ -74,25 +75,57 @@ class ControlLoop:
         self._read_error: str | None = None
         self.fault: str | None = None
 
-    def run(self, seconds: float | None) -> str:
+    def run(self, seconds: float | None, return_inside: bool = False) -> str:
         """Run until time is over, somebody stops it, or something fails; then brake and halt.
+
+        Args:
+            seconds: how long; None has no end.
+            return_inside: see `RunConfig`.
 
         Returns:
             Why it ended, for people.
+
+        Raises:
+            ConnectionError: the robot gives no first measurement.
+            SafetyError: that measurement is not fresh.
         """
+        ended = ""
         try:
-            ended = self._tick_until(seconds)
+            ended = self._tick_until(seconds, return_inside)
         except InferenceError as error:
-            ended = self.fault = str(error)
+            self.fault = str(error)
+            if isinstance(error, InferenceEndedError):
+                self._come_to_rest()  # before anything that takes time
+                self.fault = self._inference.how_it_ended()
         finally:
             self._come_to_rest()
-        return ended
+        return self.fault or ended
 
-    def _tick_until(self, seconds: float | None) -> str:
-        self._gate.start(self._first_reading())
+    def measured(self) -> dict[str, Any]:
+        """Everything that was counted, as plain data for the report."""
+        statistics, lateness = self.statistics, self.ticker.lateness
+        return {
+            "ticks": statistics.ticks,
+            "missed_periods": self.ticker.missed,
+            "lateness_ms": lateness.summary_ms(),
+            "lateness_histogram_ms": lateness.bins_ms(),
+            "work_ms": statistics.work.summary_ms(),
+            "decision_ms": statistics.decisions.summary_ms(),
+            "ticks_without_command": statistics.waited,
+            "failed_reads": statistics.failed_reads,
+            "skipped_steps": self._plan.skipped,
+            "gate": dict(self._gate.counts),
+        }
+
+    def _tick_until(self, seconds: float | None, return_inside: bool) -> str:
+        reading = self._robot.read()
+        self._validate(reading)
+        self._gate.start(reading)
+        if return_inside and self._gate.fault is not None and self._gate.fault.kind == "outside":
+            self._gate.acknowledge_outside()
         self.ticker.start()
         self._begin_s = time.monotonic()
-        while True:
+        while self._gate.fault is None:
             self.ticker.wait()
             if (reason := self._stop.reason()) is not None:
                 return f"stopped by {reason}"
@@ -101,9 +134,8 @@ class ControlLoop:
             self._tick()
             self.statistics.ticks += 1
             self.statistics.work.add(time.monotonic() - self.ticker.deadline_s)
-            if self._gate.fault is not None:
-                self.fault = self._explain(self._gate.fault)
-                return self.fault
+        self.fault = self._explain(self._gate.fault)
+        return self.fault
 
     def _tick(self) -> None:
         reading = self._read()
@@ -124,13 +156,8 @@ class ControlLoop:
         if self._recorder is not None:
             self._recorder.add(reading, self._time_s(), written, requested)
 
-    def _first_reading(self) -> Reading:
-        reading = self._robot.read()
-        self._validate(reading)
-        return reading
-
     def _read(self) -> Reading | None:
-        """A usable reading; None where there is none: the gate slows down, and latches if it lasts."""
+        """A usable reading; None where there is none: the gate slows down, then latches."""
         try:
             reading = self._robot.read()
             self._validate(reading)
@@ -177,13 +204,16 @@ class ControlLoop:
         return text
 
     def _come_to_rest(self) -> None:
-        """Slow down within the limits, then halt."""
+        """Slow down within the limits, then halt; safe to repeat."""
         self._gate.stop("the run ends")
         until_s = time.monotonic() + _LONGEST_STOP_S
-        # The first heartbeat is what makes the gate act on the request.
         while self._gate.mode != "idle" and time.monotonic() < until_s:
-            self.ticker.wait()
+            # The first heartbeat is what makes the gate act on the request.
             self._gate.heartbeat()
             if self._gate.at_rest:
                 break
-        self._gate.halt()
+            self.ticker.wait()
+        try:
+            self._gate.halt()
+        except SafetyError as error:
+            self.fault = f"{self.fault or 'the run had ended'}; {error}"

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from vla_runtime.contract import Robot
+from contextlib import ExitStack
+from typing import Any
+
+from vla_runtime.contract import Robot, RobotPolicy, RobotSpec
+from vla_runtime.execution import ChunkPlan, make_plan
+from vla_runtime.inference import InferenceProcess, PolicyLoader
+from vla_runtime.loop import ControlLoop
 from vla_runtime.run_config import RunConfig
-from vla_runtime.run_report import RunReport
+from vla_runtime.run_log import RunHeader
+from vla_runtime.run_recording import RecordingTarget, RunRecorder
+from vla_runtime.run_report import RunReport, write_report
+from vla_runtime.safety.gate import SafetyGate
+from vla_runtime.safety.limits import SafetyLimits
+from vla_runtime.stop_request import StopRequest
+from vla_runtime.timing import real_time
 
 
 def run(config: RunConfig) -> RunReport:
@@ -18,22 +30,86 @@ def run(config: RunConfig) -> RunReport:
     return run_robot(make_robot(config.robot), config)
 
 
-def run_robot(robot: Robot, config: RunConfig) -> RunReport:
+def load_policy(source: str, robot: RobotSpec) -> RobotPolicy:
+    """The policy that a text names; see `vla_runtime.loading`."""
+    # Imported by the inference process alone: the control process needs no ONNX Runtime.
+    from vla_runtime import loading
+
+    return loading.load_policy(source, robot)
+
+
+def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy) -> RunReport:
     """Run the policy on the robot until time is over, somebody stops it, or something fails.
 
-    The robot is connected here, and halted and disconnected however the run ends. `config.robot`
-    is used for messages alone.
+    The robot is connected here, and halted and disconnected however the run ends. Everything that
+    can be refused is refused before it is connected.
 
     Args:
         robot: not connected yet.
-        config: the flags.
+        config: the flags; `config.robot` is used for messages alone.
+        load: makes the policy, in the inference process; a function of a module.
 
     Returns:
         The report, which has also been written to `config.out`.
 
     Raises:
         ContractMismatchError: policy and robot do not share one contract.
-        ValueError: limits are missing, or the execution does not fit the policy.
-        ConnectionError: the robot or the policy's server does not answer.
+        LimitsError: limits are missing, or are no usable numbers.
+        ValueError: the execution does not fit the policy.
+        ConnectionError: the robot does not answer.
+        InferenceError: the policy cannot be loaded.
+        RecordingError: the run cannot be recorded.
+        SafetyError: the robot's first measurement is not fresh.
     """
-    raise NotImplementedError
+    limits = _limits(robot, config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        inference = InferenceProcess(load, config.policy, robot.spec, config.instruction)
+        stack.callback(inference.end)
+        recorder = _recorder(robot, config)
+        if recorder is not None:
+            stack.callback(recorder.end)
+            recorder.wait_until_ready()
+        chunk_length, can_inpaint = inference.wait_until_ready()
+        period_s = 1 / robot.spec.control_rate_hz
+        plan = make_plan(config.execution, chunk_length, period_s, can_inpaint)
+        details = _drive(robot, config, limits, plan, inference, recorder)
+        # The robot stands still, so this may take its time.
+        details["recording"] = {} if recorder is None else recorder.finish()
+    report = RunReport.of(config, robot.spec, details)
+    write_report(config.out, report)
+    return report
+
+
+def _limits(robot: Robot, config: RunConfig) -> SafetyLimits:
+    return SafetyLimits.from_spec(robot.spec)
+
+
+def _recorder(robot: Robot, config: RunConfig) -> RunRecorder | None:
+    if config.record is None and config.rerun is None:
+        return None
+    source = {"robot": config.robot, "policy": config.policy, "execution": config.execution}
+    header = RunHeader(robot.spec, config.instruction, source)
+    return RunRecorder(RecordingTarget(header, config.record, config.rerun))
+
+
+def _drive(
+    robot: Robot,
+    config: RunConfig,
+    limits: SafetyLimits,
+    plan: ChunkPlan,
+    inference: InferenceProcess,
+    recorder: RunRecorder | None,
+) -> dict[str, Any]:
+    """Connect, run the loop, disconnect; what the report says of it."""
+    with StopRequest() as stop:
+        robot.connect()
+        try:
+            gate = SafetyGate(robot, limits, config.safety)
+            loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
+            print(f"running; to stop: {stop.how}", flush=True)
+            with real_time(config.priority) as scheduling:
+                ended = loop.run(config.seconds, config.return_inside)
+        finally:
+            robot.disconnect()
+    return {"ended": ended, "fault": loop.fault, "scheduling": scheduling, **loop.measured()}

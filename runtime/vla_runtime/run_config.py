@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from vla_runtime.safety.gate import SafetyConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class RunConfig:
         out: folder of the report, report.json and report.html.
         record: folder of a LeRobotDataset that the run is added to.
         rerun: show the run live in Rerun: "spawn" for a window here, or the address of a viewer.
+        return_inside: let a robot that stands outside its limits move back inside, and only that.
+        safety: when the safety gate stops by itself.
         priority: of real-time (FIFO) scheduling, 1 to 99; 0 asks for none.
 
     Raises:
@@ -37,6 +41,8 @@ class RunConfig:
     out: Path = Path("runs/run")
     record: Path | None = None
     rerun: str | None = None
+    return_inside: bool = False
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     priority: int = 50
 
     def __post_init__(self) -> None:

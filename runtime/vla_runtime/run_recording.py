@@ -120,32 +120,32 @@ class RunRecorder:
             self.failure = str(error)
             self.dropped += 1
 
-    def finish(self, patience_s: float) -> dict[str, Any]:
-        """Have the log added to the data set.
-
-        Args:
-            patience_s: until the process is killed; its log is then added by a later run.
+    def finish(self) -> dict[str, Any]:
+        """Have the log added to the data set, however long that takes.
 
         Returns:
-            What came of it: "episodes" and "frames" of the data set, or "kept" and why.
+            What came of it, for the report: "recorded", "dropped" and "failure", and "episodes" and
+            "frames" of the data set, or "kept": why it has only the log.
         """
         self._child.messages.end_of_messages()
         summary: dict[str, Any] = {}
-        until_s = time.monotonic() + patience_s
         try:
-            while "frames" not in summary and "kept" not in summary:
-                message = self._child.messages.receive(max(until_s - time.monotonic(), 0.0))
-                if message is None:
-                    raise ChildEndedError("it takes too long")
+            while not summary:
+                message = self._child.messages.receive()
+                assert message is not None
                 if "error" in message:
                     raise ChildEndedError(message["error"])
-                summary = message
+                summary = {} if "slot" in message else message
         except ChildEndedError as error:
-            self.failure = self.failure or f"{self._child.how_it_ended()}: {error}"
-            summary = {"kept": self.failure}
+            self.failure = self.failure or f"{self._child.how_it_ended()} ({error})"
+            summary = {"kept": "the next run into this folder adds the log of this one"}
+        counts = {"recorded": self.recorded, "dropped": self.dropped, "failure": self.failure}
+        return counts | summary
+
+    def end(self) -> None:
+        """End the process; a log that it has not added is added by the next run."""
         self._child.end()
         self._arrays.close()
-        return summary
 
     def _take_back(self) -> None:
         while (answer := self._child.messages.receive(0.0)) is not None:
