@@ -21,17 +21,17 @@ _GRACE_S = 0.2
 
 
 @dataclass(frozen=True)
-class InpaintTarget:
+class Inpainting:
     """What the next chunk should join to.
 
     Attributes:
-        actions: float32 [chunk_length, action.dim], the old chunk from now on, in the contract's
+        target: float32 [chunk_length, action.dim], the old chunk from now on, in the contract's
             units; 0 where it ends.
-        weights: float32 [chunk_length], 1 for steps that are executed in any case, falling to 0.
+        weight: float32 [chunk_length], 1 for steps that are executed in any case, falling to 0.
     """
 
-    actions: np.ndarray
-    weights: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ChunkPlan(Protocol):
         """Whether a decision should be asked for now, where none is under way."""
         ...
 
-    def ask(self) -> InpaintTarget | None:
+    def ask(self) -> Inpainting | None:
         """Note that the next chunk is decided from this moment's observation.
 
         Returns:
@@ -116,7 +116,7 @@ class RecedingPlan:
         self._inpaint = inpaint
         self._chunk: _Chunk | None = None
         self._executed = 0
-        self._asked: tuple[int, InpaintTarget | None] | None = None
+        self._asked: tuple[int, Inpainting | None] | None = None
         self._delays: deque[int] = deque(maxlen=_REMEMBERED_DELAYS)
         self.skipped = 0
 
@@ -124,19 +124,20 @@ class RecedingPlan:
         """Once the steps between two decisions are executed."""
         return self._chunk is None or self._executed >= self._chunk.begin + self._steps
 
-    def ask(self) -> InpaintTarget | None:
+    def ask(self) -> Inpainting | None:
         """See `ChunkPlan`."""
-        target = self._target() if self._inpaint else None
-        self._asked = self._executed, target
-        return target
+        inpainting = self._inpainting() if self._inpaint else None
+        self._asked = self._executed, inpainting
+        return inpainting
 
     def accept(self, actions: np.ndarray, now_s: float) -> None:
         """The new chunk takes over at once."""
         assert self._asked is not None, "a chunk came that nobody asked for"
-        (begin, target), self._asked = self._asked, None
-        if target is not None:
+        (begin, inpainting), self._asked = self._asked, None
+        if inpainting is not None:
             # Steps that were to run in any case stay exactly as they were.
-            actions = np.where((target.weights == 1)[:, None], target.actions, actions)
+            fixed = (inpainting.weight == 1)[:, None]
+            actions = np.where(fixed, inpainting.target, actions)
         self._delays.append(self._executed - begin)
         late = self._executed - begin
         self.skipped += min(late, self._length)
@@ -155,7 +156,7 @@ class RecedingPlan:
         self._executed += 1
         return PlannedStep(self._chunk.actions[index], self._chunk.expires_s)
 
-    def _target(self) -> InpaintTarget | None:
+    def _inpainting(self) -> Inpainting | None:
         chunk = self._chunk
         if chunk is None or self.is_empty():
             return None
@@ -165,7 +166,7 @@ class RecedingPlan:
         delay = min(max(self._delays, default=0), left)
         target = np.zeros_like(chunk.actions)
         target[:left] = chunk.actions[passed:]
-        return InpaintTarget(target, soft_mask(self._length, passed, delay))
+        return Inpainting(target, soft_mask(self._length, passed, delay))
 
 
 class TemporalEnsemble:

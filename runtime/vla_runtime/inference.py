@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from vla_runtime.child_process import ChildEndedError, ChildProcess, MessageSocket
-from vla_runtime.contract import ActionChunk, Observation, Reading, RobotPolicy, RobotSpec
-from vla_runtime.execution import InpaintTarget
+from vla_runtime.contract import InpaintingPolicy, Observation, Reading, RobotPolicy, RobotSpec
+from vla_runtime.execution import Inpainting
 from vla_runtime.shared_arrays import Layout, SharedArrays
 from vla_runtime.timing import end_with_parent
 
@@ -26,20 +26,6 @@ class InferenceError(RuntimeError):
 
 class InferenceEndedError(InferenceError):
     """The inference process has ended; `InferenceProcess.how_it_ended` says how."""
-
-
-@runtime_checkable
-class InpaintingPolicy(RobotPolicy, Protocol):
-    """A policy that can join a chunk to the one that is being executed."""
-
-    def inpaint(
-        self, observation: Observation, state: object, actions: np.ndarray, weights: np.ndarray
-    ) -> tuple[ActionChunk, object]:
-        """As `decide`, drawn to `actions` [chunk_length, action.dim] by `weights` [chunk_length].
-
-        Actions are in the contract's units; weight 1 fixes a step, 0 leaves it free.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -113,13 +99,13 @@ class InferenceProcess:
         self._robot.require_match(spec, f"robot {self._robot.robot!r}", f"policy {self._source}")
         return answer["chunk_length"], answer["can_inpaint"]
 
-    def ask(self, reading: Reading, time_s: float, target: InpaintTarget | None) -> None:
+    def ask(self, reading: Reading, time_s: float, inpainting: Inpainting | None) -> None:
         """Have a chunk decided from this reading.
 
         Args:
             reading: what the robot measured.
             time_s: seconds since the run began.
-            target: what the chunk should join to.
+            inpainting: what the chunk should join to; None where it is free.
 
         Raises:
             InferenceEndedError: the process has ended.
@@ -130,8 +116,9 @@ class InferenceProcess:
             self._arrays.arrays[_image(name)][:] = image
         self._arrays.arrays["proprio"][:] = reading.proprio
         message: dict[str, Any] = {"time_s": time_s}
-        if target is not None:
-            message |= {"actions": target.actions.tobytes(), "weights": target.weights.tobytes()}
+        if inpainting is not None:
+            message["target"] = inpainting.target.tobytes()
+            message["weight"] = inpainting.weight.tobytes()
         try:
             self._child.messages.send(message)
         except OSError as error:
@@ -191,7 +178,7 @@ def _serve(
 ) -> None:
     end_with_parent(parent)
     policy = load(source, robot)
-    can_inpaint = isinstance(policy, InpaintingPolicy)
+    can_inpaint = isinstance(policy, InpaintingPolicy) and policy.can_inpaint
     if not policy.spec.differences(robot):
         _warm_up(policy, robot, instruction)
     description = {"spec": policy.spec.to_dict(), "chunk_length": policy.chunk_length}
@@ -201,11 +188,11 @@ def _serve(
         asked = messages.receive()
         assert asked is not None
         observation = _observe(shared, robot, instruction, asked["time_s"])
-        if "actions" in asked:
+        if "target" in asked:
             assert isinstance(policy, InpaintingPolicy)
-            actions = np.frombuffer(asked["actions"], np.float32).reshape(policy.chunk_length, -1)
-            weights = np.frombuffer(asked["weights"], np.float32)
-            chunk, state = policy.inpaint(observation, state, actions, weights)
+            target = np.frombuffer(asked["target"], np.float32).reshape(policy.chunk_length, -1)
+            weight = np.frombuffer(asked["weight"], np.float32)
+            chunk, state = policy.inpaint(observation, state, target, weight)
         else:
             chunk, state = policy.decide(observation, state)
         chunk.validate(policy.spec)
@@ -231,6 +218,5 @@ def _warm_up(policy: RobotPolicy, robot: RobotSpec, instruction: str) -> None:
     images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in robot.cameras}
     blank = Observation(images, np.zeros(robot.proprio.dim, np.float32), instruction)
     chunk, state = policy.decide(blank, policy.initial_state())
-    if isinstance(policy, InpaintingPolicy):
-        weights = np.zeros(len(chunk.actions), np.float32)
-        policy.inpaint(blank, state, chunk.actions, weights)
+    if isinstance(policy, InpaintingPolicy) and policy.can_inpaint:
+        policy.inpaint(blank, state, chunk.actions, np.zeros(len(chunk.actions), np.float32))

@@ -19,6 +19,13 @@ from vla_runtime.stop_request import StopRequest
 from vla_runtime.timing import real_time
 
 
+def main(config: RunConfig) -> int:
+    """Run, show the report; 0 after an orderly end, 1 after a fault."""
+    report = run(config)
+    print(*report.lines(), f"report: {config.out / 'report.html'}", sep="\n")
+    return 0 if report.succeeded else 1
+
+
 def run(config: RunConfig) -> RunReport:
     """Make the robot that the flags name, and `run_robot` it.
 

@@ -254,11 +254,16 @@ def add_logs(folder: Path) -> dict[str, Any]:
         if log.name not in {run["log"] for run in _runs(folder)}:
             _add_log(folder, log)
         log.unlink()
-    info = json.loads((folder / "meta" / "info.json").read_text())
+    file = folder / "meta" / "info.json"
+    if not file.is_file():
+        return {"episodes": 0, "frames": 0}
+    info = json.loads(file.read_text())
     return {"episodes": info["total_episodes"], "frames": info["total_frames"]}
 
 
 def _add_log(folder: Path, log: Path) -> None:
+    if next(read_steps(log), None) is None:
+        return  # a kill came before the first control step
     header = read_header(log)
     spec = header.spec
     features = robot_features(spec) | {
@@ -281,8 +286,7 @@ def _add_log(folder: Path, log: Path) -> None:
         (meta / "runs.json").write_text(json.dumps(runs, indent=1))
         (meta / "contract.json").write_text(json.dumps(spec.to_dict(), indent=1))
 
-    if next(read_steps(log), None) is not None:
-        add_episodes(folder, folder / ".recording", spec, features, add)
+    add_episodes(folder, folder / ".recording", spec, features, add)
 
 
 def _frame(step: RunStep) -> dict[str, Any]:
@@ -301,12 +305,14 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _require_same_robot(folder: Path, spec: RobotSpec | None) -> None:
-    file = folder / "meta" / "contract.json"
-    if spec is None or not file.is_file():
+    if spec is None:
         return
-    try:
-        RobotSpec.from_dict(json.loads(file.read_text())).require_match(
-            spec, f"data set {folder}", f"robot {spec.robot!r}"
-        )
-    except ContractMismatchError as error:
-        raise ContractMismatchError(f"{error}\nchoose another folder for --record") from error
+    file = folder / "meta" / "contract.json"
+    known = [RobotSpec.from_dict(json.loads(file.read_text()))] if file.is_file() else []
+    for log in (folder / ".recording").glob("*.log"):  # of runs that were killed
+        known += [read_header(log).spec] if next(read_steps(log), None) is not None else []
+    for other in known:
+        try:
+            other.require_match(spec, f"data set {folder}", f"robot {spec.robot!r}")
+        except ContractMismatchError as error:
+            raise ContractMismatchError(f"{error}\nchoose another folder for --record") from error

@@ -1,4 +1,4 @@
-"""A robot and policies of numpy, for tests of the control loop; the inference process imports them."""
+"""A robot and policies of numpy, for tests of the control loop."""
 
 from __future__ import annotations
 
@@ -106,12 +106,14 @@ class RampPolicy:
 class InpaintingRamp(RampPolicy):
     """As `RampPolicy`, and joins its chunk to the old one by the weights."""
 
+    can_inpaint = True
+
     def inpaint(
-        self, observation: Observation, state: object, actions: np.ndarray, weights: np.ndarray
+        self, observation: Observation, state: object, target: np.ndarray, weight: np.ndarray
     ) -> tuple[ActionChunk, object]:
         """The weighted mean of old and new."""
         chunk, state = self.decide(observation, state)
-        mixed = weights[:, None] * actions + (1 - weights[:, None]) * chunk.actions
+        mixed = weight[:, None] * target + (1 - weight[:, None]) * chunk.actions
         return ActionChunk(mixed.astype(np.float32)), state
 
 
