@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+_TOLERATED = 0.25
+"""How much of a period a tick may begin late before it is left out."""
 _SHORTEST_S, _DECADES, _BINS_A_DECADE = 1e-6, 8, 50
 
 
@@ -64,7 +66,8 @@ class Ticker:
 
     Attributes:
         lateness: how long after its deadline each tick began.
-        missed: deadlines that passed while an earlier tick was still at work; they are skipped.
+        missed: deadlines that passed by more than a quarter of a period while an earlier tick was
+            still at work; they are skipped.
     """
 
     def __init__(self, period_s: float):
@@ -83,13 +86,14 @@ class Ticker:
         self._deadline_s = time.monotonic()
 
     def wait(self) -> None:
-        """Sleep until the next deadline that has not passed yet."""
+        """Sleep until the next deadline that is not missed."""
         self._deadline_s += self._period_s
-        if (behind_s := time.monotonic() - self._deadline_s) >= 0:
-            # The present tick takes the latest of the deadlines that have passed.
-            skipped = int(behind_s // self._period_s)
-            self.missed += skipped + 1
-            self._deadline_s += (skipped + 1) * self._period_s
+        behind = (time.monotonic() - self._deadline_s) / self._period_s
+        # Ticks that follow each other too closely are refused by the safety gate.
+        if behind > _TOLERATED:
+            skipped = math.ceil(behind - _TOLERATED)
+            self.missed += skipped
+            self._deadline_s += skipped * self._period_s
         # clock_nanosleep with an absolute deadline inside; no spinning, which backfires on a shared
         # machine.
         time.sleep(max(self._deadline_s - time.monotonic(), 0.0))
