@@ -72,7 +72,7 @@ def check_times(now: float, observed_s: Any, expires_s: Any, max_observation_age
     Raises:
         Refused: of kind "observation" or "expired".
     """
-    observed, expires = _seconds(observed_s), _seconds(expires_s)
+    observed, expires = seconds(observed_s), seconds(expires_s)
     age = now - observed
     # The comparisons are false for NaN, so each names what is valid.
     if not 0 <= age <= max_observation_age_s:
@@ -84,7 +84,8 @@ def check_times(now: float, observed_s: Any, expires_s: Any, max_observation_age
         raise Refused("expired", f"the chunk expired {now - expires:.3f} s before the command")
 
 
-def _seconds(value: Any) -> float:
+def seconds(value: Any) -> float:
+    """A time as a float; NaN where it is no real number."""
     # bool is an int, and neither is a time.
     if isinstance(value, (float, int, np.floating, np.integer)) and not isinstance(value, bool):
         return float(value)

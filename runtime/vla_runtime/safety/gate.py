@@ -11,16 +11,26 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from vla_runtime.contract import ContractMismatchError, Reading, Robot
-from vla_runtime.safety.checks import Fault, FaultKind, Refused, check_times, checked_command
+from vla_runtime.safety.checks import (
+    Fault,
+    FaultKind,
+    Refused,
+    check_times,
+    checked_command,
+    seconds,
+)
+from vla_runtime.safety.jerk import MotionError
+from vla_runtime.safety.limiter import Limiter
 from vla_runtime.safety.limits import SafetyLimits
-from vla_runtime.safety.motion import Axis, DisplacementAxis, Motion
+from vla_runtime.safety.workspace import Kinematics
 
 
 class SafetyError(RuntimeError):
@@ -63,8 +73,11 @@ class SafetyGate:
         limits: of its commands.
         config: when to stop.
         clock: seconds, monotonic.
+        kinematics: where the limits have workspace boxes.
 
     Raises:
+        LimitsError: the kinematics does not know the workspace's points, or float64 does not
+            resolve a limit at the control rate.
         ContractMismatchError: the limits are of other dimensions or another rate than the robot's.
     """
 
@@ -74,6 +87,7 @@ class SafetyGate:
         limits: SafetyLimits,
         config: SafetyConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        kinematics: Kinematics | None = None,
     ) -> None:
         spec = robot.spec
         if limits.action.names != spec.action.names:
@@ -86,19 +100,21 @@ class SafetyGate:
                 f"the limits are for {limits.control_rate_hz} Hz, robot {spec.robot!r} runs at "
                 f"{spec.control_rate_hz} Hz"
             )
-        self._robot, self._limits = robot, limits
+        self._robot = robot
+        self._limiter = Limiter(limits, kinematics)
         self._config = config or SafetyConfig()
         self._clock = clock
-        self._names = limits.action.names
-        self._period_s = limits.period_s
+        self._names, self._period_s = limits.action.names, limits.period_s
         self._mode: Mode = "idle"
         self._fault: Fault | None = None
         self._requested: str | None = None
         self._busy = threading.Lock()
-        self._axes: list[Axis] = []
-        self._motions: list[Motion] = []
-        self._halted = False
-        self._broken = False
+        # After a failed write, or `halt`: nothing is sent until `reset`.
+        self._silent = self._halted = False
+        self._last_s = self._due_s = -math.inf
+        self._elapsed_s = 0.0
+        self._ticked = False
+        self._commanded_s: float | None = None
         self.counts: Counter[str] = Counter()
 
     @property
@@ -109,16 +125,14 @@ class SafetyGate:
     @property
     def fault(self) -> Fault | None:
         """Why it has latched; None where it has not."""
-        if self._fault is None and self._requested is not None:
-            return Fault("stop", self._requested, self._last_s)
+        if self._fault is None and (requested := self._requested) is not None:
+            return Fault("stop", requested, self._last_s)
         return self._fault
 
     @property
     def at_rest(self) -> bool:
-        """Whether the written commands stand still."""
-        return all(
-            axis.at_rest(motion) for axis, motion in zip(self._axes, self._motions, strict=True)
-        )
+        """Whether the written commands stand still, or none are written."""
+        return self._silent or self._limiter.at_rest
 
     def start(self, reading: Reading) -> None:
         """Begin where the robot stands; its measured position counts as the last command.
@@ -129,24 +143,27 @@ class SafetyGate:
         Raises:
             SafetyError: already started (a latched gate is `reset`), or the reading is not fresh.
             ContractMismatchError: the reading's position has another shape, or is not finite.
+            LimitsError: float64 does not resolve a limit around that position.
         """
-        if self._mode != "idle":
-            raise SafetyError("the gate has been started; a latched one continues after reset()")
-        self._begin(reading, since_s=-math.inf)
+        with self._alone():
+            if self._mode != "idle":
+                raise SafetyError("the gate has been started; a latched one continues by reset()")
+            self._begin(reading)
 
     def reset(self, reading: Reading) -> None:
-        """Begin again after a fault, from a reading taken after the gate had come to rest.
+        """Begin again after a fault, from a reading taken after the last tick.
 
         Raises:
             SafetyError: not latched, still slowing down, or the reading is not fresh.
             ContractMismatchError: the reading's position has another shape, or is not finite.
+            LimitsError: float64 does not resolve a limit around that position.
         """
-        fault = self.fault
-        if fault is None:
-            raise SafetyError("nothing is latched: there is nothing to reset")
-        if not self._broken and not self.at_rest:
-            raise SafetyError("the robot is still slowing down: tick until at_rest, then reset")
-        self._begin(reading, since_s=self._last_s)
+        with self._alone():
+            if self.fault is None:
+                raise SafetyError("nothing is latched: there is nothing to reset")
+            if not self.at_rest:
+                raise SafetyError("the robot is still slowing down: tick until at_rest, then reset")
+            self._begin(reading)
 
     def acknowledge_outside(self) -> None:
         """Allow motion back inside the limits, and only that.
@@ -155,13 +172,17 @@ class SafetyGate:
             SafetyError: the gate did not latch because the robot stands outside its limits.
         """
         if self._fault is None or self._fault.kind != "outside":
-            raise SafetyError("the robot was not found outside its limits")
+            raise SafetyError("the gate has not latched for a robot outside its limits")
         self._fault, self._mode = None, "returning"
 
     def stop(self, reason: str) -> None:
         """Latch at the next tick. Safe from any thread and signal handler."""
         if self._requested is None:
             self._requested = reason
+
+    def measure(self, reading: Reading) -> None:
+        """Tell where the robot stands now; needed where displacements have a workspace."""
+        self._limiter.measure(reading)
 
     def write(self, command: Any, *, observed_s: float, expires_s: float) -> np.ndarray:
         """One control step with a command: check, limit, write.
@@ -172,11 +193,11 @@ class SafetyGate:
             expires_s: when its chunk is used up.
 
         Returns:
-            float64 [action.dim], what the robot was told: the command, what the limits left of it,
-            or a step of a stop. `fault` says whether the gate has latched.
+            float64 [action.dim], what the robot was told last: the command, what the limits left of
+            it, or a step of a stop. `fault` says whether the gate has latched.
 
         Raises:
-            SafetyError: not started.
+            SafetyError: not started, or another call is in progress, which latches.
         """
         return self._tick(None, (command, observed_s, expires_s))
 
@@ -185,8 +206,11 @@ class SafetyGate:
 
         Before the first command it holds for as long as it takes.
 
+        Args:
+            now: the clock's time, where the caller has just read it.
+
         Raises:
-            SafetyError: not started.
+            SafetyError: not started, or another call is in progress, which latches.
         """
         return self._tick(now, None)
 
@@ -197,43 +221,41 @@ class SafetyGate:
             SafetyError: `Robot.halt` failed; the message says what then holds.
         """
         self.stop("halted")
-        self._broken = True
-        if trouble := self._halt_robot():
-            raise SafetyError(f"halting {self._robot.spec.robot!r} failed: {trouble}")
+        self._silent = True
+        # Two callers would mix their bytes on the robot's line. The tick in progress ends first.
+        with self._alone():
+            if trouble := self._halt_robot():
+                raise SafetyError(f"halting {self._robot.spec.robot!r} failed: {trouble}")
 
-    def _begin(self, reading: Reading, since_s: float) -> None:
+    def _begin(self, reading: Reading) -> None:
         now = self._now()
-        age = now - reading.time_s
-        if not 0 <= age <= self._config.max_observation_age_s or not reading.time_s >= since_s:
+        age = now - seconds(reading.time_s)
+        # A comparison with NaN is false.
+        if not (0 <= age <= self._config.max_observation_age_s and now - age >= self._last_s):
             raise SafetyError(f"the reading is {age:.3f} s old: read the robot again")
         try:
             position = checked_command(reading.position, self._names)
         except Refused as refused:
             raise ContractMismatchError(f"measured position: {refused}") from refused
-        limits = self._limits
-        self._axes = [_axis(limits, i, position[i]) for i in range(len(self._names))]
-        self._motions = [
-            axis.rest(0.0 if kind == "displacement" else x)
-            for axis, kind, x in zip(self._axes, limits.kinds, position, strict=True)
-        ]
+        self._limiter.begin(position, reading)
         self._last_s, self._due_s = now, now
-        self._started_s: float | None = None
-        self._commanded_s: float | None = None
+        self._ticked, self._commanded_s = False, None
         self._fault = self._requested = None
-        self._halted = self._broken = False
+        self._silent = self._halted = False
         self._mode = "running"
-        if outside := self._outside():
+        if outside := self._limiter.outside():
             self._latch("outside", f"the robot stands outside its limits: {outside}", now)
 
-    def _outside(self) -> str:
-        action = self._limits.action
-        return "; ".join(
-            f"{name} at {motion.command:.6g}, limits {low:.6g} to {high:.6g}"
-            for name, motion, low, high in zip(
-                action.names, self._motions, action.low, action.high, strict=True
-            )
-            if not low <= motion.command <= high
-        )
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Never waits: a signal handler or `Robot.write` that comes in here would wait for itself.
+        if not self._busy.acquire(blocking=False):
+            self.stop("two callers at once: one thread owns the gate")
+            raise SafetyError("another call is in progress: one thread owns the gate")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def _now(self) -> float:
         try:
@@ -249,54 +271,35 @@ class SafetyGate:
     def _tick(self, now: float | None, given: tuple[Any, Any, Any] | None) -> np.ndarray:
         if self._mode == "idle":
             raise SafetyError("start(reading) comes first")
-        # Never waits: a signal handler or `Robot.write` that comes in here would wait for itself.
-        if not self._busy.acquire(blocking=False):
-            self.stop("two callers at once: one thread owns the gate")
-            return self._in_force()
-        try:
+        with self._alone():
             now = self._now() if now is None else now
-            early = self._keep_time(now)
+            may_write = self._keep_time(now)
             target = self._accept(given, now)
-            if not early:
+            if may_write:
                 self._advance(target, now)
-            return self._in_force()
-        finally:
-            self._busy.release()
+            return self._limiter.command
 
     def _keep_time(self, now: float) -> bool:
-        """Latch on a broken clock or missing ticks; True where the robot may not be written yet."""
+        """Latch on a broken clock or missing ticks; False where it is too early to write."""
         elapsed = now - self._last_s
         if not 0 <= elapsed < math.inf:
             self._latch("clock", f"from {self._last_s} s to {now} s is no step forward", now)
             # Only a stop follows, which needs no clock.
+            self._elapsed_s = 0.0
             if math.isfinite(now):
                 self._last_s = self._due_s = now
-            return False
-        if self._started_s is None:
-            self._started_s = now
-        elif elapsed > self._config.heartbeat_s:
+            return True
+        # Before the first tick nothing is owed: the first decision may take its time.
+        if self._ticked and elapsed > self._config.heartbeat_s:
             self._latch("heartbeat", f"no tick for {elapsed:.3f} s", now)
-        if elapsed > self._period_s + self._stop_s():
-            # The last command was held for longer than a stop takes: it counts as one.
-            self._motions = [
-                axis.rest(0.0 if kind == "displacement" else motion.command)
-                for axis, kind, motion in zip(
-                    self._axes, self._limits.kinds, self._motions, strict=True
-                )
-            ]
-        self._last_s = now
+        self._ticked = True
+        self._last_s, self._elapsed_s = now, elapsed
+        # A late tick may be made up for by half a period, a burst of ticks is dropped.
         if now < self._due_s - self._period_s / 2:
             self.counts["early"] += 1
-            return True
+            return False
         self._due_s = max(now, self._due_s) + self._period_s
-        return False
-
-    def _stop_s(self) -> float:
-        steps = max(
-            len(axis.stop_path(motion))
-            for axis, motion in zip(self._axes, self._motions, strict=True)
-        )
-        return steps * self._period_s
+        return True
 
     def _accept(self, given: tuple[Any, Any, Any] | None, now: float) -> list[float] | None:
         """The command as floats; None where this tick slows down instead."""
@@ -305,9 +308,9 @@ class SafetyGate:
         if self._fault is not None:
             return None
         if given is None:
-            silent = now - self._commanded_s if self._commanded_s is not None else 0.0
-            if silent > self._config.heartbeat_s:
-                self._latch("heartbeat", f"no command for {silent:.3f} s", now)
+            silence = 0.0 if self._commanded_s is None else now - self._commanded_s
+            if silence > self._config.heartbeat_s:
+                self._latch("heartbeat", f"no command for {silence:.3f} s", now)
             return None
         try:
             command = checked_command(given[0], self._names)
@@ -319,38 +322,50 @@ class SafetyGate:
         return command
 
     def _advance(self, target: list[float] | None, now: float) -> None:
-        if self._broken:
+        if self._silent:
             # After a failed write nothing is known of the robot, so nothing is sent to it.
             if not self._halted:
                 self._halt_robot()
             return
         if self._fault is not None and self._fault.kind == "outside":
             return
-        self._motions = self._next(target)
-        if self._mode == "returning" and not self._outside():
-            self._mode = "running"
         try:
+            self._move(target, now)
             # A copy: the robot may keep or change what it is given.
-            self._robot.write(self._in_force())
+            self._robot.write(self._limiter.command)
         except Exception as error:  # noqa: BLE001  whatever a driver raises, the robot is halted
-            self._broken = True
-            reason = f"write failed: {type(error).__name__}: {error}"
-            if trouble := self._halt_robot():
-                reason += f"; halt failed too: {trouble}"
-            self._latch("robot", reason, now)
+            self._fail(error, now)
 
-    def _next(self, target: list[float] | None) -> list[Motion]:
-        if target is None:
-            return [a.brake(m) for a, m in zip(self._axes, self._motions, strict=True)]
-        moved = []
-        for i, (axis, motion) in enumerate(zip(self._axes, self._motions, strict=True)):
-            inside = self._limits.action.low[i] <= motion.command <= self._limits.action.high[i]
-            held = self._mode == "returning" and inside
-            moved.append(axis.brake(motion) if held else axis.toward(motion, target[i]))
-        return moved
+    def _move(self, target: list[float] | None, now: float) -> None:
+        returning = self._mode == "returning"
+        try:
+            if self._elapsed_s > 1.5 * self._period_s:
+                self.counts["missed"] += 1
+                # The last command was in force all the while: after as long as a stop takes, it was
+                # one.
+                if self._elapsed_s > (1 + self._limiter.stop_steps) * self._period_s:
+                    self._limiter.hold()
+            if target is None:
+                self._limiter.brake()
+            elif not self._limiter.step(target, returning):
+                self.counts["workspace"] += 1
+        except MotionError as error:
+            self._latch("motion", str(error), now)
+            self._limiter.brake()
+        if target is not None and self._limiter.command.tolist() != target:
+            self.counts["limited"] += 1
+        if returning and self._mode == "returning" and not self._limiter.outside():
+            self._mode = "running"
 
-    def _in_force(self) -> np.ndarray:
-        return np.array([motion.command for motion in self._motions])
+    def _fail(self, error: Exception, now: float) -> None:
+        kind, what = ("motion", "no stop") if isinstance(error, MotionError) else ("robot", "write")
+        reason = f"{what} failed: {type(error).__name__}: {error}"
+        if self._fault is not None:
+            reason += f"; before that: {self._fault.reason}"
+        self._silent = True
+        if trouble := self._halt_robot():
+            reason += f"; halting it failed too: {trouble}"
+        self._fault, self._mode = Fault(kind, reason, now), "latched"
 
     def _halt_robot(self) -> str:
         """Halt; what went wrong, or nothing."""
@@ -360,13 +375,3 @@ class SafetyGate:
             return f"{type(error).__name__}: {error}; what holds: {self._robot.halted}"
         self._halted = True
         return ""
-
-
-def _axis(limits: SafetyLimits, i: int, start: float) -> Axis:
-    low, high = limits.action.low[i], limits.action.high[i]
-    if limits.kinds[i] == "displacement":
-        jerk = limits.jerk[i] if limits.jerk else None
-        return DisplacementAxis(
-            low, high, limits.velocity[i], limits.acceleration[i], jerk, limits.period_s
-        )
-    return Axis(low, high, limits.velocity[i], limits.acceleration[i], limits.period_s, start)

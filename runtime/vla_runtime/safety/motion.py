@@ -17,9 +17,9 @@ d = r / (A dt^2),
     n = floor((sqrt(1 + 8 d) - 1) / 2),    u = A dt * (d / (n + 1) + n / 2).
 
 Why a stop is always possible. Let S(u) <= r. After the step the room is r - u dt, and braking to
-u - A dt needs S(u - A dt) = S(u) - u dt <= r - u dt. So max(0, u - A dt) is allowed at the next step
-by velocity, acceleration and range at once: they never contradict each other, however narrow the
-range is. The bound of continuous time, u^2 / (2 A), is smaller than S and would overshoot.
+u - A dt needs S(u - A dt) = S(u) - u dt <= r - u dt. So max(0, u - A dt) is allowed at the next
+step by velocity, acceleration and range at once: they never contradict each other, however narrow
+the range is. The bound of continuous time, u^2 / (2 A), is smaller than S and would overshoot.
 
 Derived here. That the set of states from which a stop is possible stays invariant under the braking
 step is what makes it a safe set: F. Blanchini, "Set invariance in control", Automatica 35, 1999.
@@ -52,17 +52,21 @@ class Motion(NamedTuple):
 
     Attributes:
         command: the last one sent.
-        velocity: its difference from the one before it, per second.
-        aim: what the last command would have been without velocity and acceleration limits.
+        velocity: unit/s, at the last command.
+        aim: what the last command would have been without limits of velocity and acceleration.
+        acceleration: unit/s^2, at the last command; only where jerk is limited.
+        earlier: the two commands before, the older one first; only where jerk is limited.
     """
 
     command: float
     velocity: float
     aim: float
+    acceleration: float = 0.0
+    earlier: tuple[float, float] = (0.0, 0.0)
 
 
 class Axis:
-    """Range, velocity and acceleration of one dimension.
+    """Range, velocity and acceleration of one dimension whose commands are positions.
 
     Limits are tightened by what rounding can add, so that the written commands keep the given ones.
 
@@ -75,7 +79,7 @@ class Axis:
         start: first command; outside [low, high] it may only come back.
 
     Raises:
-        ValueError: float64 does not resolve the acceleration at this range and period.
+        ValueError: float64 does not resolve a limit at this range and period.
     """
 
     def __init__(
@@ -87,17 +91,11 @@ class Axis:
         period_s: float,
         start: float = 0.0,
     ) -> None:
-        # Each command is rounded by half an ulp, and an acceleration is made of four of them.
+        # A command is off by a few ulp, and an acceleration is made of four commands.
         self._rounding = 4 * math.ulp(max(abs(low), abs(high), abs(start)))
         self._low, self._high, self._dt = low, high, period_s
-        self._velocity = velocity - 2 * self._rounding / period_s
-        self._acceleration = acceleration - 4 * self._rounding / period_s**2
-        if not self._acceleration > acceleration / 2 or not self._velocity > velocity / 2:
-            raise ValueError(
-                f"numbers of 64 bits do not resolve an acceleration of {acceleration} and a "
-                f"velocity of {velocity} around {max(abs(low), abs(high), abs(start))} at "
-                f"{1 / period_s} Hz"
-            )
+        self._velocity = self._tightened("velocity", velocity, 2 / period_s)
+        self._acceleration = self._tightened("acceleration", acceleration, 4 / period_s**2)
 
     def rest(self, command: float) -> Motion:
         """Standing still at a command."""
@@ -111,12 +109,10 @@ class Axis:
         """The next command: the target where the limits allow it, else as close as they allow.
 
         A stream of targets that keeps the limits passes unchanged. After a jump the command follows
-        at the stream's own speed and closes the gap by a speed from which it stops at the target,
+        at the stream's own speed and closes the gap at a speed from which it stops at the target,
         so that it does not overshoot.
         """
-        target = min(max(target, self._low), self._high)
-        stream = (target - motion.aim) / self._dt
-        stream = min(max(stream, -self._velocity), self._velocity)
+        target, stream = self._stream(motion, target)
         gap = target - motion.command - stream * self._dt
         closing = stopping_speed(abs(gap), self._acceleration, self._dt)
         return self._step(motion, stream + math.copysign(closing, gap), target)
@@ -134,8 +130,23 @@ class Axis:
             path.append(motion.command)
         return path
 
+    def _tightened(self, label: str, limit: float, roundings: float) -> float:
+        tightened = limit - roundings * self._rounding
+        if not tightened > limit / 2:
+            raise ValueError(
+                f"64-bit numbers do not resolve a {label} of {limit} between {self._low} and "
+                f"{self._high} at {1 / self._dt:g} Hz"
+            )
+        return tightened
+
+    def _stream(self, motion: Motion, target: float) -> tuple[float, float]:
+        """The target within the range, and the velocity at which targets move."""
+        target = min(max(target, self._low), self._high)
+        velocity = (target - motion.aim) / self._dt
+        return target, min(max(velocity, -self._velocity), self._velocity)
+
     def _step(self, motion: Motion, velocity: float, target: float) -> Motion:
-        x, v, _ = motion
+        x, v = motion.command, motion.velocity
         # Outside its range a command may stay or come back, never go further out.
         low, high = min(self._low, x), max(self._high, x)
         change = self._acceleration * self._dt
