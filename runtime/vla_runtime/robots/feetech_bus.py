@@ -55,7 +55,11 @@ class PacketReader:
             end = self._buffer[3] + 4
             body = bytes(self._buffer[2 : end - 1])
             # FF FF FF: the first is noise. A length below 2 holds no code and no checksum.
-            if self._buffer[2] == 0xFF or end < _SHORTEST or checksum(body) != self._buffer[end - 1]:
+            if (
+                self._buffer[2] == 0xFF
+                or end < _SHORTEST
+                or checksum(body) != self._buffer[end - 1]
+            ):
                 del self._buffer[0]
                 continue
             del self._buffer[:end]

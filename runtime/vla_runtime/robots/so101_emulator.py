@@ -1,6 +1,6 @@
 """An SO-101 on a serial port that does not exist: its real driver runs without hardware.
 
-    python -m vla_runtime.robots.so101_emulator --link runs/so101 --calibration runs/arm/emulated.json
+    python -m vla_runtime.robots.so101_emulator --link runs/so101 --calibration runs/emulated.json
 
 A pseudo-terminal takes the place of the port, `feetech_bus` that of the servos, MuJoCo that of the
 arm. Lines on standard input inject faults while it runs; each is answered with a line of JSON.
