@@ -22,8 +22,9 @@ from typing import Any
 
 from vla_runtime.robots.feetech_bus import PING, PacketReader, packet
 
-_PACKET_S = 0.004
-"""How long one packet is waited for; at 1 Mbit/s the replies of six servos take 0.5 ms."""
+_PACKET_SHARE = 0.4
+"""Of an exchange's time, for the replies to one request: at 1 Mbit/s those of six servos take
+0.5 ms, so that 4 of 10 ms are plenty and leave room for another try."""
 _REPLACED = (
     "readPort",
     "writePort",
@@ -50,7 +51,7 @@ class BoundedBus:
         self.bus = bus
         self._is_feetech = is_feetech
         self._clock = clock
-        self._deadline_s = self._packet_deadline_s = 0.0
+        self._deadline_s = self._packet_deadline_s = self._packet_s = 0.0
         # Requests since `exchange` began, and whether all of their replies have come.
         self._sent, self._in_step = 0, True
         port = self._port = bus.port_handler
@@ -77,6 +78,7 @@ class BoundedBus:
             ConnectionError: after a failure before, the ping is not answered in time.
         """
         self._deadline_s = self._clock() + timeout_s
+        self._packet_s = _PACKET_SHARE * timeout_s
         self._port.is_using = False  # left behind by an exchange that was broken off
         self._port.ser.reset_input_buffer()
         if self._is_feetech and not self._in_step:
@@ -100,7 +102,7 @@ class BoundedBus:
 
     def _start_packet(self, length_or_ms: float = 0) -> None:
         # The driver's own figure, of the packet's length or in milliseconds, is 50 ms and more.
-        self._packet_deadline_s = min(self._clock() + _PACKET_S, self._deadline_s)
+        self._packet_deadline_s = min(self._clock() + self._packet_s, self._deadline_s)
 
     def _read(self, length: int) -> bytes:
         left_s = min(self._packet_deadline_s, self._deadline_s) - self._clock()

@@ -38,6 +38,7 @@ _HOLDS = (
     "off and the arm sinks, unless --disable_torque_on_disconnect=false: support it"
 )
 _LAST_COMMAND = "LeRobot's driver was sent the pose in which it was halted, as its last command"
+_UNREACHABLE = "the motors do not answer: they hold their last goal, with torque on"
 _LOST = (
     "the connection is lost, so torque cannot be switched off: the motors hold their last goal "
     "until the power supply is switched off"
@@ -95,7 +96,8 @@ class LeRobotRobot:
         self._clock = clock
         self._buses: list[BoundedBus] = []
         self._calls = None if list(serial_buses(device)) else BoundedCalls()
-        self.halted = _HOLDS if self._calls is None else _LAST_COMMAND
+        self._holds = _HOLDS if self._calls is None else _LAST_COMMAND
+        self.halted = self._holds
         proprio = self.spec.proprio
         self._ages = ImageAges(_MOVED * np.subtract(proprio.high, proprio.low))
 
@@ -161,14 +163,18 @@ class LeRobotRobot:
         self._drive("be commanded", lambda: self.device.send_action(action), self._timeout_s)
 
     def halt(self) -> None:
-        """Command the measured pose, as far as the robot still answers."""
+        """Command the measured pose.
+
+        Raises:
+            ConnectionError: it does not answer; a servo that gets no goal holds its last one.
+        """
         try:
             pose = self._drive("be read", self._pose, self._timeout_s)
             self.write(np.array([pose.get(name, 0.0) for name in self.spec.action.names]))
         except (ConnectionError, ValueError) as error:
-            # A servo that gets no goal holds its last one, which is all that is left.
-            logger.error("%s could not be halted: %s", self._name, error)
-            self.halted = _LOST
+            self.halted = _UNREACHABLE
+            raise ConnectionError(f"{self._name} could not be halted: {error}") from error
+        self.halted = self._holds
 
     def disconnect(self) -> None:
         """Let LeRobot disconnect; where that fails, close what can be closed and say what holds."""
@@ -260,11 +266,12 @@ def _make_device(kind: str, words: list[str]) -> Any:
         raise ModuleNotFoundError(
             f"robot lerobot needs LeRobot ({error}): install vla-runtime[lerobot]"
         ) from error
-    # A type is known once its package is imported.
+    # A type is known once its package is imported: LeRobot's own, then those of plug-ins.
     for package in pkgutil.iter_modules(lerobot.robots.__path__):
         if package.ispkg:
             importlib.import_module(f"lerobot.robots.{package.name}")
-    register_third_party_plugins()
+    if kind not in RobotConfig.get_known_choices():
+        register_third_party_plugins()
     known = RobotConfig.get_known_choices()
     if kind not in known:
         raise ValueError(f"LeRobot has no robot {kind!r}; it has {', '.join(sorted(known))}")

@@ -28,6 +28,8 @@ from vla_runtime.robots.so101_arm import So101Arm, packaged_model
 
 _PERIOD_S = 0.005
 """The physics goes on at least this often while nobody asks."""
+_PRIORITY = 60
+"""Real-time (FIFO) priority of the emulator, above that of a control loop."""
 
 
 @dataclass
@@ -199,6 +201,9 @@ def serve(emulator: So101Emulator, commands: IO[str], answers: IO[str]) -> None:
 
 def main(config: EmulatorConfig) -> None:
     """Emulate until standard input ends or Ctrl-C."""
+    # Servos answer at once, however busy the computer is; where this is not allowed, they may not.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
     emulator = So101Emulator(So101Arm(config.model or packaged_model()))
     config.calibration.parent.mkdir(parents=True, exist_ok=True)
     config.calibration.write_text(json.dumps(emulator.arm.calibration(), indent=4))
