@@ -152,8 +152,9 @@ def _run(serve: Callable[..., None], messages: MessageSocket, arguments: tuple[A
     except ChildEndedError:
         pass  # the parent has gone
     except Exception as error:  # noqa: BLE001 the parent raises it again
-        known = isinstance(error, (ValueError, OSError)) and str(error)
-        # A person's error is written to be read; of any other one the place is needed.
+        # What a person can mend is written to be read; of any other error the place is needed.
+        ours = type(error).__module__.partition(".")[0] in ("vla_runtime", "vla", "sim")
+        known = (ours or isinstance(error, (ValueError, OSError))) and str(error)
         text = str(error) if known else traceback.format_exc()
         with contextlib.suppress(OSError):
             messages.send({"error": text[-10_000:]})

@@ -24,7 +24,7 @@ COMMANDS = {
     "serve": (
         "serve a policy to robots over websockets",
         "vla_runtime.server.config:ServeConfig",
-        "vla_runtime.server.service:main",
+        "vla_runtime.server.service:serve",
     ),
     "dataset": (
         "add the logs of runs to their LeRobotDataset, where LeRobot is installed",

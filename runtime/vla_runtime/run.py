@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,9 +15,14 @@ from vla_runtime.run_log import RunHeader
 from vla_runtime.run_recording import RecordingTarget, RunRecorder
 from vla_runtime.run_report import RunReport, write_report
 from vla_runtime.safety.gate import SafetyGate
-from vla_runtime.safety.limits import SafetyLimits
+from vla_runtime.safety.limits import LimitsError, SafetyLimits
+from vla_runtime.safety.limits_file import load_limits
+from vla_runtime.safety.workspace import Kinematics, MujocoKinematics
 from vla_runtime.stop_request import StopRequest
 from vla_runtime.timing import real_time
+
+_MODEL_UNITS = {"rad": 1.0, "m": 1.0, "deg": math.pi / 180}
+"""Unit of an action → its size in the unit of a MuJoCo model's joint."""
 
 
 def main(config: RunConfig) -> int:
@@ -68,7 +74,8 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         RecordingError: the run cannot be recorded.
         SafetyError: the robot's first measurement is not fresh.
     """
-    limits = _limits(robot, config)
+    limits = _limits(robot.spec, config)
+    kinematics = _kinematics(robot.spec, config, limits)
     config.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         inference = InferenceProcess(load, config.policy, robot.spec, config.instruction)
@@ -80,7 +87,7 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         chunk_length, can_inpaint = inference.wait_until_ready()
         period_s = 1 / robot.spec.control_rate_hz
         plan = make_plan(config.execution, chunk_length, period_s, can_inpaint)
-        details = _drive(robot, config, limits, plan, inference, recorder)
+        details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
         # The robot stands still, so this may take its time.
         details["recording"] = {} if recorder is None else recorder.finish()
     report = RunReport.of(config, robot.spec, details)
@@ -88,8 +95,30 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
     return report
 
 
-def _limits(robot: Robot, config: RunConfig) -> SafetyLimits:
-    return SafetyLimits.from_spec(robot.spec)
+def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:
+    if config.limits is not None:
+        return load_limits(config.limits, spec)
+    try:
+        return SafetyLimits.from_spec(spec)
+    except LimitsError as error:
+        raise LimitsError(f"{error} (--limits FILE)") from error
+
+
+def _kinematics(spec: RobotSpec, config: RunConfig, limits: SafetyLimits) -> Kinematics | None:
+    if not limits.workspace:
+        return None
+    if config.kinematics is None:
+        raise LimitsError(
+            f"{config.limits} limits the workspace of {sorted(limits.workspace)}: name the robot's "
+            "MJCF or URDF with --kinematics FILE"
+        )
+    # A gripper in percent is no joint of the model: where it stands moves none of the points.
+    joints = [
+        name.removesuffix(".pos") if unit in _MODEL_UNITS else None
+        for name, unit in zip(spec.action.names, spec.action.units, strict=True)
+    ]
+    scale = [_MODEL_UNITS.get(unit, 0.0) for unit in spec.action.units]
+    return MujocoKinematics(config.kinematics, joints, list(limits.workspace), scale)
 
 
 def _recorder(robot: Robot, config: RunConfig) -> RunRecorder | None:
@@ -104,6 +133,7 @@ def _drive(
     robot: Robot,
     config: RunConfig,
     limits: SafetyLimits,
+    kinematics: Kinematics | None,
     plan: ChunkPlan,
     inference: InferenceProcess,
     recorder: RunRecorder | None,
@@ -112,7 +142,7 @@ def _drive(
     with StopRequest() as stop:
         robot.connect()
         try:
-            gate = SafetyGate(robot, limits, config.safety)
+            gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)
             loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
             print(f"running; to stop: {stop.how}", flush=True)
             with real_time(config.priority) as scheduling:

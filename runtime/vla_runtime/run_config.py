@@ -20,7 +20,10 @@ class RunConfig:
         execution: chunk, receding:STEPS, ensemble[:DECAY] or realtime:STEPS; all but the first
             go on with the old chunk while the next one is computed.
         seconds: how long; until it is stopped when None.
-        limits: JSON file of motion limits, where the robot states none.
+        limits: TOML file of limits, where the robot states none, or tighter ones; see
+            `safety.limits_file`.
+        kinematics: MJCF or URDF of the robot, where the limits have a workspace; its joints are
+            named as the action's dimensions.
         out: folder of the report, report.json and report.html.
         record: folder of a LeRobotDataset that the run is added to.
         rerun: show the run live in Rerun: "spawn" for a window here, or the address of a viewer.
@@ -38,6 +41,7 @@ class RunConfig:
     execution: str = "chunk"
     seconds: float | None = None
     limits: Path | None = None
+    kinematics: Path | None = None
     out: Path = Path("runs/run")
     record: Path | None = None
     rerun: str | None = None

@@ -31,7 +31,7 @@ def run_script(folder: Path, text: str, *before: str) -> subprocess.CompletedPro
     path.write_text(text)
     return subprocess.run(
         [*before, sys.executable, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"},
         capture_output=True,
         text=True,
         check=False,
@@ -93,7 +93,7 @@ def test_no_process_holds_anything_that_has_a_name(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen(
         [sys.executable, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
