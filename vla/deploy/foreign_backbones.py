@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ProcessorMixin
 
 from vla.deploy.image_processing import ImageProcessing
 from vla.deploy.onnx_graphs import ExportError
@@ -185,8 +186,9 @@ _IMAGE_FEATURES: dict[str, Callable[[Any, Tensor], nn.Module]] = {
 
 
 def _image_processing(policy: VLAPolicy) -> ImageProcessing:
-    processor = policy.processor
-    return ImageProcessing(processor.language, processor.image_size_px)  # pyright: ignore
+    language = policy.processor.language
+    assert isinstance(language, ProcessorMixin)
+    return ImageProcessing(language, policy.processor.image_size_px)
 
 
 def _with[M: nn.Module](module: M, **children: nn.Module) -> M:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from vla_runtime.exported.lerobot import Denoising
+from vla_runtime.exported.lerobot_settings import Denoising
 
 from vla.deploy.onnx_graphs import ExportError
 
@@ -54,7 +54,7 @@ def diffusion_denoising(scheduler: Any, steps: int, shape: tuple[int, int]) -> D
 
 
 def _clean_sample(scheduler: Any, kept: float) -> tuple[float, float]:
-    """a and b: x = sqrt(kept) x0 + sqrt(1 - kept) noise, solved for x0."""
+    """Constants a and b: x = sqrt(kept) x0 + sqrt(1 - kept) noise, solved for x0."""
     if scheduler.config.prediction_type == "sample":
         return 0.0, 1.0
     return 1 / sqrt(kept), -sqrt((1 - kept) / kept)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from vla_runtime.exported.folder import PolicyDescription, PromptSettings
-from vla_runtime.exported.lerobot import ExportedLeRobotPolicy, LeRobotSettings
+from vla_runtime.exported.lerobot import ExportedLeRobotPolicy
+from vla_runtime.exported.lerobot_settings import LeRobotSettings
 
-from vla.contract import ActionChunk, Observation, RobotPolicy
+from vla.contract import ActionChunk, Observation
 from vla.deploy.export import Check, write_exported
 from vla.deploy.graphs import Graph
 from vla.deploy.lerobot_denoising import diffusion_denoising, flow_denoising
@@ -140,8 +141,8 @@ class _Playing:
     decisions: int = 0
 
 
-class LeRobotReference(RobotPolicy):
-    """What an export is compared with: LeRobot's `select_action`, one control step at a time.
+class LeRobotReference:
+    """A `RobotPolicy` that an export is compared with: LeRobot's `select_action`, one control step at a time.
 
     Args:
         foreign: the policy.

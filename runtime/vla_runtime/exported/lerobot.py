@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vla_runtime.contract import ActionChunk, Observation
 from vla_runtime.exported.folder import read_exported
+from vla_runtime.exported.lerobot_settings import Denoising
 from vla_runtime.exported.policy import Arrays, Graph
 from vla_runtime.exported.prompts import Prompts
 
@@ -26,56 +26,6 @@ NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
 def numpy_noise(seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:
     """See `NoiseSource`."""
     return np.random.default_rng((seed, decision)).standard_normal(shape, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """From noise to a chunk: one call of the graph `denoise` for every row of the tables.
-
-    Attributes:
-        times: what the network is told of the time, a step.
-        coefficients: constants of each step's update; see `vla.deploy.lerobot_denoising`.
-        shape: of the sample, without rows.
-        fresh_noise: noise is added in every step, not only drawn at first.
-    """
-
-    times: tuple[float, ...]
-    coefficients: tuple[tuple[float, ...], ...]
-    shape: tuple[int, ...]
-    fresh_noise: bool
-
-
-@dataclass(frozen=True)
-class LeRobotSettings:
-    """What LeRobot does around a policy's network.
-
-    Attributes:
-        observation_steps: latest observations that a chunk is computed from, one a control step.
-        action_steps: control steps of a chunk that are executed before the next is computed.
-        ensemble: coefficient of ACT's temporal ensemble; None without.
-        denoising: how a sample is drawn; None for a policy that does not draw.
-    """
-
-    observation_steps: int
-    action_steps: int
-    ensemble: float | None = None
-    denoising: Denoising | None = None
-
-    @property
-    def chunk_length(self) -> int:
-        """Control steps a decision: 1 where the policy has to see every control step."""
-        seen = self.observation_steps > 1 or self.ensemble is not None
-        return 1 if seen else self.action_steps
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LeRobotSettings:
-        """Rebuild from `dataclasses.asdict`, also after JSON."""
-        fields = dict(data)
-        if (loop := fields["denoising"]) is not None:
-            rows = tuple(tuple(row) for row in loop["coefficients"])
-            lists = {name: tuple(loop[name]) for name in ("times", "shape")}
-            fields["denoising"] = Denoising(**{**loop, **lists, "coefficients": rows})
-        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -210,7 +160,7 @@ class ExportedLeRobotPolicy:
     def _ensembled(
         self, coefficient: float, chunk: np.ndarray, state: LeRobotState
     ) -> tuple[np.ndarray, LeRobotState]:
-        """Zhao et al. 2023 (ACT, arXiv:2304.13705), algorithm 2, online: the first is the oldest."""
+        """Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705); the first weight is the oldest."""
         weights = np.exp(-coefficient * np.arange(len(chunk), dtype=np.float32))
         sums = np.cumsum(weights)
         ensemble, counts = chunk, np.ones((len(chunk), 1), np.int64)
