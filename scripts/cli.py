@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
     "demo": "do all of the above on a small scale and print where the report is",
+    "export": "write a checkpoint as graphs that a robot runs without torch",
     "convert": "rewrite a checkpoint of an older format in today's",
     "doctor": "check versions, device, rendering and disk",
 }

@@ -140,7 +140,7 @@ def read_policy(
     words = PolicyText.parse(text)
     if words.kind in BUILT_IN:
         return Candidate(words.name, words.kind, ledger={})
-    folder = _checkpoint(Path(words.kind))
+    folder = find_checkpoint(Path(words.kind))
     if is_lerobot_checkpoint(folder):
         if words.execution or words.embodiment:
             raise ValueError(
@@ -174,7 +174,7 @@ def _image_size_px(folder: Path) -> int:
     return sizes[0] if sizes else 96
 
 
-def _checkpoint(folder: Path) -> Path:
+def find_checkpoint(folder: Path) -> Path:
     """A checkpoint itself, or of a run its best one, else its latest."""
     if (folder / "manifest.json").is_file() or is_lerobot_checkpoint(folder):
         return folder

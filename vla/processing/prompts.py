@@ -51,13 +51,13 @@ class EmbeddedPrompts:
         self.image_token_id = self._token_id("image token", image_token)
         self.pad_token_id = self._token_id("padding token", tokenizer.pad_token)
         self.eos_token_id = self._token_id("end token", tokenizer.eos_token)
-        self._image_prompt = torch.tensor([self.image_token_id] * image_tokens)
+        self.image_prompt = torch.tensor([self.image_token_id] * image_tokens)
         self._forget()
 
     @property
     def length(self) -> int:
         """Tokens of a prompt with padding "fixed": the most that a prompt can have."""
-        return len(self._image_prompt) + self.max_text_tokens
+        return len(self.image_prompt) + self.max_text_tokens
 
     def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """input_ids int64 [n, tokens] and attention_mask bool [n, tokens], padded on the right.
@@ -102,13 +102,13 @@ class EmbeddedPrompts:
     def _remember(self, instructions: Sequence[str]) -> None:
         # The cache changes only after all have passed: a refused instruction leaves no row behind.
         prompts = torch.full((len(instructions), self.length), self.pad_token_id)
-        prompts[:, : len(self._image_prompt)] = self._image_prompt
+        prompts[:, : len(self.image_prompt)] = self.image_prompt
         lengths = torch.empty(len(instructions), dtype=torch.long)
         for row, instruction in enumerate(instructions):
             text = self.tokens(instruction)
             _refuse_long(instruction, len(text), self.max_text_tokens)
-            lengths[row] = end = len(self._image_prompt) + len(text)
-            prompts[row, len(self._image_prompt) : end] = torch.tensor(text)
+            lengths[row] = end = len(self.image_prompt) + len(text)
+            prompts[row, len(self.image_prompt) : end] = torch.tensor(text)
         for instruction in instructions:
             self._rows[instruction] = len(self._rows)
         self._prompts = torch.cat([self._prompts, prompts])

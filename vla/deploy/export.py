@@ -1,0 +1,126 @@
+"""`vla export`: a checkpoint as a folder that a robot runs without torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vla_runtime.exported.folder import (
+    PolicyDescription,
+    PromptSettings,
+    StateTensor,
+    new_exported_folder,
+    write_description,
+    write_manifest,
+)
+from vla_runtime.exported.policy import ExportedPolicy
+
+from vla.deploy.card import exported_card
+from vla.deploy.graphs import Graph, graphs_of
+from vla.deploy.onnx_graphs import ExportError, write_graph
+from vla.model.heads.autoregressive import AutoregressiveHead
+from vla.model.heads.registry import head_name
+from vla.policy import VLAPolicy
+from vla.processing.prompts import EmbeddedPrompts
+
+Check = Callable[[ExportedPolicy], dict[str, Any]]
+"""Compares an export with what it was made from; the result goes into policy.json."""
+
+
+def export_policy(
+    policy: VLAPolicy, out: Path, source: dict[str, Any], check: Check
+) -> dict[str, Any]:
+    """Write a policy as graphs, and give it its name only if it decides as before.
+
+    Args:
+        policy: it computes in float32 on the CPU from now on.
+        out: a new folder.
+        source: what is exported, for policy.json.
+        check: raises where the export is not as it should be.
+
+    Returns:
+        What `check` found.
+
+    Raises:
+        ExportError: it cannot be exported, or does not compute the same.
+        FileExistsError: there is something of that name.
+    """
+    settings = prompt_settings(policy)
+    # bfloat16 would round in another way on every processor.
+    policy.model.float().cpu()
+    policy.model.backbone.bf16 = False
+    graphs = graphs_of(policy)
+    with new_exported_folder(out) as partial:
+        for name, graph in graphs.items():
+            begun = time.perf_counter()
+            write_graph(graph, partial / f"{name}.onnx")
+            print(f"exported {name} in {time.perf_counter() - begun:.0f} s", flush=True)
+        _write_tokenizer(policy, partial)
+        description = _describe(policy, graphs, settings, source, {})
+        write_description(partial, policy.spec, description)
+        # It is loaded here as it will be on the robot, hashes and all.
+        write_manifest(partial)
+        parity = check(ExportedPolicy(partial))
+        description = _describe(policy, graphs, settings, source, parity)
+        write_description(partial, policy.spec, description)
+        card = exported_card(policy.spec, description)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return parity
+
+
+def prompt_settings(policy: VLAPolicy) -> PromptSettings:
+    """How an instruction becomes tokens, for a robot without transformers.
+
+    Raises:
+        ExportError: this policy's prompts cannot be made there.
+    """
+    prompts = policy.processor.prompts
+    if not isinstance(prompts, EmbeddedPrompts):
+        raise ExportError("only policies with the embedded model can be exported")
+    if prompts.padding != "fixed":
+        raise ExportError("prompts with padding='longest' have no fixed length: not exported")
+    return PromptSettings(
+        prefix=tuple(prompts.image_prompt.tolist()),
+        suffix=(prompts.eos_token_id,),
+        pad=prompts.pad_token_id,
+        length=prompts.length,
+        max_text_tokens=prompts.max_text_tokens,
+    )
+
+
+def _describe(
+    policy: VLAPolicy,
+    graphs: dict[str, Graph],
+    settings: PromptSettings,
+    source: dict[str, Any],
+    parity: dict[str, Any],
+) -> PolicyDescription:
+    memory = {
+        name.removeprefix("state."): StateTensor(tuple(tensor.shape[1:]))
+        for name, tensor in graphs["encode"].inputs.items()
+        if name.startswith("state.")
+    }
+    head = policy.actor.head
+    return PolicyDescription(
+        head=head_name(policy.model.config.head),
+        chunk_length=policy.chunk_length,
+        graphs=tuple(graphs),
+        tokens=head.length if isinstance(head, AutoregressiveHead) else 0,
+        prompt=settings,
+        state=memory,
+        source=source,
+        parity=parity,
+    )
+
+
+def _write_tokenizer(policy: VLAPolicy, folder: Path) -> None:
+    prompts = policy.processor.prompts
+    assert isinstance(prompts, EmbeddedPrompts)
+    backend = json.loads(prompts.tokenizer.backend_tokenizer.to_str())
+    # Settings of single calls, which the tokenizer keeps: a robot's calls set their own.
+    backend |= {"padding": None, "truncation": None}
+    text = json.dumps(backend, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
