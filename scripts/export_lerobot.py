@@ -10,7 +10,7 @@ from vla_runtime.atomic_folder import digest
 from vla_runtime.contract import RobotPolicy, RobotSpec, VectorSpec
 
 from scripts.initial_states import choose_seeds
-from scripts.policy_loading import Candidate, image_size_px, make_env
+from scripts.policy_loading import Candidate, make_env
 from sim.tasks.registry import make_task
 from vla.data.dataset_contract import read_contract
 from vla.deploy.lerobot_export import LeRobotReference, export_lerobot_policy

@@ -142,7 +142,7 @@ class _Playing:
 
 
 class LeRobotReference:
-    """A `RobotPolicy` that an export is compared with: LeRobot's `select_action`, one control step at a time.
+    """What an export is compared with, a `RobotPolicy`: LeRobot's `select_action` in torch.
 
     Args:
         foreign: the policy.
