@@ -6,7 +6,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from vla_runtime.contract import RobotPolicy
-from vla_runtime.exported.folder import is_exported
+from vla_runtime.exported.folder import is_exported, is_lerobot
+from vla_runtime.exported.lerobot import ExportedLeRobotPolicy
 from vla_runtime.exported.policy import ExportedPolicy
 
 LOADERS = "vla_runtime.policies"
@@ -28,7 +29,7 @@ def load_policy(source: str) -> RobotPolicy:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no policy {source!r}: no such folder")
     if is_exported(folder):
-        return ExportedPolicy(folder)
+        return ExportedLeRobotPolicy(folder) if is_lerobot(folder) else ExportedPolicy(folder)
     # The full environment registers loaders that need torch; a robot's need not have them.
     for entry in entry_points(group=LOADERS):
         if (policy := entry.load()(folder)) is not None:

@@ -39,14 +39,15 @@ class Prompts:
 
     def _make_row(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         settings = self._settings
-        words = self._tokenizer.encode(instruction, add_special_tokens=False).ids
-        text = [*words, *settings.suffix]
-        if len(text) > settings.max_text_tokens:
+        text = f"{settings.before}{instruction}{settings.after}"
+        words = self._tokenizer.encode(text, add_special_tokens=False).ids
+        words += settings.suffix
+        if len(words) > settings.max_text_tokens:
             raise ValueError(
-                f"instruction has {len(text)} tokens with its end token, the policy reads "
+                f"instruction has {len(words)} tokens with its end token, the policy reads "
                 f"{settings.max_text_tokens}; shorten it: {instruction!r}"
             )
-        tokens = [*settings.prefix, *text]
+        tokens = [*settings.prefix, *words]
         ids = np.full((1, settings.length), settings.pad, dtype=np.int64)
         mask = np.zeros((1, settings.length), dtype=bool)
         left = settings.length - len(tokens) if settings.padding_side == "left" else 0
