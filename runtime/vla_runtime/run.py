@@ -44,8 +44,7 @@ def run(config: RunConfig) -> RunReport:
 
 
 def load_policy(source: str, robot: RobotSpec) -> RobotPolicy:
-    """The policy that a text names; see `vla_runtime.loading`."""
-    # Imported by the inference process alone: the control process needs no ONNX Runtime.
+    """See `vla_runtime.loading`, which is imported where the policy runs: it needs ONNX Runtime."""
     from vla_runtime import loading
 
     return loading.load_policy(source, robot)
