@@ -167,7 +167,7 @@ class FailingPolicy(RampPolicy):
 
 
 def load(source: str, robot: RobotSpec) -> RampPolicy:
-    """The policy that a text names: ramp[:DELAY_S], inpainting:DELAY_S, busy, fails:HOW, other."""
+    """The policy that a text names: ramp[:DELAY_S], inpainting:DELAY_S, busy, fails:HOW, blind, other."""
     kind, _, argument = source.partition(":")
     match kind:
         case "ramp":
@@ -178,6 +178,8 @@ def load(source: str, robot: RobotSpec) -> RampPolicy:
             return FailingPolicy(argument)
         case "busy":
             return BusyPolicy()
+        case "blind":
+            return RampPolicy(replace(SPEC, cameras=()))
         case "other":
             return RampPolicy(replace(SPEC, robot="another", control_rate_hz=10.0))
     raise ValueError(f"no policy {source!r}")

@@ -122,6 +122,14 @@ def test_a_policy_of_another_robot_moves_nothing(play: Play) -> None:
     assert robot.log == []
 
 
+def test_a_policy_may_look_at_fewer_cameras(play: Play) -> None:
+    """It is shown those that it knows, and no others."""
+    robot = NumpyRobot()
+    report = play(robot, "blind")
+    assert report.succeeded, report.ended
+    assert robot.commands[-1, 0] > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
