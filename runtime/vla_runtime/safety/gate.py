@@ -130,6 +130,11 @@ class SafetyGate:
         return self._fault
 
     @property
+    def command(self) -> np.ndarray:
+        """The last command, or where the robot was measured before the first; [action.dim]."""
+        return self._limiter.command
+
+    @property
     def at_rest(self) -> bool:
         """Whether the written commands stand still, or none are written."""
         return self._silent or self._limiter.at_rest
@@ -284,10 +289,9 @@ class SafetyGate:
         elapsed = now - self._last_s
         if not 0 <= elapsed < math.inf:
             self._latch("clock", f"from {self._last_s} s to {now} s is no step forward", now)
-            # Only a stop follows, which needs no clock.
+            # Only a stop follows, which needs no clock; how long ago the last tick was is unknown.
+            self._last_s = self._due_s = now
             self._elapsed_s = 0.0
-            if math.isfinite(now):
-                self._last_s = self._due_s = now
             return True
         # Before the first tick nothing is owed: the first decision may take its time.
         if self._ticked and elapsed > self._config.heartbeat_s:

@@ -135,8 +135,14 @@ class JerkAxis(Axis):
     def _can_stop(self, moved: Motion, last: float) -> bool:
         self._plan(self._to_rest, moved)
         reached = self._trajectory.position_extrema[0]
-        low, high = min(self._low, last), max(self._high, last)
-        return low - self._rounding <= reached.min and reached.max <= high + self._rounding
+        least, most = reached.min + self._rounding, reached.max - self._rounding
+        if self._low <= last <= self._high:
+            return self._low <= least and most <= self._high
+        # Outside its range the stop may not turn back: that would be further out again.
+        ((end,), _, _) = self._trajectory.at_time(self._trajectory.duration)
+        if last < self._low:
+            return moved.command <= least and most <= min(end, self._high)
+        return most <= moved.command and max(end, self._low) <= least
 
     def _input(self) -> InputParameter:
         parameter = InputParameter(1)

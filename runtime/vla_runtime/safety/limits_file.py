@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from vla_runtime.contract import CommandKind, RobotSpec
 from vla_runtime.safety.limits import Box, LimitsError, SafetyLimits
@@ -122,9 +122,9 @@ def _kind(place: str, given: Any, contract: CommandKind | None) -> CommandKind:
         return contract
     if given not in valid:
         raise LimitsError(f"{place} kind = {given!r}, valid is one of {list(valid)}")
-    if contract not in (None, given):
+    if contract is not None and given != contract:
         raise LimitsError(f"{place} kind = {given!r}, the contract says {contract!r}")
-    return given
+    return cast(CommandKind, given)
 
 
 def _number(place: str, value: Any) -> float:

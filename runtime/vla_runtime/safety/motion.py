@@ -150,9 +150,11 @@ class Axis:
         # Outside its range a command may stay or come back, never go further out.
         low, high = min(self._low, x), max(self._high, x)
         change = self._acceleration * self._dt
-        least = max(v - change, -self._velocity, -self._speed(x - low))
-        most = min(v + change, self._velocity, self._speed(high - x))
-        command = x + min(max(velocity, least), most) * self._dt
+        u = min(max(velocity, v - change, -self._velocity), v + change, self._velocity)
+        # The stopping speeds come last: a stop that is off by rounding is put right at each step,
+        # instead of adding up to a jump at the limit.
+        u = min(max(u, -self._speed(x - low)), self._speed(high - x))
+        command = x + u * self._dt
         if abs(command - target) <= self._rounding / 2:
             command = target
         # The range comes last: rounding never exceeds it. `+ 0.0` makes 0.0 of -0.0.
