@@ -124,11 +124,13 @@ class Axis:
 
     def stop_path(self, motion: Motion) -> list[float]:
         """Commands of the quickest stop, until it stands still; empty at rest."""
-        path = []
-        while not self.at_rest(motion):
-            motion = self.brake(motion)
-            path.append(motion.command)
-        return path
+        x, speed = motion.command, abs(motion.velocity)
+        change = self._acceleration * self._dt
+        # The sum in S(u) up to step j.
+        return [
+            x + math.copysign((j * speed - change * j * (j + 1) / 2) * self._dt, motion.velocity)
+            for j in range(1, math.ceil(speed / change) + 1)
+        ]
 
     def _tightened(self, label: str, limit: float, roundings: float) -> float:
         tightened = limit - roundings * self._rounding
@@ -203,3 +205,11 @@ class DisplacementAxis(Axis):
     def brake(self, motion: Motion) -> Motion:
         """The next command of the quickest way to a displacement of 0."""
         return self.toward(motion._replace(aim=0.0), 0.0)
+
+    def stop_path(self, motion: Motion) -> list[float]:
+        """Displacements of the quickest way to 0, until it stands still; empty at rest."""
+        path = []
+        while not self.at_rest(motion):
+            motion = self.brake(motion)
+            path.append(motion.command)
+        return path
