@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import mujoco
 import numpy as np
 import tyro
-
 from vla_runtime.contract import Reading, RobotSpec, VectorSpec
 from vla_runtime.safety.gate import SafetyGate
 from vla_runtime.safety.limits import Box, SafetyLimits

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from safety_checker import Checker, Segment
-
+from safety_checker import Checker, Segment, tip
 from vla_runtime.contract import Reading, RobotSpec, VectorSpec
 from vla_runtime.safety.gate import SafetyConfig, SafetyError, SafetyGate
-from vla_runtime.safety.limits import LimitsError, SafetyLimits
+from vla_runtime.safety.limits import Box, LimitsError, SafetyLimits
 
 NASTY = (math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, -0.0, 0.0, 1e-300, 2.0**60)
 MALFORMED: tuple[Any, ...] = (
@@ -66,7 +66,32 @@ class HostileRobot:
             raise OSError("the cable is gone")
 
 
-def random_limits(rng: np.random.Generator, jerk: bool) -> SafetyLimits:
+class TipKinematics:
+    """The planar arm of the checker."""
+
+    points = ("tip",)
+
+    def __init__(self, displaces: np.ndarray) -> None:
+        self.displaces = displaces
+
+    def measure(self, reading: Reading) -> None:
+        """The arm's lift is counted from 0."""
+
+    def locate(self, configurations: np.ndarray) -> np.ndarray:
+        """The tip, [step, 1, 3]."""
+        return tip(configurations[:, ~self.displaces], configurations[:, self.displaces])[:, None]
+
+
+def random_box(rng: np.random.Generator, limits: SafetyLimits) -> Box:
+    """A box that holds the tip at most, not at all, places that the ranges allow."""
+    displaces = np.array([kind == "displacement" for kind in limits.kinds])
+    inside = rng.uniform(limits.action.low, limits.action.high, (100, limits.action.dim))
+    places = tip(inside[:, ~displaces], inside[:, displaces])
+    low, high = np.quantile(places, (0.1, 0.9), axis=0)
+    return Box(tuple(low - 1e-3), tuple(high + 1e-3))
+
+
+def random_limits(rng: np.random.Generator, jerk: bool, workspace: bool) -> SafetyLimits:
     """Limits of a robot of 1 to 7 dimensions, from sluggish to nervous, some ranges tiny."""
     dim = int(rng.integers(1, 8))
     rate = float(rng.choice([5, 10, 30, 50, 100, 500, 1000]))
@@ -76,7 +101,10 @@ def random_limits(rng: np.random.Generator, jerk: bool) -> SafetyLimits:
     low, high = np.where(displaces, -abs(low), low), np.where(displaces, abs(high), high)
     velocity = 10 ** rng.uniform(-1, 1.5, dim)
     acceleration = 10 ** rng.uniform(-0.5, 2.5, dim)
-    return SafetyLimits(
+    if workspace:
+        # Each stop is located step by step: long ones take the time that the others need.
+        rate, acceleration = min(rate, 100.0), np.maximum(acceleration, velocity)
+    limits = SafetyLimits(
         action=VectorSpec(
             tuple(f"j{i}" for i in range(dim)), ("rad",) * dim, tuple(low), tuple(high)
         ),
@@ -86,6 +114,7 @@ def random_limits(rng: np.random.Generator, jerk: bool) -> SafetyLimits:
         jerk=tuple(10 ** rng.uniform(1, 4, dim)) if jerk else (),
         control_rate_hz=rate,
     )
+    return replace(limits, workspace={"tip": random_box(rng, limits)}) if workspace else limits
 
 
 class Adversary:
@@ -94,19 +123,26 @@ class Adversary:
     Args:
         seed: of everything random.
         jerk: whether the limits have it.
+        workspace: whether the limits have one.
         hostile: 0 for good times and robots and finite commands alone, 1 for everything else too.
     """
 
-    def __init__(self, seed: int, jerk: bool, hostile: float = 1.0) -> None:
+    def __init__(self, seed: int, jerk: bool, workspace: bool, hostile: float = 1.0) -> None:
         self.rng = np.random.default_rng(seed)
-        self.limits = limits = random_limits(self.rng, jerk)
+        self.limits = limits = random_limits(self.rng, jerk, workspace)
         self.hostile = hostile
         self.now = 100.0
         self.low, self.high = np.array(limits.action.low), np.array(limits.action.high)
         spec = RobotSpec("arm", limits.action, limits.action, (), limits.control_rate_hz)
         self.robot = HostileRobot(spec, lambda: self.now)
-        self.gate = SafetyGate(self.robot, limits, SafetyConfig(1.0, 0.5), clock=lambda: self.now)
         self.displaces = np.array([kind == "displacement" for kind in limits.kinds])
+        self.gate = SafetyGate(
+            self.robot,
+            limits,
+            SafetyConfig(1.0, 0.5),
+            clock=lambda: self.now,
+            kinematics=TipKinematics(self.displaces),
+        )
         self.checker = Checker(
             self.low,
             self.high,
@@ -115,6 +151,9 @@ class Adversary:
             np.array(limits.jerk) if limits.jerk else None,
             self.displaces,
             limits.period_s,
+            np.array([(box.low, box.high) for box in limits.workspace.values()])[0]
+            if workspace
+            else None,
         )
         self.faults: Counter[str] = Counter()
         self.command = self._inside()

@@ -1,4 +1,4 @@
-"""Recomputes from the written commands alone whether limits were kept; shares no code with the gate.
+"""Recomputes from the written commands whether limits were kept; shares no code with the gate.
 
 Commands are taken one nominal period apart, as the safety page promises. Before the first command
 of a segment the robot stood still where it was measured.
@@ -11,6 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 TOLERANCE = 1e-9
+
+
+def tip(positions: np.ndarray, displacements: np.ndarray) -> np.ndarray:
+    """End of a planar arm of links of 1 m, raised by the sum of the displacements, [..., 3]."""
+    angles = positions.cumsum(axis=-1)
+    return np.stack(
+        [np.cos(angles).sum(axis=-1), np.sin(angles).sum(axis=-1), displacements.sum(axis=-1)],
+        axis=-1,
+    )
 
 
 @dataclass
@@ -42,6 +51,7 @@ class Checker:
         jerk: [dim] or None.
         displaces: which dimensions are displacements, [dim].
         period_s: nominal control period.
+        box: low and high corner for the tip, [2, 3]; None without a workspace.
     """
 
     low: np.ndarray
@@ -51,6 +61,7 @@ class Checker:
     jerk: np.ndarray | None
     displaces: np.ndarray
     period_s: float
+    box: np.ndarray | None = None
     used: dict[str, float] = field(default_factory=dict)
     writes: int = 0
     pauses: int = 0
@@ -65,6 +76,7 @@ class Checker:
         start = np.where(self.displaces, 0, segment.start).astype(np.longdouble)
         self.writes += len(x)
         self._check_range(np.vstack([start, x]))
+        self._check_workspace(np.vstack([start, x]))
         with np.errstate(invalid="ignore"):  # times that are no numbers
             gaps = np.diff(segment.times, prepend=segment.times[0])
         if not segment.clock_jumped:
@@ -97,6 +109,14 @@ class Checker:
         out = np.maximum(np.maximum(self.low - x, x - self.high), 0)
         # Not by a bit beyond the range, unless the robot stood there: then never further out.
         assert (out[1:] <= out[:-1]).all(), "a command outside its range"
+
+    def _check_workspace(self, x: np.ndarray) -> None:
+        if self.box is None:
+            return
+        travelled = x[:, self.displaces].cumsum(axis=0)
+        place = tip(x[:, ~self.displaces], travelled)
+        out = np.maximum(np.maximum(self.box[0] - place, place - self.box[1]), 0)
+        assert (out[1:] <= out[0] + 1e-12).all(), "the tip is out of its workspace"
 
     def _check_pace(self, times: np.ndarray) -> None:
         ahead = times - np.arange(len(times)) * self.period_s

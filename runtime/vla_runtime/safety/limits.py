@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import get_args
 
-from vla_runtime.contract import CommandKind, RobotSpec, VectorSpec
-
+from vla_runtime.contract import (
+    CommandKind,
+    ContractMismatchError,
+    MotionLimits,
+    RobotSpec,
+    VectorSpec,
+)
 
 # Beyond this a number limits nothing, and below its inverse nothing moves.
 _LARGEST = 1e12
@@ -105,6 +110,42 @@ class SafetyLimits:
             if values and not 1 / _LARGEST <= values[i] <= _LARGEST:
                 raise LimitsError(
                     f"{label} of {name!r} has to be positive and finite, got {values[i]}"
+                )
+
+    def require_within(self, spec: RobotSpec) -> None:
+        """Refuse limits for another robot, and limits that are wider than its contract's.
+
+        Raises:
+            ContractMismatchError: other dimensions, units or another rate than the contract's.
+            LimitsError: naming the dimension, the limit and what the contract says.
+        """
+        ours = (self.action.names, self.action.units, self.control_rate_hz)
+        theirs = (spec.action.names, spec.action.units, spec.control_rate_hz)
+        if ours != theirs:
+            raise ContractMismatchError(
+                f"the limits are for (names, units, Hz) {ours}, robot {spec.robot!r} has {theirs}"
+            )
+        for i, name in enumerate(self.action.names):
+            low, high = spec.action.low[i], spec.action.high[i]
+            if not (low <= self.action.low[i] and self.action.high[i] <= high):
+                raise LimitsError(
+                    f"the range of {name!r} is [{self.action.low[i]}, {self.action.high[i]}], "
+                    f"wider than the contract's [{low}, {high}]"
+                )
+            if spec.motion is not None:
+                self._require_within_motion(i, name, spec.motion)
+
+    def _require_within_motion(self, i: int, name: str, motion: MotionLimits) -> None:
+        if self.kinds[i] != motion.kinds[i]:
+            raise LimitsError(
+                f"kind of {name!r} is {self.kinds[i]!r}, the contract says {motion.kinds[i]!r}"
+            )
+        for label in ("velocity", "acceleration", "jerk"):
+            given, contract = getattr(self, label), getattr(motion, label)
+            if contract and not (given and given[i] <= contract[i]):
+                raise LimitsError(
+                    f"{label} of {name!r} is {given[i] if given else 'not limited'}, wider than "
+                    f"the contract's {contract[i]}"
                 )
 
     @property

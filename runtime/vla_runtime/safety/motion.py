@@ -126,17 +126,17 @@ class Axis:
         """Commands of the quickest stop, until it stands still; empty at rest."""
         x, speed = motion.command, abs(motion.velocity)
         change = self._acceleration * self._dt
-        # The sum in S(u) up to step j.
-        return [
-            x + math.copysign((j * speed - change * j * (j + 1) / 2) * self._dt, motion.velocity)
-            for j in range(1, math.ceil(speed / change) + 1)
-        ]
+        moving = math.floor(speed / change)
+        # The sum in S(u) up to step j; the last step's velocity is 0.
+        sums = [j * speed - change * j * (j + 1) / 2 for j in range(1, moving + 1)]
+        sums += [sums[-1] if sums else 0.0] * (math.ceil(speed / change) - moving)
+        return [x + math.copysign(distance * self._dt, motion.velocity) for distance in sums]
 
     def _tightened(self, label: str, limit: float, roundings: float) -> float:
         tightened = limit - roundings * self._rounding
         if not tightened > limit / 2:
             raise ValueError(
-                f"64-bit numbers do not resolve a {label} of {limit} between {self._low} and "
+                f"64-bit numbers do not resolve the {label} limit {limit} between {self._low} and "
                 f"{self._high} at {1 / self._dt:g} Hz"
             )
         return tightened
@@ -145,7 +145,8 @@ class Axis:
         """The target within the range, and the velocity at which targets move."""
         target = min(max(target, self._low), self._high)
         velocity = (target - motion.aim) / self._dt
-        return target, min(max(velocity, -self._velocity), self._velocity)
+        # Targets that move faster than allowed jump.
+        return target, velocity if abs(velocity) <= self._velocity else 0.0
 
     def _step(self, motion: Motion, velocity: float, target: float) -> Motion:
         x, v = motion.command, motion.velocity
