@@ -83,6 +83,7 @@ class So101Emulator:
 
     def vanish(self) -> None:
         """Pull the plug: the port is gone for good; the servos go on with their last goals."""
+        self._outgoing.clear()
         for end in (self._end, self._other):
             with contextlib.suppress(OSError):
                 os.close(end)
@@ -175,8 +176,14 @@ class EmulatorConfig:
     model: Path | None = None
 
 
-def serve(emulator: So101Emulator, commands: IO[str], answers: IO[str]) -> None:
-    """Run until the commands end; each is answered with a line of JSON."""
+def serve(emulator: So101Emulator, commands: IO[bytes], answers: IO[str]) -> None:
+    """Run until the commands end; each is answered with a line of JSON.
+
+    Args:
+        emulator: not vanished.
+        commands: lines, without a buffer: it would hide the second of two lines from `select`.
+        answers: flushed after each line.
+    """
     selector = selectors.DefaultSelector()
     selector.register(commands, selectors.EVENT_READ)
     selector.register(emulator, selectors.EVENT_READ)
@@ -185,7 +192,7 @@ def serve(emulator: So101Emulator, commands: IO[str], answers: IO[str]) -> None:
             if key.fileobj is emulator:
                 emulator.receive()
                 continue
-            line = commands.readline()
+            line = commands.readline().decode(errors="replace")
             if not line:
                 return
             if line.split()[:1] == ["vanish"]:
@@ -213,7 +220,7 @@ def main(config: EmulatorConfig) -> None:
     print(json.dumps({"port": str(config.link)}), flush=True)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            serve(emulator, sys.stdin, sys.stdout)
+            serve(emulator, open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), sys.stdout)
     finally:
         config.link.unlink(missing_ok=True)
 
