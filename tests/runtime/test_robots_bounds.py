@@ -113,7 +113,7 @@ def test_lost_replies_cost_a_share_and_retries_end_at_the_deadline(
 ) -> None:
     """Of 10 ms, a packet is waited for 4; three tries never take more than 10."""
     begin = clock()
-    with bound(port, clock).exchange(0.01):
+    with bound(port, clock).exchange(0.01, True):
         times = []
         for _ in range(4):
             assert receive(port) == b""
@@ -129,7 +129,7 @@ def test_a_bus_that_never_falls_silent_ends_too(port: Port, clock: Clock) -> Non
         return b"\xff" * min(length, 100)
 
     port.readPort = chatter
-    with bound(port, clock).exchange(0.01):
+    with bound(port, clock).exchange(0.01, True):
         assert 0 < len(receive(port, 10_000)) < 10_000
     assert clock() <= 100.0 + 0.011
 
@@ -138,7 +138,7 @@ def test_old_input_is_thrown_away(port: Port, clock: Clock) -> None:
     """What came late is not the answer to the next request."""
     bus = bound(port, clock)
     os.write(port.ser.line, STALE)
-    with bus.exchange(0.01):
+    with bus.exchange(0.01, True):
         port.ser.waiting = [PONG_6]
         assert receive(port) == PONG_6
     assert sent(port) == b"", "nothing had failed: no ping"
@@ -152,44 +152,57 @@ def test_after_a_failure_what_is_still_on_its_way_is_thrown_away(
     """A ping marks where the new input begins: replies keep their order."""
     bus = bound(port, clock)
     if how == "raises":
-        with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01):
+        with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01, True):
             raise ConnectionError("lost")
     else:
-        with bus.exchange(0.01):
+        with bus.exchange(0.01, True):
             port.writePort(b"one")
             port.writePort(b"two")
         assert sent(port) == b"onetwo"
     # Late replies arrive only after the flush, in front of the reply to the ping.
     port.ser.waiting = [STALE + STALE[:3], STALE[3:], PONG_6[:2], PONG_6[2:]]
-    with bus.exchange(0.01):
+    with bus.exchange(0.01, True):
         assert sent(port) == PING_6
         port.ser.waiting = [PONG_6]
         assert receive(port) == PONG_6
-    with bus.exchange(0.01):
+    with bus.exchange(0.01, True):
         assert sent(port) == b"", "in step again"
 
 
 def test_without_an_answer_to_the_ping_nothing_is_asked(port: Port, clock: Clock) -> None:
     """The bus stays suspect, and the wait bounded."""
     bus = bound(port, clock)
-    with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01):
+    with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01, True):
         raise ConnectionError("lost")
     for _ in range(2):
         begin = clock()
         with (
             pytest.raises(ConnectionError, match="servo 6 does not answer a ping"),
-            bus.exchange(0.01),
+            bus.exchange(0.01, True),
         ):
             pytest.fail("asked although out of step")
         assert clock() - begin <= 0.01
 
 
+def test_commands_are_sent_whatever_has_become_of_replies(port: Port, clock: Clock) -> None:
+    """A robot that is not heard can still be slowed down; replies stay suspect."""
+    bus = bound(port, clock)
+    with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01, True):
+        raise ConnectionError("lost")
+    with bus.exchange(0.01, False):
+        port.writePort(b"goal")
+    assert sent(port) == b"goal"
+    port.ser.waiting = [STALE, PONG_6]
+    with bus.exchange(0.01, True):
+        assert sent(port) == PING_6
+
+
 def test_other_protocols_get_no_ping(port: Port, clock: Clock) -> None:
     """Dynamixel's servos would not understand it."""
     bus = bound(port, clock, is_feetech=False)
-    with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01):
+    with pytest.raises(ConnectionError, match="lost"), bus.exchange(0.01, True):
         raise ConnectionError("lost")
-    with bus.exchange(0.01):
+    with bus.exchange(0.01, True):
         assert sent(port) == b""
 
 

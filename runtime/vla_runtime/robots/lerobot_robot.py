@@ -95,6 +95,8 @@ class LeRobotRobot:
         self._timeout_s = options.timeout_s
         self._clock = clock
         self._buses: list[BoundedBus] = []
+        # LeRobot's own limit of a step's size compares a command with a reading of its own.
+        self._reads_to_write = getattr(device.config, "max_relative_target", None) is not None
         self._calls = None if list(serial_buses(device)) else BoundedCalls()
         self._holds = _HOLDS if self._calls is None else _LAST_COMMAND
         self.halted = self._holds
@@ -160,7 +162,12 @@ class LeRobotRobot:
         if np.shape(command) != (len(names),) or not np.isfinite(command).all():
             raise ValueError(f"{command} is not {len(names)} finite numbers")
         action = dict(zip(names, np.asarray(command, float).tolist(), strict=True))
-        self._drive("be commanded", lambda: self.device.send_action(action), self._timeout_s)
+        self._drive(
+            "be commanded",
+            lambda: self.device.send_action(action),
+            self._timeout_s,
+            expects_reply=self._reads_to_write,
+        )
 
     def halt(self) -> None:
         """Command the measured pose.
@@ -200,14 +207,20 @@ class LeRobotRobot:
             for motor, value in bus.sync_read("Present_Position").items()
         }
 
-    def _drive(self, what: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
+    def _drive(
+        self,
+        what: str,
+        call: Callable[[], Any],
+        timeout_s: float | None,
+        expects_reply: bool = True,
+    ) -> Any:
         """Call the driver; whatever it raises becomes a ConnectionError."""
         try:
             if self._calls is not None:
                 return self._calls(call, timeout_s)
             with contextlib.ExitStack() as exchanges:
                 for bus in self._buses:
-                    exchanges.enter_context(bus.exchange(timeout_s or math.inf))
+                    exchanges.enter_context(bus.exchange(timeout_s or math.inf, expects_reply))
                 return call()
         except Exception as error:  # each driver has its own, `termios.error` among them
             raise ConnectionError(f"{self._name} could not {what}: {error}") from error

@@ -219,8 +219,11 @@ def main(config: EmulatorConfig) -> None:
     config.link.symlink_to(emulator.port)
     print(json.dumps({"port": str(config.link)}), flush=True)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            serve(emulator, open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), sys.stdout)
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as commands,
+        ):
+            serve(emulator, commands, sys.stdout)
     finally:
         config.link.unlink(missing_ok=True)
 
