@@ -6,19 +6,20 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from so101_process import EmulatedArm, settled
-from vla_runtime.contract import Robot
+from so101_process import JOINTS, EmulatedArm, settled
+from vla_runtime.contract import Robot, RobotSpec
+from vla_runtime.robots import lerobot_contract
+from vla_runtime.robots.lerobot_contract import read_contract
 from vla_runtime.robots.lerobot_robot import LeRobotOptions, LeRobotRobot, make
 
 import sim.lerobot_plugin.config_robot  # noqa: F401  registers the robot type vla_sim
-
-JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedArm]:
 @pytest.fixture
 def robot(arm: EmulatedArm) -> Iterator[LeRobotRobot]:
     """Connected to it."""
-    robot = arm.connected()
+    robot = arm.robot()
+    robot.connect()
     yield robot
     arm.tell("drop 0")
     robot.disconnect()
@@ -149,7 +151,8 @@ def test_what_is_no_command_is_not_sent(
 def test_a_port_that_vanishes_is_an_error_everywhere(tmp_path: Path) -> None:
     """Disconnecting raises nothing, and `halted` says that torque stays on."""
     arm = EmulatedArm(tmp_path)
-    robot = arm.connected()
+    robot = arm.robot()
+    robot.connect()
     robot.write(np.zeros(6))
     arm.tell("vanish")
     for call in (robot.read, lambda: robot.write(np.zeros(6)), robot.halt):
@@ -291,6 +294,62 @@ def test_unusable_readings_are_errors(change: dict[str, Any], message: str) -> N
     del device.found[next(iter(change))]
     with pytest.raises(ConnectionError, match="no usable reading"):
         robot.read()
+
+
+def derived(device: Device) -> dict[str, Any]:
+    """A contract as it is derived from a data set of that robot: no units, ranges of the data."""
+    spec = read_contract(device, 25.0)
+    unknown = ("unknown",) * spec.action.dim
+    action = replace(spec.action, units=unknown, low=(-0.5, -2.0), high=(0.8, 2.0))
+    proprio = replace(spec.proprio, units=unknown[:1], low=(-0.6,), high=(0.9,))
+    return replace(spec, action=action, proprio=proprio).to_dict()
+
+
+def test_a_robot_takes_over_the_contract_of_its_recordings(tmp_path: Path) -> None:
+    """Its ranges and its units; so that policy and robot share one."""
+    device = Device()
+    contract = derived(device)
+    (tmp_path / "contract.json").write_text(json.dumps(contract))
+    options = LeRobotOptions(rate_hz=25.0, contract=str(tmp_path))
+    spec = LeRobotRobot(device, options).spec
+    assert spec.action.high == (0.8, 2.0)
+    assert spec.differences(RobotSpec.from_dict(contract)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"robot": "another"}, "robot: double != another"),
+        ({"control_rate_hz": 30.0}, "control_rate_hz: 25.0 != 30.0"),
+        ({"cameras": []}, "cameras"),
+        ({"action": 3}, "is no contract"),
+        ({"range": 99.0}, r"outside the calibrated range of \['a.pos'\]"),
+        ({"unit": "rad"}, "action.units"),
+        ({"name": "b.pos"}, "action.names"),
+    ],
+)
+def test_the_contract_of_another_robot_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    """Every difference is named, and commands stay in the calibrated range."""
+    device = Device()
+    known = ("deg", -90.0, 90.0)
+    ranges = {"a.pos": known, "wheel.vel": known}.items()
+    monkeypatch.setattr(lerobot_contract, "_motor_ranges", lambda device: iter(ranges))
+    contract = derived(device)
+    match next(iter(change)):
+        case "range":
+            contract["action"]["high"] = (change["range"], 2.0)
+        case "unit":
+            contract["action"]["units"] = (change["unit"], "unknown")
+        case "name":
+            contract["action"]["names"] = (change["name"], "wheel.vel")
+        case _:
+            contract |= change
+    path = tmp_path / "contract.json"
+    path.write_text(json.dumps(contract))
+    with pytest.raises(ValueError, match=message):
+        LeRobotRobot(device, LeRobotOptions(rate_hz=25.0, contract=str(path)))
 
 
 def test_velocities_stand_at_zero_and_halt_at_zero() -> None:

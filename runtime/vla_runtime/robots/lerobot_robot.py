@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from vla_runtime.contract import Observation, Reading, Robot
 from vla_runtime.robots.bounded_bus import BoundedBus
 from vla_runtime.robots.bounded_calls import BoundedCalls
 from vla_runtime.robots.image_age import ImageAges
-from vla_runtime.robots.lerobot_contract import read_contract, serial_buses
+from vla_runtime.robots.lerobot_contract import adopt_contract, read_contract, serial_buses
 from vla_runtime.robots.options import parse_options, split_argument
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class LeRobotOptions:
     Attributes:
         rate_hz: control steps a second.
         timeout_s: within which a reading or a command ends.
+        contract: folder or file of the contract that a policy was trained with, see
+            `adopt_contract`; "" for that of the calibration.
 
     Raises:
         ValueError: a number that is not positive.
@@ -59,6 +62,7 @@ class LeRobotOptions:
 
     rate_hz: float = 30.0
     timeout_s: float = 0.01
+    contract: str = ""
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "timeout_s"):
@@ -91,6 +95,8 @@ class LeRobotRobot:
     ):
         options = options or LeRobotOptions()
         self.spec = read_contract(device, options.rate_hz)
+        if options.contract:
+            self.spec = adopt_contract(self.spec, Path(options.contract))
         self.device = device
         self._timeout_s = options.timeout_s
         self._clock = clock
