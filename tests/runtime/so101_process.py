@@ -16,7 +16,7 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 
 
 class PatientRobot(LeRobotRobot):
-    """Connects in as many tries as it takes: 50 ms for a ping may be too short on a busy machine."""
+    """Connects in as many tries as it takes: 50 ms for a ping may be too short on a busy one."""
 
     def connect(self) -> None:
         """Until it answers."""

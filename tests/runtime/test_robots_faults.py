@@ -29,7 +29,6 @@ from vla_runtime.run_config import RunConfig
 from vla_runtime.run_report import RunReport
 from vla_runtime.safety.gate import SafetyConfig
 
-LIMIT_DEG = 25.0
 # Long enough for a machine that is busy with other tests; `test_every_fault_in_time` has the
 # defaults.
 PATIENT = SafetyConfig(max_observation_age_s=4.0, heartbeat_s=2.0)
@@ -63,6 +62,7 @@ class Run:
         safety: of the gate.
         timeout_s: of the driver.
         seconds: how long it would last.
+        limit_deg: of all joints but the gripper.
     """
 
     arm: EmulatedArm
@@ -71,6 +71,7 @@ class Run:
     safety: SafetyConfig = PATIENT
     timeout_s: float = 0.4
     seconds: float = 60.0
+    limit_deg: float = 25.0
 
     def robot(self) -> LeRobotRobot:
         """The driver, which leaves torque on, so that the arm's last state can be seen."""
@@ -83,7 +84,11 @@ class Run:
         path.write_text(
             "".join(
                 f'[action."{name}.pos"]\nkind = "position"\nvelocity = 60.0\nacceleration = 300.0\n'
-                + (f"low = {-LIMIT_DEG}\nhigh = {LIMIT_DEG}\n" if name != "gripper" else "")
+                + (
+                    f"low = {-self.limit_deg}\nhigh = {self.limit_deg}\n"
+                    if name != "gripper"
+                    else ""
+                )
                 for name in JOINTS
             )
         )
@@ -98,9 +103,12 @@ class Run:
         """Run; once the arm moves, the fault happens. What came of it."""
         begin = self.arm.tell()["goal_writes"]
 
+        ended = threading.Event()
+
         def wait_and_fail() -> None:
             while self.arm.tell()["goal_writes"] < begin + 30:
-                time.sleep(0.01)
+                if ended.wait(0.02):  # before the arm has moved: the test will say why
+                    return
             fault()
 
         thread = threading.Thread(target=wait_and_fail)
@@ -115,19 +123,21 @@ class Run:
             safety=self.safety,
             priority=0,
         )
-        report = run_robot(robot or self.robot(), config, load)
-        thread.join()
-        return report
+        try:
+            return run_robot(robot or self.robot(), config, load)
+        finally:
+            ended.set()
+            thread.join()
 
 
-def require_rest(arm: EmulatedArm) -> dict[str, Any]:
+def require_rest(arm: EmulatedArm, limit_deg: float = 25.0) -> dict[str, Any]:
     """The arm stands still, under torque, at a goal within the limits."""
     state = settled(arm)
     assert max(state["speed"]) < 1e-2
     assert state["torque"] == [True] * 6
     # Sag and friction: a servo without integrator stands a little beside its goal.
     np.testing.assert_allclose(state["position"], state["goal"], atol=0.1)
-    bound = np.radians(LIMIT_DEG + 0.2)  # a count is 0.09 degrees
+    bound = np.radians(limit_deg + 0.2)  # a count is 0.09 degrees
     middle = np.array([0.0, 0.0, 0.0, 0.0, np.radians(2.8)])  # of the calibrated range
     assert (np.abs(np.array(state["lowest_goal"])[:5] - middle) < bound).all()
     assert (np.abs(np.array(state["highest_goal"])[:5] - middle) < bound).all()
@@ -174,11 +184,12 @@ def test_a_single_lost_or_damaged_reply_stops_nothing(arm: EmulatedArm, tmp_path
 
 def test_degrees_beyond_the_limits_never_leave(arm: EmulatedArm, tmp_path: Path) -> None:
     """The policy commands 500 of them to and fro; the driver itself would send that."""
-    report = Run(arm, tmp_path, policy="wild", seconds=3.0).go(lambda: None)
+    run = Run(arm, tmp_path, policy="wild", seconds=3.0, limit_deg=20.0)
+    report = run.go(lambda: None)
     assert report.fault is None
-    state = require_rest(arm)
+    state = require_rest(arm, run.limit_deg)
     reached = np.degrees(state["highest_goal"][0])
-    assert LIMIT_DEG - 1 < reached < LIMIT_DEG + 0.2, "it was told to go to its limit"
+    assert run.limit_deg - 1 < reached, "it was told to go to its limit"
 
 
 @pytest.mark.parametrize(
