@@ -33,11 +33,13 @@ class EmulatedArm:
 
     Args:
         folder: for its link and its calibration.
+        more: further flags.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, more: str = ""):
         self.port, self.folder = folder / "port", folder
         words = ["--link", str(self.port), "--calibration", str(folder / "emulated.json")]
+        words += more.split()
         # Several threads of a test ask.
         self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
