@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
     "demo": "do all of the above on a small scale and print where the report is",
+    "serve": "answer robots' observations with a policy's actions, over a websocket",
     "convert": "rewrite a checkpoint of an older format in today's",
     "doctor": "check versions, device, rendering and disk",
 }
