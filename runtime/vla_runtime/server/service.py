@@ -24,6 +24,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from vla_runtime.contract import ContractMismatchError, Observation, RobotPolicy
+from vla_runtime.loading import load_policy
 from vla_runtime.server.authentication import is_authorized
 from vla_runtime.server.config import ServeConfig
 from vla_runtime.server.dialects import Dialect, Session, dialect_of
@@ -246,8 +247,6 @@ def serve(config: ServeConfig) -> None:
             address.
         ValueError: the policy cannot be loaded, or the token is missing or too short.
     """
-    from vla_runtime.loading import load_policy
-
     config.token()  # a bad token ends here, and not after a large policy was loaded
     server = PolicyServer(load_policy(config.policy), config)
     asyncio.run(_until_a_signal(server, config))
