@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from vla_runtime.server.config import ServeConfig
+from vla_runtime.server.service import serve as main
 
-from vla_runtime.server import ServeConfig, serve
-
-
-def main(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM; who connects is logged on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    serve(config)
+__all__ = ["ServeConfig", "main"]

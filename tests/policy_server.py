@@ -69,6 +69,19 @@ class CountingPolicy:
         return ActionChunk(actions), state + 1
 
 
+class JoiningPolicy(CountingPolicy):
+    """Follows the target as far as the weight says, and has 9 elsewhere."""
+
+    can_inpaint = True
+
+    def inpaint(
+        self, observation: Observation, state: object, target: np.ndarray, weight: np.ndarray
+    ) -> tuple[ActionChunk, object]:
+        """The target where the weight is 1."""
+        _, state = self.decide(observation, state)
+        return ActionChunk(np.where(weight[:, None] == 1, target, np.float32(9))), state
+
+
 def observe(
     seed: int = 0, instruction: str = "lift the block", spec: RobotSpec = SPEC
 ) -> Observation:
