@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from vla_runtime.contract import (
@@ -132,10 +133,12 @@ def serving(policy: object | None = None, **settings: object) -> Iterator[str]:
             running.result(30)
 
 
-def start_process(port: int = 0, *flags: str) -> tuple[subprocess.Popen[str], str]:
+def start_process(
+    port: int = 0, stderr: IO[str] | int = subprocess.PIPE
+) -> tuple[subprocess.Popen[str], str]:
     """A server in a process of its own, and its address."""
-    command = [sys.executable, str(Path(__file__)), f"--port={port}", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(Path(__file__)), f"--port={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "serving" in line, (line, process.stderr and process.stderr.read())
