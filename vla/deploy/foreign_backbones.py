@@ -52,7 +52,9 @@ class _Dual(Backbone):
         super().__init__()
         self.backbone, self.width = backbone, backbone.width
         self.images = _image_processing(policy)
-        self._pads_visibly = policy.processor.prompts.pads_visibly
+        prompts = policy.processor.prompts
+        assert isinstance(prompts, ForeignPrompts)
+        self._pads_visibly = prompts.pads_visibly
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Of uint8 [n, cameras, 3, h, w]."""

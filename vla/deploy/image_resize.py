@@ -63,6 +63,8 @@ class ResizeBytes(nn.Module):
 
     def __init__(self, before: tuple[int, int], after: tuple[int, int], kernel: str):
         super().__init__()
+        self.rows: Tensor | None
+        self.columns: Tensor | None
         for axis, name in enumerate(("rows", "columns")):
             weights = None
             # An axis that keeps its size has no pass, and no second rounding.

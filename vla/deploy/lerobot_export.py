@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vla_runtime.exported.lerobot import ExportedLeRobotPolicy
 from vla_runtime.exported.lerobot_settings import LeRobotSettings
 
 from vla.contract import ActionChunk, Observation
-from vla.deploy.export import Check, write_exported
+from vla.deploy.export import write_exported
 from vla.deploy.graphs import Graph
 from vla.deploy.lerobot_denoising import diffusion_denoising, flow_denoising
 from vla.deploy.lerobot_graphs import act_graphs, diffusion_graphs, flow_graphs
@@ -22,12 +23,15 @@ from vla.deploy.prompt_settings import find_settings, tokenizer_json
 from vla.lerobot_plugin.foreign import ForeignPolicy, with_own_queues
 from vla.processing.processor import collate
 
+LeRobotCheck = Callable[[ExportedLeRobotPolicy], dict[str, Any]]
+"""Compares an export with `LeRobotReference`; the result goes into policy.json."""
+
 # Settings that change what a policy computes, and that no graph here has.
 _NOT_EXPORTED = {"adapt_to_pi_aloha": False, "use_relative_actions": False}
 
 
 def export_lerobot_policy(
-    foreign: ForeignPolicy, out: Path, source: dict[str, Any], check: Check
+    foreign: ForeignPolicy, out: Path, source: dict[str, Any], check: LeRobotCheck
 ) -> dict[str, Any]:
     """Write a LeRobot policy as graphs, and give it its name only if it decides as before.
 

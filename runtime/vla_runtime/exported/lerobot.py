@@ -150,17 +150,20 @@ class ExportedLeRobotPolicy:
         draws = 1 + len(loop.times) * loop.fresh_noise
         noise = self._noise(state.seed, state.decisions, (draws, 1, *loop.shape))
         arrays = {"sample": noise[0], "noise": np.zeros_like(noise[0]), **context}
+        given: Arrays = {}
         for index, (time, row) in enumerate(zip(loop.times, loop.coefficients, strict=True), 1):
-            arrays |= {"time": np.float32([time]), "coefficients": np.float32([row])}
+            arrays["time"] = np.array([time], np.float32)
+            arrays["coefficients"] = np.array([row], np.float32)
             if loop.fresh_noise:
                 arrays["noise"] = noise[index]
-            arrays |= self._graphs["denoise"](arrays)
-        return arrays["actions"][0]
+            given = self._graphs["denoise"](arrays)
+            arrays["sample"] = given["next.sample"]
+        return given["actions"][0]
 
     def _ensembled(
         self, coefficient: float, chunk: np.ndarray, state: LeRobotState
     ) -> tuple[np.ndarray, LeRobotState]:
-        """Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705); the first weight is the oldest."""
+        """Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705); weight 0 is of the oldest."""
         weights = np.exp(-coefficient * np.arange(len(chunk), dtype=np.float32))
         sums = np.cumsum(weights)
         ensemble, counts = chunk, np.ones((len(chunk), 1), np.int64)
