@@ -52,25 +52,14 @@ class _Dual(Backbone):
         super().__init__()
         self.backbone, self.width = backbone, backbone.width
         self.images = _image_processing(policy)
-        prompts = policy.processor.prompts
-        assert isinstance(prompts, ForeignPrompts)
-        self._pads_visibly = prompts.pads_visibly
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Of uint8 [n, cameras, 3, h, w]."""
-        mask = inputs.attention_mask
         # [n * cameras, 3, h, w], as the vision tower wants its images.
         pixels = self.images(inputs.pixel_values.flatten(0, 1)).unflatten(
             0, inputs.pixel_values.shape[:2]
         )
-        return self.backbone(
-            replace(
-                inputs,
-                pixel_values=pixels,
-                attention_mask=torch.ones_like(mask) if self._pads_visibly else mask,
-                flat=("pixel_values",),
-            )
-        )
+        return self.backbone(replace(inputs, pixel_values=pixels, flat=("pixel_values",)))
 
     def to_dict(self) -> dict[str, Any]:
         """As the backbone itself."""

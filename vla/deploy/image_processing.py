@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
 from transformers import ProcessorMixin
 from transformers.image_utils import pil_torch_interpolation_mapping
 
@@ -31,10 +30,11 @@ class ImageProcessing(nn.Module):
     def __init__(self, processor: ProcessorMixin, size_px: tuple[int, int]):
         super().__init__()
         images: Any = getattr(processor, "image_processor")  # noqa: B009  no typed attribute
-        kernel = _kernel(images)
+        library = "pillow" if images.backend == "pil" else images.backend
+        kernel = _kernel(images, library)
         self.resizes = nn.Sequential()
         for after in _sizes(images, size_px):
-            self.resizes.append(ResizeBytes(size_px, after, kernel))
+            self.resizes.append(ResizeBytes(size_px, after, kernel, library))
             size_px = after
         if not (images.do_rescale and images.do_normalize):
             raise ExportError(f"{type(images).__name__} that does not normalise is not exported")
@@ -48,21 +48,21 @@ class ImageProcessing(nn.Module):
         return (self.resizes(images.float()) - self.mean) / self.std
 
 
-def _kernel(images: Any) -> str:
-    mode = pil_torch_interpolation_mapping[images.resample]
+def _kernel(images: Any, library: str) -> str:
+    kernel = pil_torch_interpolation_mapping[images.resample].value
     # Torchvision has no Lanczos for tensors, and transformers takes its bicubic kernel instead.
-    if mode == InterpolationMode.LANCZOS:
+    if (kernel, library) == ("lanczos", "torchvision"):
         return "bicubic"
-    if mode.value not in KERNELS:
-        raise ExportError(f"images resized by {mode.value!r} are not exported: {sorted(KERNELS)}")
-    return mode.value
+    if kernel not in KERNELS:
+        raise ExportError(f"images resized by {kernel!r} are not exported: {sorted(KERNELS)}")
+    return kernel
 
 
 def _sizes(images: Any, size_px: tuple[int, int]) -> list[tuple[int, int]]:
     """Every size that an image is given, one after the other."""
     kind, size = type(images).__name__, images.size
-    if getattr(images, "do_center_crop", False) or getattr(images, "backend", "") != "torchvision":
-        raise ExportError(f"{kind} that crops, or computes with Pillow, is not exported")
+    if getattr(images, "do_center_crop", False):
+        raise ExportError(f"{kind} that crops images is not exported")
     if not images.do_resize:
         return []
     if hasattr(images, "max_image_size"):  # SmolVLM and Idefics 3

@@ -59,6 +59,7 @@ class PromptSettings:
         padding_side: "right" or "left".
         before: text that is joined to the words before they become tokens.
         after: the same behind them.
+        padding_visible: the mask is True at padding, too.
     """
 
     prefix: tuple[int, ...]
@@ -69,6 +70,7 @@ class PromptSettings:
     padding_side: str = "right"
     before: str = ""
     after: str = ""
+    padding_visible: bool = False
 
 
 @dataclass(frozen=True)

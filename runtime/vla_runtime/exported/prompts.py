@@ -49,7 +49,7 @@ class Prompts:
             )
         tokens = [*settings.prefix, *words]
         ids = np.full((1, settings.length), settings.pad, dtype=np.int64)
-        mask = np.zeros((1, settings.length), dtype=bool)
+        mask = np.full((1, settings.length), settings.padding_visible)
         left = settings.length - len(tokens) if settings.padding_side == "left" else 0
         where = slice(left, left + len(tokens))
         ids[0, where], mask[0, where] = tokens, True
