@@ -392,7 +392,7 @@ def test_observations_and_actions_wait_in_queues(act: tuple[ForeignPolicy, Path]
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("smolvla", {"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha=True"),
+        ("smolvla", {"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha"),
         ("smolvla", {"rtc_config": {"enabled": True}}, "rtc_config"),
     ],
 )

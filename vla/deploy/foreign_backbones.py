@@ -75,9 +75,9 @@ class _ImageText(Backbone):
         kind = model.config.model_type
         if kind not in _IMAGE_FEATURES:
             raise ExportError(
-                f"a policy on {kind!r} cannot be exported: its vision tower cuts images up by "
-                f"numbers that it reads while it runs; those that can: {sorted(_IMAGE_FEATURES)}, "
-                "and two towers"
+                f"a policy on {kind!r} cannot be exported: its forward decides by the values of "
+                f"its inputs, which is replaced for {sorted(_IMAGE_FEATURES)} alone; two towers "
+                "can be exported, too"
             )
         self.model, self.readout = model, backbone.readout
         self.width, self.image_tokens = backbone.width, backbone.image_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,6 @@ from vla.processing.processor import collate
 
 LeRobotCheck = Callable[[ExportedLeRobotPolicy], dict[str, Any]]
 """Compares an export with `LeRobotReference`; the result goes into policy.json."""
-
-# Settings that change what a policy computes, and that no graph here has.
-_NOT_EXPORTED = {"adapt_to_pi_aloha": False, "use_relative_actions": False}
 
 
 def export_lerobot_policy(
@@ -79,9 +76,8 @@ def lerobot_settings(foreign: ForeignPolicy) -> LeRobotSettings:
         ExportError: a setting that is not exported; names it.
     """
     config = foreign.policy.config
-    for name, exported in _NOT_EXPORTED.items():
-        if getattr(config, name, exported) != exported:
-            raise ExportError(f"a policy with {name}={getattr(config, name)} is not exported")
+    if getattr(config, "adapt_to_pi_aloha", False):
+        raise ExportError("a policy with adapt_to_pi_aloha is not exported: no graph converts so")
     if getattr(config, "rtc_config", None) is not None:
         raise ExportError(
             "a policy with rtc_config is not exported: LeRobot then blends chunks with each "
@@ -120,7 +116,8 @@ def _words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
 
     pad = step.input_tokenizer.pad_token_id
     around = (("", "\n"),)
-    return file, find_settings(file, encode, around, pad, step.max_length, step.padding_side)
+    found = find_settings(file, encode, around, pad, step.max_length, step.padding_side)
+    return file, replace(found, refused=tuple(step.input_tokenizer.all_special_tokens))
 
 
 _SEED = 0

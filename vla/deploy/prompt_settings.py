@@ -59,7 +59,11 @@ def foreign_settings(prompts: ForeignPrompts) -> PromptSettings:
         length=prompts.length,
         padding_side="left" if prompts.image_token_id is not None else tokenizer.padding_side,
     )
-    return replace(found, padding_visible=prompts.pads_visibly)
+    return replace(
+        found,
+        padding_visible=prompts.pads_visibly,
+        refused=tuple(tokenizer.all_special_tokens),
+    )
 
 
 def find_settings(

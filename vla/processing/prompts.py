@@ -252,6 +252,7 @@ class ForeignPrompts:
         return row | {"attention_mask": row["attention_mask"].bool()}
 
     def _text(self, instruction: str) -> dict[str, Tensor]:
+        self._refuse_special(instruction)
         made = self.tokenizer(
             [instruction],
             padding="max_length",

@@ -60,6 +60,7 @@ class PromptSettings:
         before: text that is joined to the words before they become tokens.
         after: the same behind them.
         padding_visible: the mask is True at padding, too.
+        refused: texts that the model reads as more than words; no instruction may hold one.
     """
 
     prefix: tuple[int, ...]
@@ -71,6 +72,7 @@ class PromptSettings:
     before: str = ""
     after: str = ""
     padding_visible: bool = False
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class PolicyDescription:
         """Rebuild from `dataclasses.asdict`, also after JSON."""
         fields = dict(data)
         if (prompt := fields["prompt"]) is not None:
-            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix")}
+            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix", "refused")}
             fields["prompt"] = PromptSettings(**{**prompt, **lists})
         fields["graphs"] = tuple(fields["graphs"])
         if (lerobot := fields["lerobot"]) is not None:

@@ -33,12 +33,16 @@ class Prompts:
         """Ids int64 [1, length], and a mask bool [1, length], False at padding.
 
         Raises:
-            ValueError: the instruction is too long.
+            ValueError: the instruction is too long, or says what the model reads as more than words.
         """
         return self._row(instruction)
 
     def _make_row(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         settings = self._settings
+        if special := [token for token in settings.refused if token in instruction]:
+            raise ValueError(
+                f"the model reads {special} as more than words: say {instruction!r} without"
+            )
         text = f"{settings.before}{instruction}{settings.after}"
         words = self._tokenizer.encode(text, add_special_tokens=False).ids
         words += settings.suffix
