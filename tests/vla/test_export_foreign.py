@@ -33,6 +33,7 @@ from vla_runtime.exported.lerobot import (
     ensemble,
 )
 from vla_runtime.exported.policy import Arrays
+from vla_runtime.exported.prompts import Prompts
 from vla_runtime.loading import load_policy
 
 from sim.tasks.fetch_arm import fetch_robot_spec
@@ -54,6 +55,7 @@ from vla.deploy.parity import (
     compare_prompts,
     random_observations,
 )
+from vla.deploy.prompt_settings import tokenizer_json
 from vla.deploy.reference import Reference
 from vla.lerobot_plugin.foreign import ForeignPolicy, load_lerobot_policy
 from vla.model.backbone import BackboneConfig
@@ -181,14 +183,28 @@ def test_an_exportable_backbone_decides_as_before(
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_prompts_are_made_without_transformers(name: str, backbones: dict[str, VLAPolicy]) -> None:
-    """Found settings leave room for the same longest instruction."""
+def test_prompts_are_made_without_transformers(
+    name: str, backbones: dict[str, VLAPolicy], tmp_path: Path
+) -> None:
+    """The same tokens and masks, and the same refusals."""
     prompts = backbones[name].processor.prompts
     assert isinstance(prompts, ForeignPrompts)
     settings = prompt_settings(backbones[name])
     assert settings.length == prompts.length
-    longest = settings.length - len(settings.prefix)
-    assert settings.max_text_tokens == longest
+    assert settings.max_text_tokens == settings.length - len(settings.prefix)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer_json(prompts.tokenizer), encoding="utf-8")
+    alone = Prompts(file, settings)
+    for words in WORDS:
+        ids, mask = alone.rows(words)
+        expected = prompts.texts([words])
+        np.testing.assert_array_equal(ids, expected["input_ids"].numpy())
+        np.testing.assert_array_equal(mask, expected["attention_mask"].numpy())
+    for refusing in (alone.rows, lambda words: prompts.texts([words])):
+        with pytest.raises(ValueError, match=r"reads \['<pad>'\] as more than words"):
+            refusing("push <pad>")
+        with pytest.raises(ValueError, match=r"tokens .*shorten it"):
+            refusing("xyz " * 40)
     if prompts.image_token_id is not None:
         assert settings.prefix.count(prompts.image_token_id) == 2 * prompts.image_tokens_per_camera
         assert settings.padding_side == "left"

@@ -33,7 +33,7 @@ class Prompts:
         """Ids int64 [1, length], and a mask bool [1, length], False at padding.
 
         Raises:
-            ValueError: the instruction is too long, or says what the model reads as more than words.
+            ValueError: the instruction is too long, or holds what is more than words to the model.
         """
         return self._row(instruction)
 
