@@ -36,6 +36,7 @@ from vla_runtime.exported.policy import Arrays
 from vla_runtime.exported.prompts import Prompts
 from vla_runtime.loading import load_policy
 
+from scripts.export_lerobot import export_lerobot
 from sim.tasks.fetch_arm import fetch_robot_spec
 from vla.deploy.export import export_policy, prompt_settings
 from vla.deploy.foreign_backbones import exportable
@@ -403,6 +404,25 @@ def test_observations_and_actions_wait_in_queues(act: tuple[ForeignPolicy, Path]
     # The first observation fills the history; later the latest two are read, the older one first.
     np.testing.assert_allclose(read, [[0, 0], [0.2, 0.3]], atol=1e-6)
     np.testing.assert_allclose(commanded, [0, 0, 0, 0.2, 0.2], atol=1e-6)
+
+
+def test_a_checkpoint_without_a_contract_is_refused(
+    act: tuple[ForeignPolicy, Path], tmp_path: Path
+) -> None:
+    """With what would give one, before anything is written."""
+    with pytest.raises(ValueError, match=r"no units, limits or rate: name .*--data.*--task"):
+        export_lerobot(act[1].parent / "act", tmp_path / "out", None, None, 1, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_export_is_shadowed_in_the_simulator(
+    act: tuple[ForeignPolicy, Path], tmp_path: Path
+) -> None:
+    """The contract is the task's, and every decision of an episode is compared."""
+    found = export_lerobot(act[1].parent / "act", tmp_path / "out", "FetchPush", None, 2, 1)
+    assert found["closed_loop"]["episodes"] == 1
+    assert found["closed_loop"]["decisions"] > 10
 
 
 @pytest.mark.parametrize(
