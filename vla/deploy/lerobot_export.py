@@ -23,6 +23,8 @@ from vla.deploy.prompt_settings import find_settings, tokenizer_json
 from vla.lerobot_plugin.foreign import ForeignPolicy, with_own_queues
 from vla.processing.processor import collate
 
+_SEED = 0  # of the noise in comparisons
+
 LeRobotCheck = Callable[[ExportedLeRobotPolicy], dict[str, Any]]
 """Compares an export with `LeRobotReference`; the result goes into policy.json."""
 
@@ -118,9 +120,6 @@ def _words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
     around = (("", "\n"),)
     found = find_settings(file, encode, around, pad, step.max_length, step.padding_side)
     return file, replace(found, refused=tuple(step.input_tokenizer.all_special_tokens))
-
-
-_SEED = 0
 
 
 def torch_noise(seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -22,7 +22,6 @@ from vla_runtime.exported.prompts import Prompts
 NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
 """Seed, number of the decision, shape -> standard normal float32, equal for equal arguments."""
 
-
 Step = Callable[[Arrays], Arrays]
 """Arrays by name to arrays by name: a graph."""
 
@@ -127,7 +126,8 @@ class ExportedLeRobotPolicy:
         inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
         inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
         if self._prompts is not None:
-            ids, mask = self._prompts.rows(observation.instruction)
+            # The settings end every instruction with a new line; LeRobot adds none where one is.
+            ids, mask = self._prompts.rows(observation.instruction.removesuffix("\n"))
             inputs |= {"input_ids": ids, "attention_mask": mask}
         return inputs
 
