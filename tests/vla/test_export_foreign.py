@@ -1,14 +1,11 @@
-"""LeRobot's policies and pretrained backbones as exported folders: they decide as in torch.
+"""Policies on pretrained backbones as exported folders: they decide as in torch.
 
-The parts are compared without exporting anything; whole exports of each kind are `slow` but for
-ACT's, and the export itself compares every decision and refuses a difference.
+Parts are compared without exporting anything; whole exports are `slow`, and each compares its own
+decisions and is refused where they differ.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +13,22 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from example_robot import SPEC, make_statistics
-from foreign_checkpoints import PIXELS, make_checkpoint
-from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
-from vla_runtime.contract import ContractMismatchError
-from vla_runtime.exported.folder import ExportedFolderError
-from vla_runtime.exported.lerobot import (
-    ExportedLeRobotPolicy,
-    LeRobotState,
-    denoise,
-    ensemble,
-)
-from vla_runtime.exported.policy import Arrays
 from vla_runtime.exported.prompts import Prompts
 from vla_runtime.loading import load_policy
 
-from scripts.export_lerobot import export_lerobot
-from sim.tasks.fetch_arm import fetch_robot_spec
 from vla.deploy.export import export_policy, prompt_settings
 from vla.deploy.foreign_backbones import exportable
 from vla.deploy.image_processing import ImageProcessing
-from vla.deploy.image_resize import ResizeBytes
-from vla.deploy.lerobot_denoising import diffusion_denoising, flow_denoising
-from vla.deploy.lerobot_export import (
-    LeRobotReference,
-    export_lerobot_policy,
-    lerobot_settings,
-    torch_noise,
-)
+from vla.deploy.image_resize import ResizeBytes, resize_weights
 from vla.deploy.onnx_graphs import ExportError
-from vla.deploy.parity import (
-    ParityError,
-    compare_decisions,
-    compare_prompts,
-    random_observations,
-)
-from vla.deploy.prompt_settings import tokenizer_json
+from vla.deploy.parity import compare_decisions, compare_prompts, random_observations
+from vla.deploy.prompt_settings import find_settings, tokenizer_json
 from vla.deploy.reference import Reference
-from vla.lerobot_plugin.foreign import ForeignPolicy, load_lerobot_policy
 from vla.model.backbone import BackboneConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
@@ -67,7 +37,6 @@ from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import ProcessorConfig, collate
 from vla.processing.prompts import ForeignPrompts
 
-ROBOT = fetch_robot_spec(PIXELS)
 EXPORTED = ("smolvlm", "idefics3", "paligemma", "siglip")
 WORDS = ("push the red block to the blue zone", "Lift 3 blocks!", "")
 
@@ -87,42 +56,6 @@ def policy_on(folder: Path) -> VLAPolicy:
     policy = vlm_policy(str(folder), BackboneConfig(), robots, VLAConfig(), config)
     policy.model.eval()
     return policy
-
-
-def load(kind: str, folder: Path, **settings: Any) -> ForeignPolicy:
-    """A small LeRobot policy, with settings of its config.json changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_checkpoint(kind, folder / kind, patch)
-        file = folder / kind / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-        return load_lerobot_policy(folder / kind, ROBOT)
-
-
-def compared(foreign: ForeignPolicy) -> Callable[[ExportedLeRobotPolicy], dict[str, Any]]:
-    """Compares open loop, and over an episode that is longer than a chunk."""
-    reference = LeRobotReference(foreign)
-    low, high = [-1.0] * foreign.spec.proprio.dim, [1.0] * foreign.spec.proprio.dim
-    seen = random_observations(foreign.spec, low, high, 3)
-
-    def check(exported: ExportedLeRobotPolicy) -> dict[str, Any]:
-        states = reference.initial_state(), exported.initial_state()
-        for step in range(7):
-            ours, mine = reference.decide(seen[step % 3], states[0])
-            theirs, other = exported.decide(seen[step % 3], states[1])
-            np.testing.assert_allclose(theirs.actions, ours.actions, atol=1e-4)
-            states = mine, other
-        return {"open_loop": compare_decisions(reference, exported, seen)}
-
-    return check
-
-
-@pytest.fixture(scope="module")
-def act(tmp_path_factory: pytest.TempPathFactory) -> tuple[ForeignPolicy, Path]:
-    """An ACT policy, and the folder to which it was exported."""
-    folder = tmp_path_factory.mktemp("act")
-    foreign = load("act", folder)
-    export_lerobot_policy(foreign, folder / "out", {"weights": "x"}, compared(foreign))
-    return foreign, folder / "out"
 
 
 # images
@@ -156,6 +89,32 @@ def test_images_become_what_the_processor_makes(name: str, backbones: dict[str, 
     expected = processor.prompts.images(images)[0]["pixel_values"]
     made = ImageProcessing(processor.language, (56, 56))(images.flatten(0, 1))  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(made.unflatten(0, (2, 2)), expected, rtol=0, atol=1e-6)
+
+
+def test_weights_of_a_resize_are_those_of_the_kernel() -> None:
+    """To half the size a line of weights is a triangle; every row sums to 1, at the edges too."""
+    weights = resize_weights(8, 4, "bilinear")
+    np.testing.assert_allclose(weights[1], [0, 0.125, 0.375, 0.375, 0.125, 0, 0, 0])
+    for kernel in ("bilinear", "bicubic", "lanczos"):
+        for after in (3, 8, 21):
+            np.testing.assert_allclose(resize_weights(8, after, kernel).sum(1), 1)
+
+
+def test_an_image_that_keeps_its_size_keeps_its_bytes() -> None:
+    """No pass, and no rounding."""
+    images = torch.randint(256, (1, 3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(ResizeBytes((5, 7), (5, 7), "bicubic", "pillow")(images), images.float())
+
+
+@pytest.mark.parametrize("size_px", [(30, 56), (56, 31)])
+def test_oblong_images_are_processed_alike(
+    size_px: tuple[int, int], backbones: dict[str, VLAPolicy]
+) -> None:
+    """SmolVLM enlarges in proportion before it squares."""
+    language: Any = backbones["smolvlm"].processor.language
+    images = torch.randint(256, (3, 3, *size_px), dtype=torch.uint8)
+    expected = language.image_processor(images=[[*images]], return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(ImageProcessing(language, size_px)(images), expected)
 
 
 # backbones
@@ -264,201 +223,41 @@ def test_a_policy_on_a_pretrained_model_is_exported(
     assert chunk.actions.shape == (policy.chunk_length, SPEC.action.dim)
 
 
-# LeRobot's policies: what is around their networks
+# prompts
 
 
-def test_an_ensemble_averages_as_lerobot_does() -> None:
-    """Over two chunks' length; the first decision is the prediction itself."""
-    theirs, state = ACTTemporalEnsembler(0.1, 4), LeRobotState(0)
-    for chunk in torch.rand(8, 4, 2):
-        expected = theirs.update(chunk[None])
-        found, state = ensemble(0.1, chunk.numpy(), state)
-        np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+def toy_tokenizer() -> str:
+    """Words at spaces; the end token is 9."""
+    words = {"push": 0, "lift": 1, "it": 2, "now": 3, "</s>": 9, "?": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(["</s>"])
+    return tokenizer.to_str()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
-def test_samplers_draw_as_those_of_diffusers(kind: Any, clip: bool, prediction: str) -> None:
-    """With a network that is a line, and the same noise."""
-    scheduler = kind(
-        num_train_timesteps=50, prediction_type=prediction, clip_sample=clip, clip_sample_range=0.7
-    )
-    loop = diffusion_denoising(scheduler, 5, (6, 2))
-    noise = torch_noise(3, 1, (1 + 5 * loop.fresh_noise, 1, 6, 2))
-    sample = torch.from_numpy(noise[0])
-    torch.manual_seed(3 * 1_000_003 + 1)
-    torch.randn(1, 6, 2)  # the first sample's
-    for time in scheduler.timesteps:
-        sample = scheduler.step(line(sample), time, sample).prev_sample
-    found = denoise(loop, sampler(0.7 if clip else np.inf), {}, noise)
-    np.testing.assert_allclose(found, sample[0].numpy(), atol=1e-5)
+def test_settings_are_found_by_comparison() -> None:
+    """What stands around the words as tokens, and text that is joined to them."""
+    alone = Tokenizer.from_str(toy_tokenizer())
+
+    def encode(text: str) -> list[int]:
+        return [7, 7, *alone.encode(f"{text} now").ids, 9]
+
+    around = (("", ""), ("", " now"))
+    found = find_settings(toy_tokenizer(), encode, around, pad=5, length=12, padding_side="left")
+    assert (found.prefix, found.suffix) in [((7, 7), (9,)), ((7, 7), (3, 9))]
+    assert (found.length, found.max_text_tokens, found.pad) == (12, 10, 5)
 
 
-def line(sample: Any) -> Any:
-    """Stands for a network."""
-    return 0.8 * sample + 0.1
+def test_prompts_that_only_the_processor_makes_are_refused() -> None:
+    """Such as words in another order."""
+    alone = Tokenizer.from_str(toy_tokenizer())
+    with pytest.raises(ExportError, match="does not give the tokens"):
+        find_settings(
+            toy_tokenizer(), lambda text: alone.encode(text).ids[::-1], (("", ""),), 5, 40, "right"
+        )
 
 
-def sampler(clip: float) -> Callable[[Arrays], Arrays]:
-    """One denoising step of `line`, as the graph computes it."""
-
-    def step(given: Arrays) -> Arrays:
-        sample = given["sample"]
-        a, b, c, d, e, f = given["coefficients"][0]
-        clean = np.clip(a * sample + b * line(sample), -clip, clip)
-        moved = c * clean + d * sample + e * line(sample) + f * given["noise"]
-        return {"next.sample": moved, "actions": moved}
-
-    return step
-
-
-def test_a_flow_is_integrated_from_noise_to_actions() -> None:
-    """Euler steps of the field 0.8 x + 0.1, from time 1 to 0."""
-    noise = np.ones((1, 1, 2, 3), np.float32)
-    loop = flow_denoising(4, (2, 3))
-    assert loop.times == (1.0, 0.75, 0.5, 0.25)
-    expected = 1.0
-    for _ in range(4):
-        expected -= (0.8 * expected + 0.1) / 4
-    np.testing.assert_allclose(denoise(loop, sampler(np.inf), {}, noise), expected, rtol=1e-6)
-
-
-def test_samplers_without_a_table_are_refused() -> None:
-    """By name, with those that have one."""
-    with pytest.raises(ExportError, match=r"'v_prediction'.*DDIMScheduler.*'epsilon'"):
-        diffusion_denoising(DDIMScheduler(prediction_type="v_prediction"), 5, (6, 2))
-    with pytest.raises(ExportError, match="thresholding"):
-        diffusion_denoising(DDPMScheduler(thresholding=True), 5, (6, 2))
-
-
-# LeRobot's policies: whole exports
-
-
-def test_an_exported_policy_decides_without_torch(act: tuple[ForeignPolicy, Path]) -> None:
-    """A chunk of LeRobot's length within the limits; other observations are refused."""
-    foreign, folder = act
-    policy = load_policy(str(folder))
-    assert isinstance(policy, ExportedLeRobotPolicy)
-    assert policy.spec == foreign.spec
-    (seen,) = random_observations(policy.spec, [0.0] * 5, [1.0] * 5, 1)
-    chunk, state = policy.decide(seen, policy.initial_state())
-    assert chunk.actions.shape == (3, 4)
-    assert (np.abs(chunk.actions) <= 1).all()
-    again, _ = policy.decide(seen, state)
-    np.testing.assert_array_equal(again.actions, chunk.actions)
-    with pytest.raises(ContractMismatchError, match=r"proprio is not finite in"):
-        policy.decide(replace(seen, proprio=np.full(5, np.nan, np.float32)), state)
-    with pytest.raises(TypeError, match="memory of another policy: int"):
-        policy.decide(seen, 0)
-    card = (folder / "README.md").read_text()
-    assert "lerobot act" in card
-
-
-def test_a_difference_is_refused(act: tuple[ForeignPolicy, Path]) -> None:
-    """One that is larger than allowed, with its size and dimension."""
-    foreign, folder = act
-    other = LeRobotReference(foreign)
-    exported = ExportedLeRobotPolicy(folder)
-    seen = random_observations(foreign.spec, [0.0] * 5, [1.0] * 5, 1)
-    with torch.no_grad():
-        foreign.policy.model.action_head.bias[1] += 0.01
-    try:
-        with pytest.raises(ParityError, match=r"'dy' 0\.00\d+ .* apart .*0\.0001 are allowed"):
-            compare_decisions(other, exported, seen)
-    finally:
-        with torch.no_grad():
-            foreign.policy.model.action_head.bias[1] -= 0.01
-
-
-def test_a_damaged_folder_is_refused(act: tuple[ForeignPolicy, Path]) -> None:
-    """Whatever kind of policy is in it."""
-    file = act[1] / "policy.json"
-    text = file.read_text()
-    try:
-        file.write_text(text.replace('"action_steps": 3', '"action_steps": 2'))
-        with pytest.raises(ExportedFolderError, match=r"policy\.json does not have"):
-            load_policy(str(act[1]))
-    finally:
-        file.write_text(text)
-
-
-def test_observations_and_actions_wait_in_queues(act: tuple[ForeignPolicy, Path]) -> None:
-    """A policy that reads two observations sees every control step, and computes every third."""
-    policy = ExportedLeRobotPolicy(act[1], seed=0)
-    policy.chunk_length = 1
-    policy._settings = replace(policy._settings, observation_steps=2)
-    read: list[np.ndarray] = []
-
-    def encode(rows: Arrays) -> Arrays:
-        read.append(rows["proprio"][:, 0])
-        return {"actions": rows["proprio"][None, :1, :1] + np.float32([[0, 0, 0, 0]]).repeat(3, 0)}
-
-    policy._graphs = {"encode": encode}  # pyright: ignore[reportAttributeAccessIssue]
-    (seen,) = random_observations(policy.spec, [0.0] * 5, [1.0] * 5, 1)
-    state, commanded = policy.initial_state(), []
-    for step in range(5):
-        proprio = np.full(5, step / 10, np.float32)
-        chunk, state = policy.decide(replace(seen, proprio=proprio), state)
-        commanded.append(chunk.actions[0, 0])
-    # The first observation fills the history; later the latest two are read, the older one first.
-    np.testing.assert_allclose(read, [[0, 0], [0.2, 0.3]], atol=1e-6)
-    np.testing.assert_allclose(commanded, [0, 0, 0, 0.2, 0.2], atol=1e-6)
-
-
-def test_a_checkpoint_without_a_contract_is_refused(
-    act: tuple[ForeignPolicy, Path], tmp_path: Path
-) -> None:
-    """With what would give one, before anything is written."""
-    with pytest.raises(ValueError, match=r"no units, limits or rate: name .*--data.*--task"):
-        export_lerobot(act[1].parent / "act", tmp_path / "out", None, None, 1, 1)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_an_export_is_shadowed_in_the_simulator(
-    act: tuple[ForeignPolicy, Path], tmp_path: Path
-) -> None:
-    """The contract is the task's, and every decision of an episode is compared."""
-    found = export_lerobot(act[1].parent / "act", tmp_path / "out", "FetchPush", None, 2, 1)
-    assert found["closed_loop"]["episodes"] == 1
-    assert found["closed_loop"]["decisions"] > 10
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "message"),
-    [
-        ("smolvla", {"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha"),
-        ("smolvla", {"rtc_config": {"enabled": True}}, "rtc_config"),
-    ],
-)
-def test_settings_that_no_graph_has_are_refused(
-    kind: str, settings: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    """By name."""
-    with pytest.raises(ExportError, match=message):
-        lerobot_settings(load(kind, tmp_path, **settings))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("act", {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1}),
-        ("diffusion", {}),
-        ("diffusion", {"noise_scheduler_type": "DDIM", "n_obs_steps": 1}),
-        ("smolvla", {}),
-        ("pi0", {}),
-    ],
-    ids=["act-ensemble", "diffusion", "diffusion-ddim", "smolvla", "pi0"],
-)
-def test_every_kind_is_exported(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """It decides as LeRobot's `select_action`, with the same noise."""
-    foreign = load(kind, tmp_path, **settings)
-    found = export_lerobot_policy(foreign, tmp_path / "out", {"weights": "x"}, compared(foreign))
-    assert found["open_loop"]["decisions"] == 6
-    # Without a seed every episode has noise of its own.
-    policy = load_policy(str(tmp_path / "out"))
-    (seen,) = random_observations(policy.spec, [0.0] * 5, [1.0] * 5, 1)
-    first, second = (policy.decide(seen, policy.initial_state())[0].actions for _ in range(2))
-    assert np.array_equal(first, second) == (kind == "act")
+def test_a_tokenizer_in_python_is_refused() -> None:
+    """By the name of its class."""
+    with pytest.raises(ExportError, match="int is no fast tokenizer"):
+        tokenizer_json(3)

@@ -50,8 +50,8 @@ def export_lerobot_policy(
     # bfloat16 would round in another way on every processor.
     foreign.policy.float().cpu()
     settings = lerobot_settings(foreign)
-    tokenizer, prompt = _words(foreign)
-    graphs = _graphs(foreign, prompt)
+    tokenizer, prompt = lerobot_words(foreign)
+    graphs = lerobot_graphs(foreign, prompt)
     description = PolicyDescription(
         head=f"lerobot {foreign.policy.config.type}",
         chunk_length=settings.chunk_length,
@@ -97,14 +97,19 @@ def lerobot_settings(foreign: ForeignPolicy) -> LeRobotSettings:
     return LeRobotSettings(config.n_obs_steps, config.n_action_steps, ensemble, denoising)
 
 
-def _graphs(foreign: ForeignPolicy, prompt: PromptSettings | None) -> dict[str, Graph]:
+def lerobot_graphs(foreign: ForeignPolicy, prompt: PromptSettings | None) -> dict[str, Graph]:
+    """Everything to export of a policy, by name; `encode` comes first."""
     if prompt is not None:
         return flow_graphs(foreign, prompt.length)
     return {"act": act_graphs, "diffusion": diffusion_graphs}[foreign.policy.config.type](foreign)
 
 
-def _words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
-    """Tokenizer and settings of a policy that reads instructions; its pipeline holds them."""
+def lerobot_words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
+    """Text of tokenizer.json, and how it is used; None twice for a policy that reads no words.
+
+    Raises:
+        ExportError: its prompts cannot be made without transformers.
+    """
     steps = [step for step in foreign.before.steps if hasattr(step, "input_tokenizer")]
     if not steps:
         return None, None
