@@ -7,6 +7,7 @@ decisions and is refused where they differ.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
+from transformers import CLIPImageProcessor
 from vla_runtime.exported.prompts import Prompts
 from vla_runtime.loading import load_policy
 
@@ -117,6 +119,17 @@ def test_oblong_images_are_processed_alike(
     torch.testing.assert_close(ImageProcessing(language, size_px)(images), expected)
 
 
+@pytest.mark.parametrize("size_px", [(40, 40), (40, 61), (61, 40)])
+def test_images_are_cropped_alike(size_px: tuple[int, int]) -> None:
+    """CLIP keeps the middle of an image whose shorter side it has resized."""
+    crop = {"height": 28, "width": 28}
+    theirs = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=crop)
+    images = torch.randint(256, (3, 3, *size_px), dtype=torch.uint8)
+    expected = theirs(images=[*images], return_tensors="pt")["pixel_values"]
+    processor: Any = SimpleNamespace(image_processor=theirs)
+    torch.testing.assert_close(ImageProcessing(processor, size_px)(images), expected)
+
+
 # backbones
 
 
@@ -184,7 +197,11 @@ def test_what_cannot_be_exported_is_refused(
     [
         ({"do_image_splitting": True}, "into tiles"),
         ({"do_normalize": False}, "does not normalise"),
-        ({"do_center_crop": True}, "crops"),
+        (
+            {"do_center_crop": True, "crop_size": {"height": 9, "width": 99}},
+            r"crops .* to \(9, 99\)",
+        ),
+        ({"max_image_size": None, "size": {"longest_edge": 9, "shortest_edge": 9}}, "resizes to"),
         ({"resample": 0}, "nearest.*bicubic"),
     ],
 )
