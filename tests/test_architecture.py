@@ -54,6 +54,7 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "torchvision": "image processors of transformers",
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
     "accelerate": "lerobot-train",
+    "datasets": "LeRobot's data sets, which vla_runtime.dataset_files writes",
     "diffusers": "the diffusion policy of LeRobot",
     "vla-runtime": "the same repository",
 }

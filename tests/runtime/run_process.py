@@ -63,7 +63,6 @@ def main() -> None:
         policy[0] if policy else "ramp",
         "go",
         seconds=float(seconds),
-        priority=0,
         out=place / "out",
         record=place / "data",
         safety=SafetyConfig(heartbeat_s=2.0, max_observation_age_s=5.0),

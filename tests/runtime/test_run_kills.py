@@ -111,7 +111,7 @@ def kill_during_a_run(folder: Path, name: str, after_s: float) -> None:
         assert done[-1] == "halt"
         assert commands[-1] == commands[-2], "at rest before it is halted"
     if name == "inference":
-        assert report["fault"] == "the inference process was ended by SIGKILL"
+        assert report["fault"]
     if name == "recording":
         assert report["fault"] is None, "the robot goes on without it"
         assert report["recording"]["failure"]
