@@ -28,6 +28,7 @@ MAY_IMPORT = {
 # Where a file lies → the extras of its distribution whose packages it may import beside the core's.
 EXTRAS = {
     "runtime/": (),
+    "runtime/vla_runtime/safety/workspace.py": ("mujoco",),
     "vla/": (),
     "vla/data/": ("train",),
     "vla/deploy/": ("export",),
