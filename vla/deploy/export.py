@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +57,7 @@ def export_policy(
             begun = time.perf_counter()
             write_graph(graph, partial / f"{name}.onnx")
             print(f"exported {name} in {time.perf_counter() - begun:.0f} s", flush=True)
-        _write_tokenizer(policy, partial)
+        policy.processor.prompts.save(partial)
         description = _describe(policy, graphs, settings, source, {})
         write_description(partial, policy.spec, description)
         # It is loaded here as it will be on the robot, hashes and all.
@@ -114,13 +113,3 @@ def _describe(
         source=source,
         parity=parity,
     )
-
-
-def _write_tokenizer(policy: VLAPolicy, folder: Path) -> None:
-    prompts = policy.processor.prompts
-    assert isinstance(prompts, EmbeddedPrompts)
-    backend = json.loads(prompts.tokenizer.backend_tokenizer.to_str())
-    # Settings of single calls, which the tokenizer keeps: a robot's calls set their own.
-    backend |= {"padding": None, "truncation": None}
-    text = json.dumps(backend, ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
