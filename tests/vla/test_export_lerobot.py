@@ -199,7 +199,8 @@ def in_torch(foreign: ForeignPolicy, folder: Path) -> ExportedLeRobotPolicy:
     description = PolicyDescription("x", settings.chunk_length, (), prompt=prompt, lerobot=settings)
     folder.mkdir()
     if tokenizer is not None:
-        (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     write_description(folder, foreign.spec, description)
     write_manifest(folder)
     policy = ExportedLeRobotPolicy(folder, seed=0, noise=torch_noise)
