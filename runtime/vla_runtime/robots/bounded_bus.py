@@ -71,8 +71,13 @@ class BoundedBus:
         self._port.ser.reset_input_buffer()
 
     @contextlib.contextmanager
-    def exchange(self, timeout_s: float) -> Iterator[None]:
+    def exchange(self, timeout_s: float, expects_reply: bool) -> Iterator[None]:
         """What is done with the bus inside ends within this time, or raises.
+
+        Args:
+            timeout_s: all tries together.
+            expects_reply: whether anything is read. Goals are not acknowledged, so they are sent
+                whatever has become of replies.
 
         Raises:
             ConnectionError: after a failure before, the ping is not answered in time.
@@ -80,6 +85,9 @@ class BoundedBus:
         self._deadline_s = self._clock() + timeout_s
         self._packet_s = _PACKET_SHARE * timeout_s
         self._port.is_using = False  # left behind by an exchange that was broken off
+        if not expects_reply:
+            yield
+            return
         self._port.ser.reset_input_buffer()
         if self._is_feetech and not self._in_step:
             self._synchronise()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from vla_runtime.contract import CameraSpec, RobotSpec, VectorSpec
+from vla_runtime.contract import CameraSpec, ContractMismatchError, RobotSpec, VectorSpec
 
 UNKNOWN_UNIT = "unknown"
 _VELOCITY = ".vel"
@@ -58,6 +61,54 @@ def read_contract(device: Any, control_rate_hz: float) -> RobotSpec:
         cameras=tuple(CameraSpec(name, *shape[:2]) for name, shape in cameras.items()),
         control_rate_hz=control_rate_hz,
     )
+
+
+def adopt_contract(measured: RobotSpec, path: Path) -> RobotSpec:
+    """The robot under the contract of a policy that was trained on its recordings.
+
+    A contract that was derived from a LeRobotDataset knows no units, and its ranges are what the
+    recordings reached. Where units are known on both sides they have to agree, and no command may
+    leave the range that was calibrated.
+
+    Args:
+        measured: of `read_contract`.
+        path: contract.json, or a folder that holds one: a checkpoint, an exported policy, or the
+            meta folder of a data set.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ContractMismatchError: it is of another robot; one line per difference.
+        ValueError: it is no contract.
+    """
+    file = path / "contract.json" if path.is_dir() else path
+    try:
+        stated = RobotSpec.from_dict(json.loads(file.read_text()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no contract: {error!r}") from error
+    comparable = replace(
+        measured,
+        action=_agreeing(measured.action, stated.action),
+        proprio=_agreeing(measured.proprio, stated.proprio),
+    )
+    comparable.require_match(stated, f"robot {measured.robot}", str(file))
+    low, high = measured.action.low, measured.action.high
+    bounds = zip(stated.action.names, stated.action.low, stated.action.high, low, high, strict=True)
+    if wide := [name for name, *b in bounds if b[0] < b[2] or b[1] > b[3]]:
+        raise ContractMismatchError(
+            f"{file} allows commands outside the calibrated range of {wide}: calibrate as for the "
+            "recordings, or narrow its action.low and action.high"
+        )
+    return replace(stated, motion=measured.motion)
+
+
+def _agreeing(ours: VectorSpec, theirs: VectorSpec) -> VectorSpec:
+    """Ours, with their ranges, and their units where one side knows none."""
+    if ours.names != theirs.names:
+        return ours
+    units = [
+        b if UNKNOWN_UNIT in (a, b) else a for a, b in zip(ours.units, theirs.units, strict=True)
+    ]
+    return VectorSpec(ours.names, tuple(units), theirs.low, theirs.high)
 
 
 def _motor_ranges(device: Any) -> Iterator[tuple[str, tuple[str, float, float]]]:

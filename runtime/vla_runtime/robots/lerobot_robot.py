@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from vla_runtime.contract import Observation, Reading, Robot
 from vla_runtime.robots.bounded_bus import BoundedBus
 from vla_runtime.robots.bounded_calls import BoundedCalls
 from vla_runtime.robots.image_age import ImageAges
-from vla_runtime.robots.lerobot_contract import read_contract, serial_buses
+from vla_runtime.robots.lerobot_contract import adopt_contract, read_contract, serial_buses
 from vla_runtime.robots.options import parse_options, split_argument
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class LeRobotOptions:
     Attributes:
         rate_hz: control steps a second.
         timeout_s: within which a reading or a command ends.
+        contract: folder or file of the contract that a policy was trained with, see
+            `adopt_contract`; "" for that of the calibration.
 
     Raises:
         ValueError: a number that is not positive.
@@ -59,6 +62,7 @@ class LeRobotOptions:
 
     rate_hz: float = 30.0
     timeout_s: float = 0.01
+    contract: str = ""
 
     def __post_init__(self) -> None:
         for name in ("rate_hz", "timeout_s"):
@@ -91,10 +95,14 @@ class LeRobotRobot:
     ):
         options = options or LeRobotOptions()
         self.spec = read_contract(device, options.rate_hz)
+        if options.contract:
+            self.spec = adopt_contract(self.spec, Path(options.contract))
         self.device = device
         self._timeout_s = options.timeout_s
         self._clock = clock
         self._buses: list[BoundedBus] = []
+        # LeRobot's own limit of a step's size compares a command with a reading of its own.
+        self._reads_to_write = getattr(device.config, "max_relative_target", None) is not None
         self._calls = None if list(serial_buses(device)) else BoundedCalls()
         self._holds = _HOLDS if self._calls is None else _LAST_COMMAND
         self.halted = self._holds
@@ -160,7 +168,12 @@ class LeRobotRobot:
         if np.shape(command) != (len(names),) or not np.isfinite(command).all():
             raise ValueError(f"{command} is not {len(names)} finite numbers")
         action = dict(zip(names, np.asarray(command, float).tolist(), strict=True))
-        self._drive("be commanded", lambda: self.device.send_action(action), self._timeout_s)
+        self._drive(
+            "be commanded",
+            lambda: self.device.send_action(action),
+            self._timeout_s,
+            expects_reply=self._reads_to_write,
+        )
 
     def halt(self) -> None:
         """Command the measured pose.
@@ -200,14 +213,20 @@ class LeRobotRobot:
             for motor, value in bus.sync_read("Present_Position").items()
         }
 
-    def _drive(self, what: str, call: Callable[[], Any], timeout_s: float | None) -> Any:
+    def _drive(
+        self,
+        what: str,
+        call: Callable[[], Any],
+        timeout_s: float | None,
+        expects_reply: bool = True,
+    ) -> Any:
         """Call the driver; whatever it raises becomes a ConnectionError."""
         try:
             if self._calls is not None:
                 return self._calls(call, timeout_s)
             with contextlib.ExitStack() as exchanges:
                 for bus in self._buses:
-                    exchanges.enter_context(bus.exchange(timeout_s or math.inf))
+                    exchanges.enter_context(bus.exchange(timeout_s or math.inf, expects_reply))
                 return call()
         except Exception as error:  # each driver has its own, `termios.error` among them
             raise ConnectionError(f"{self._name} could not {what}: {error}") from error
@@ -266,6 +285,8 @@ def _make_device(kind: str, words: list[str]) -> Any:
         raise ModuleNotFoundError(
             f"robot lerobot needs LeRobot ({error}): install vla-runtime[lerobot]"
         ) from error
+    # Registers the type of the emulated SO-101's camera.
+    importlib.import_module("vla_runtime.robots.config_emulated_camera")
     # A type is known once its package is imported: LeRobot's own, then those of plug-ins.
     for package in pkgutil.iter_modules(lerobot.robots.__path__):
         if package.ispkg:

@@ -58,6 +58,7 @@ class So101Arm:
         # Set to 0 where torque is off.
         self._gains = self.model.actuator_gainprm.copy(), self.model.actuator_biasprm.copy()
         self._simulated_s = 0.0
+        self._lowest, self._highest = np.full(len(JOINTS), np.inf), np.full(len(JOINTS), -np.inf)
         for name, servo in zip(JOINTS, self.bus.servos.values(), strict=True):
             low, high = self._counts(name)
             servo.write_word(feetech.MIN_POSITION, low)
@@ -111,14 +112,23 @@ class So101Arm:
             self.data.ctrl[index] = (goal - _MIDDLE) / COUNTS_PER_RAD
             self.model.actuator_gainprm[index] = self._gains[0][index] * servo.torque
             self.model.actuator_biasprm[index] = self._gains[1][index] * servo.torque
+        if all(servo.torque for servo in self.bus.servos.values()):
+            goals = self.data.ctrl[self._actuators]
+            self._lowest = np.minimum(self._lowest, goals)
+            self._highest = np.maximum(self._highest, goals)
 
     def state(self) -> dict[str, list[float] | list[bool]]:
-        """Position and goal of each joint in radians, speed in rad/s, and whether torque is on."""
+        """Position and goal of each joint in radians, speed in rad/s, whether torque is on.
+
+        Also the lowest and the highest goal so far.
+        """
         joints = self.model.actuator_trnid[self._actuators, 0]
         return {
             "position": self.data.actuator_length[self._actuators].tolist(),
             "speed": np.abs(self.data.qvel[self.model.jnt_dofadr[joints]]).tolist(),
             "goal": self.data.ctrl[self._actuators].tolist(),
+            "lowest_goal": self._lowest.tolist(),
+            "highest_goal": self._highest.tolist(),
             "torque": [servo.torque for servo in self.bus.servos.values()],
         }
 
