@@ -42,11 +42,12 @@ def project_table() -> dict[str, Any]:
 
 
 def direct_requirements() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included; two may ask for the same."""
+    """What pyproject.toml asks of others, extras included; two may ask for the same."""
     listed = set(project_table()["dependencies"]).union(
         *project_table()["optional-dependencies"].values()
     )
-    return [Requirement(line) for line in sorted(listed)]
+    ours = {"vla-runtime"}  # this repository's other distribution has no pin
+    return [asked for line in sorted(listed) if (asked := Requirement(line)).name not in ours]
 
 
 def test_constraints_hold_plain_pins_only() -> None:
@@ -101,7 +102,9 @@ def write_script(path: Path, text: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """A copy with the real scripts, a fake uv, and an `id` that says: not root."""
-    for name in ("pyproject.toml", "constraints.txt", ".python-version"):
+    (tmp_path / "runtime").mkdir()
+    files = ("pyproject.toml", "runtime/pyproject.toml", "constraints.txt", ".python-version")
+    for name in files:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("setup.sh", "demo.sh", "test.sh"):
         write_script(tmp_path / "scripts" / name, (ROOT / "scripts" / name).read_text())
