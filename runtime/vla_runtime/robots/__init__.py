@@ -1,0 +1,1 @@
+"""Robots behind the `Robot` protocol of `vla_runtime.contract`, one file each."""
