@@ -222,7 +222,7 @@ class RosRobot:
             )
 
     def _take_joints(self, message: dict[str, Any], arrival_s: float) -> None:
-        columns = joint_columns(message)
+        columns, stamp = joint_columns(message), self._stamp(message)
         troubles = []
         # Joints may come in any order, and from several publishers: each is judged by itself.
         for name in self._fields.keys() & columns.keys():
@@ -230,7 +230,7 @@ class RosRobot:
                 values = {key: columns[name].get(key, math.nan) for key in self._fields[name]}
                 if bad := [key for key, value in values.items() if not math.isfinite(value)]:
                     raise ValueError(f"has no finite {', '.join(sorted(bad))}")
-                self._store(_joint(name), values, message, arrival_s)
+                self._store(_joint(name), values, stamp, arrival_s)
             except ValueError as error:
                 troubles.append(f"{_joint(name)} {error}")
         if troubles:
@@ -240,13 +240,16 @@ class RosRobot:
         self, camera: CameraSpec, message_type: str, message: dict[str, Any], arrival_s: float
     ) -> None:
         image = image_of(message, message_type, camera.height, camera.width)
-        self._store(_camera(camera.name), image, message, arrival_s)
+        self._store(_camera(camera.name), image, self._stamp(message), arrival_s)
 
-    def _store(self, key: str, data: Any, message: dict[str, Any], arrival_s: float) -> None:
+    def _stamp(self, message: dict[str, Any]) -> float | None:
+        return stamp_s(message) if self._config.stamps else None
+
+    def _store(self, key: str, data: Any, stamp: float | None, arrival_s: float) -> None:
         source = self._sources[key]
         measured_s = arrival_s
-        if self._config.stamps:
-            measured_s = source.clock.measured_s(stamp_s(message), arrival_s)
+        if stamp is not None:
+            measured_s = source.clock.measured_s(stamp, arrival_s)
         with self._lock:
             source.data, source.measured_s = data, measured_s
 

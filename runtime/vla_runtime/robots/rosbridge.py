@@ -15,9 +15,10 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from base64 import b64decode
-from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 from PIL import Image
@@ -33,7 +34,8 @@ Receive = Callable[[dict[str, Any], float], None]
 # stopped for long: there is nothing to wait for.
 SEND_TIMEOUT_S = 0.05
 _TROUBLE_LINES = 3
-# What decoding raises on bytes that are not what the protocol says.
+_TROUBLE_LENGTH = 400
+# What decoding raises on bytes that are not what the protocol says; Pillow has no error of its own.
 _MALFORMED = (
     ValueError,
     TypeError,
@@ -41,6 +43,10 @@ _MALFORMED = (
     OverflowError,
     OSError,
     RecursionError,  # JSON that nests too deep
+    EOFError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
 
@@ -71,10 +77,12 @@ class Rosbridge:
         self._replies: dict[str, dict[str, Any]] = {}
         self._replied = threading.Condition()
         self._ids = itertools.count()
-        self._trouble: deque[tuple[float, str]] = deque(maxlen=_TROUBLE_LINES)
+        self._trouble: list[tuple[float, str]] = []
+        # As a context manager: since version 17 a bare `connect` reconnects by itself.
+        self._exit = ExitStack()
         try:
             # No proxy: robots are on the local network. No ping: the state's age tells more.
-            self._socket = connect(
+            opening = connect(
                 address,
                 open_timeout=open_timeout_s,
                 close_timeout=close_timeout_s,
@@ -83,6 +91,7 @@ class Rosbridge:
                 compression=None,
                 proxy=None,
             )
+            self._socket = self._exit.enter_context(opening)
         except (OSError, WebSocketException) as error:
             raise ConnectionError(
                 f"no rosbridge answers at {address} ({error}); start it on the robot, "
@@ -148,12 +157,12 @@ class Rosbridge:
 
     def trouble(self, since_s: float) -> list[str]:
         """The latest complaints, of the bridge and about its messages, since a moment."""
-        return [text for when, text in list(self._trouble) if when >= since_s]
+        return [text for when, text in self._trouble if when >= since_s]
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
         self.lost = self.lost or "it was closed"
-        self._socket.close()
+        self._exit.close()
         self._thread.join()
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -186,7 +195,7 @@ class Rosbridge:
                 message = json.loads(self._unpack_png(message["data"]))
             self._handle(message, arrival_s)
         except _MALFORMED as error:
-            self._trouble.append((arrival_s, f"unusable message: {error}"[:400]))
+            self._note(f"unusable message: {error}", arrival_s)
 
     def _unpack_png(self, data: str) -> bytes:
         # The JSON text is in the pixels, padded with line ends. A small PNG may hold a large text.
@@ -208,9 +217,14 @@ class Rosbridge:
                 self._replies[str(message.get("id"))] = message
                 self._replied.notify_all()
         elif operation == "status":
-            self._trouble.append((arrival_s, f"the bridge says: {message.get('msg')}"[:400]))
+            self._note(f"the bridge says: {message.get('msg')}", arrival_s)
         else:
             raise ValueError(f"the bridge sent the unknown operation {operation!r}")
+
+    def _note(self, text: str, arrival_s: float) -> None:
+        # What comes again and again is one line, and leaves room for the others.
+        others = [line for line in self._trouble if line[1] != text[:_TROUBLE_LENGTH]]
+        self._trouble = [*others, (arrival_s, text[:_TROUBLE_LENGTH])][-_TROUBLE_LINES:]
 
 
 def _reason(error: Exception) -> str:
