@@ -6,10 +6,11 @@ import base64
 import io
 import math
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from ros_layer import to_cbor
@@ -68,7 +69,7 @@ def test_stamps_of_both_versions() -> None:
 @pytest.mark.parametrize("header", [{}, {"stamp": 3}, {"stamp": {}}, {"stamp": {"sec": 1.5}}, None])
 def test_what_is_no_stamp(header: object) -> None:
     """Named, instead of counted as 0."""
-    with pytest.raises(ValueError, match="stamp|header"):
+    with pytest.raises(ValueError, match=r"stamp|header"):
         stamp_s({"header": header})
 
 
@@ -136,8 +137,8 @@ def test_a_png_is_a_compressed_image_too() -> None:
     message = {"format": "png", "data": base64.b64encode(file.getvalue()).decode()}
     np.testing.assert_array_equal(image_of(message, COMPRESSED_IMAGE, 4, 5), PIXELS)
     file = io.BytesIO()
-    Image.new("1", (8000, 8000)).save(file, "PNG")
-    with pytest.raises(ValueError, match="8000 x 8000"):
+    Image.new("1", (2000, 2000)).save(file, "PNG")
+    with pytest.raises(ValueError, match="2000 x 2000"):
         image_of({"data": file.getvalue()}, COMPRESSED_IMAGE, 4, 5)
 
 
@@ -148,6 +149,7 @@ def test_a_trajectory_has_whole_nanoseconds() -> None:
     assert message["header"]["stamp"] == {"secs": 0, "nsecs": 40_000_000}
 
 
+@settings(deadline=None, max_examples=50)
 @given(JSON)
 def test_any_json_is_a_message_or_a_clear_refusal(value: object) -> None:
     """Only what a receiver catches leaves the decoders."""
@@ -159,12 +161,11 @@ def test_any_json_is_a_message_or_a_clear_refusal(value: object) -> None:
         lambda message: stamp_s({"header": {"stamp": message}}),
         lambda message: image_of(as_raw("rgb8") | {"step": message}, RAW_IMAGE, 4, 5),
     ):
-        try:
+        with suppress(ValueError, TypeError, OverflowError):
             decode(value)  # pyright: ignore[reportArgumentType]
-        except (ValueError, TypeError, OverflowError):
-            pass
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.recursive(
         st.none()
@@ -209,7 +210,7 @@ def test_cbor_of_the_standard(text: str, value: object) -> None:
 def test_cbor_typed_arrays(tag: int, form: str) -> None:
     """RFC 8746, little-endian."""
     content = struct.pack(f"<3{form}", 1, 2, 3)
-    value = decode_cbor(bytes([0xD8, tag, 0x40 | len(content)]) + content)
+    value = decode_cbor(bytes([0xD8, tag, 0x58, len(content)]) + content)
     np.testing.assert_array_equal(value, [1, 2, 3])
 
 
@@ -232,10 +233,9 @@ def test_bad_cbor(data: bytes, text: str) -> None:
         decode_cbor(data)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_cbor_or_a_clear_refusal(data: bytes) -> None:
     """Only what a receiver catches leaves the decoder."""
-    try:
+    with suppress(ValueError, TypeError):
         decode_cbor(data)
-    except (ValueError, TypeError):
-        pass
