@@ -1,7 +1,7 @@
 """A rosbridge-protocol layer over a ROS of `ros_backends`, as silent about errors as the real one.
 
     python ros_layer.py PORT --rospy      on Debian's Python, with a running roscore
-    python ros_layer.py PORT              an arm of `ros_arm` on a loopback, without ROS
+    python ros_layer.py PORT [IMAGE.jpg]  an arm of `ros_arm` on a loopback, without ROS
 
 Standard library and websockets (from 10.4, Debian's) alone; png needs pillow.
 """
@@ -17,6 +17,7 @@ import math
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import ros_arm
@@ -255,11 +256,12 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
+    parser.add_argument("image", type=Path, nargs="?")
     parser.add_argument("--rospy", action="store_true")
     options = parser.parse_args()
     ros = RospyRos("layer") if options.rospy else LoopbackRos()
     if not options.rospy:
-        ros_arm.Arm(ros).start()
+        ros_arm.Arm(ros, options.image.read_bytes() if options.image else b"").start()
     print(Bridge(ros, options.port).port, flush=True)
     threading.Event().wait()
 

@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -41,6 +40,8 @@ _SENDS_NOTHING = (
     "nothing more is sent; the controller ends at the last commanded position and holds it, as "
     "long as its driver runs. Only the robot's own stop takes its power"
 )
+
+_WHERE_TO_LOOK = "the bridge itself reports nothing: compare topics and types, and read its log"
 
 
 def make(argument: str) -> RosRobot:
@@ -118,7 +119,8 @@ class RosRobot:
             bridge.advertise(config.command.topic, config.command.type)
             while problem := self._problem():
                 if bridge.lost or time.monotonic() - started_s > config.connect_timeout_s:
-                    raise ConnectionError("\n  ".join([problem, *self._hints(bridge)]))
+                    hints = self._hints(bridge)
+                    raise ConnectionError("\n  ".join([problem, *hints, _WHERE_TO_LOOK]))
                 time.sleep(0.01)
             self._require_listener(bridge)
         except ConnectionError:
@@ -206,18 +208,16 @@ class RosRobot:
         # Twice the control rate: at the rate itself, every second message of a slightly faster
         # source would be dropped.
         throttle_ms = int(500 / self.spec.control_rate_hz)
-        receivers: list[tuple[Any, Callable[[dict[str, Any], float], None]]] = [
-            (self._config.state, self._take_joints)
-        ]
+        state = self._config.state
+        bridge.subscribe(state.topic, state.type, self._take_joints, throttle_ms=throttle_ms)
         for camera in self.spec.cameras:
             topic = self._config.cameras[camera.name]
-            receivers.append((topic, partial(self._take_image, camera, ros1_type(topic.type))))
-        for topic, receive in receivers:
             bridge.subscribe(
                 topic.topic,
                 topic.type,
-                receive,
+                partial(self._take_image, camera, ros1_type(topic.type)),
                 throttle_ms=throttle_ms,
+                # Of images alone: ROS 1's bridge fails to pack a JointState's names into CBOR.
                 compression=self._config.compression,
             )
 

@@ -97,7 +97,7 @@ class RosConfig:
         state_timeout_ms: age at which measurements of a joint no longer count.
         camera_timeout_ms: the same for an image.
         connect_timeout_s: how long `connect` waits for a first message of everything.
-        compression: of what the bridge sends: none (JSON), png or cbor.
+        compression: of the images that the bridge sends: none (base64 in JSON), png or cbor.
         stamps: whether the drivers fill in header stamps. Without them neither a frozen camera nor
             a backlog is noticed, and commands do not expire on their way.
 
