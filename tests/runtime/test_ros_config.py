@@ -115,3 +115,18 @@ def test_velocities_and_efforts_are_measured_too(tmp_path: Path) -> None:
     joints = resolve_joints(*load_ros_config(str(write_files(tmp_path, text, spec))))
     assert joints["elbow_speed"].field == "velocity"
     assert joints["elbow_speed"].scale == pytest.approx(180 / math.pi)
+
+
+def test_the_file_of_the_document_is_valid(tmp_path: Path) -> None:
+    """What a reader copies is read, with a contract of those names."""
+    text = (Path(__file__).parents[2] / "docs/deployment/ros.md").read_text()
+    [example] = [block for block in text.split("```text\n") if block.startswith("address")]
+    names = ("shoulder.pos", "elbow.pos", "gripper.pos")
+    vector = VectorSpec(names, ("deg", "deg", "1"), (-90.0, -90.0, 0.0), (90.0, 90.0, 100.0))
+    (tmp_path / "exports/arm").mkdir(parents=True)
+    contract = replace(SPEC, action=vector, proprio=vector).to_dict()
+    (tmp_path / "exports/arm/contract.json").write_text(json.dumps(contract))
+    (tmp_path / "robot.toml").write_text(example.partition("```")[0])
+    robot = make(str(tmp_path / "robot.toml"))
+    assert robot.spec.motion
+    assert robot.spec.motion.velocity == (60.0, 60.0, 100.0)

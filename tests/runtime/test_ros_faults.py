@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -249,7 +252,9 @@ def test_mutated_messages_leave_readings_valid(setup: Setup) -> None:
         for topic, message in ((STATE, state), (CAMERA, image))
         for compression in ("none", "png", "cbor")
     ]
-    for _ in range(600):
+    bridge = setup.robot._bridge
+    assert bridge
+    for _ in range(5_000):
         original = rng.choice(recorded)
         data = bytearray(original.encode() if isinstance(original, str) else original)
         for _ in range(rng.randint(1, 4)):
@@ -262,9 +267,8 @@ def test_mutated_messages_leave_readings_valid(setup: Setup) -> None:
                 case _:
                     data[at:at] = data[at : at + rng.randint(1, 20)]
         text = isinstance(original, str)
-        setup.bridge.send(data.decode(errors="replace") if text else bytes(data))
-    bridge = setup.robot._bridge
-    assert bridge
+        # As if it had just arrived: an error that escapes would end the receiving thread.
+        bridge._take(data.decode(errors="replace") if text else bytes(data), time.monotonic())
     assert bridge.lost is None
     # A mutation may have been a stamp of the far future; a new connection forgets it.
     setup.robot.connect()
@@ -350,3 +354,43 @@ def test_nobody_answers(tmp_path: Path) -> None:
             action()
     robot.halt()
     assert "not connected" in robot.halted
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """A bridge and its arm in a process of their own, and a connected robot."""
+    (tmp_path / "image.jpg").write_bytes(jpeg())
+    program = str(Path(__file__).parent / "ros_layer.py")
+    words = [sys.executable, program, "0", str(tmp_path / "image.jpg")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = f"ws://127.0.0.1:{int(process.stdout.readline())}"
+        robot = make(f"{address}?config={write_files(tmp_path)}")
+        robot.connect()
+        yield process, robot
+        robot.disconnect()
+        process.kill()
+
+
+def test_a_stopped_process_executes_nothing_later(process: tuple[Any, Any]) -> None:
+    """What was sent into it before the stop was noticed has expired when it goes on."""
+    bridge, robot = process
+    bridge.send_signal(signal.SIGSTOP)
+    robot.write(HOME + 5)  # the state is still fresh
+    wait_for(lambda: _fails(lambda: robot.write(HOME + 5)))
+    time.sleep(0.1)
+    bridge.send_signal(signal.SIGCONT)
+    wait_for(lambda: not _fails(robot.read))
+    time.sleep(0.1)
+    np.testing.assert_array_equal(robot.read().position, HOME)
+
+
+def test_a_killed_process_is_lost(process: tuple[Any, Any]) -> None:
+    """The kernel closes its sockets."""
+    bridge, robot = process
+    bridge.kill()
+    wait_for(lambda: _fails(robot.read))
+    with pytest.raises(ConnectionError, match="is lost"):
+        robot.write(HOME)
+    robot.halt()
+    assert "nothing more is sent" in robot.halted
