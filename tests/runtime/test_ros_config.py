@@ -56,6 +56,9 @@ def test_limits_of_the_contract_stay_where_the_file_has_none(tmp_path: Path) -> 
         ("shoulder =", "sholder =", r"joints \['sholder'\] are not in the contract"),
         ("scale = 50.0, ", "", "joints.finger: the unit '1' needs a finite scale"),
         ("scale = 50.0", "scale = inf", "joints.finger: the unit '1' needs a finite scale"),
+        ("scale = 50.0", "scale = 0.0", "joints.finger: the unit '1' needs a finite scale"),
+        ('joint = "finger_joint"', 'joint = "elbow_joint"', "move one joint"),
+        ("[command]", "[command]\nreach_ms = -1", "reach_ms has to be 0 or more"),
         ("scale = 50.0", "scale = 'x'", "joints.finger.scale is 'x', it has to be of type float"),
         ("scale = 50.0", "field = 'speed'", "joints.finger: field 'speed' is none of"),
         ("scale = 50.0", "scale = 1, field = 'velocity'", r"\['finger'\] need the field position"),
@@ -81,6 +84,14 @@ def test_a_wrong_entry_is_named(old: str, new: str, text: str, tmp_path: Path) -
     assert changed != FILE
     with pytest.raises(ValueError, match=text):
         make(str(write_files(tmp_path, changed)))
+
+
+def test_one_name_has_one_unit(tmp_path: Path) -> None:
+    """One scale cannot serve two."""
+    proprio = replace(SPEC.proprio, units=("rad", "rad", "1"))
+    path = write_files(tmp_path, spec=replace(SPEC, proprio=proprio))
+    with pytest.raises(ValueError, match=r"\['shoulder'\] have one unit as action and another"):
+        make(str(path))
 
 
 def test_what_is_no_contract(tmp_path: Path) -> None:

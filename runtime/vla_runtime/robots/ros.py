@@ -21,6 +21,7 @@ from vla_runtime.robots.ros_config import (
     ros1_type,
 )
 from vla_runtime.robots.ros_messages import (
+    FLOAT_ARRAY,
     JOINT_TRAJECTORY,
     StampClock,
     float_array,
@@ -36,11 +37,13 @@ _LOG = logging.getLogger(__name__)
 _MESSAGE_MARGIN_BYTES = 65536
 _CLOSE_TIMEOUT_S = 0.5
 _SERVICE_TIMEOUT_S = 2.0
-_SENDS_NOTHING = (
-    "nothing more is sent; the controller ends at the last commanded position and holds it, as "
-    "long as its driver runs. Only the robot's own stop takes its power"
-)
-
+# What holds when nothing is sent any more, by the type of the command.
+_UNSENT = {
+    JOINT_TRAJECTORY: "nothing more is sent; the controller ends at the last commanded position "
+    "and holds it, as long as its driver runs. Only the robot's own stop takes its power",
+    FLOAT_ARRAY: "nothing more is sent; what the robot does then is up to the node that takes its "
+    "commands. Only the robot's own stop takes its power",
+}
 _WHERE_TO_LOOK = "the bridge itself reports nothing: compare topics and types, and read its log"
 
 
@@ -80,7 +83,7 @@ class RosRobot:
 
     def __init__(self, config: RosConfig, spec: RobotSpec) -> None:
         self.spec = spec
-        self.halted = _SENDS_NOTHING
+        self.halted = self._unsent = _UNSENT[ros1_type(config.command.type)]
         self._config = config
         self._joints = resolve_joints(config, spec)
         # ROS joint → the fields of a JointState that are needed.
@@ -118,7 +121,9 @@ class RosRobot:
             self._subscribe(bridge)
             bridge.advertise(config.command.topic, config.command.type)
             while problem := self._problem():
-                if bridge.lost or time.monotonic() - started_s > config.connect_timeout_s:
+                if bridge.lost:
+                    raise ConnectionError(problem)
+                if time.monotonic() - started_s > config.connect_timeout_s:
                     hints = self._hints(bridge)
                     raise ConnectionError("\n  ".join([problem, *hints, _WHERE_TO_LOOK]))
                 time.sleep(0.01)
@@ -176,10 +181,10 @@ class RosRobot:
                 held = self._held
             self._send(held)
         except ConnectionError as error:
-            self.halted = f"{error}; {_SENDS_NOTHING}"
+            self.halted = f"{error}; {self._unsent}"
             return
         self.halted = (
-            "the controller was told to hold the measured position; whether it does shows in the "
+            "the robot was told to hold the measured position; whether it does shows in the "
             "measurements alone, and torque stays on"
         )
 
@@ -191,13 +196,10 @@ class RosRobot:
         self._held = None
 
     def _new_sources(self) -> dict[str, _Source]:
-        joint_s, camera_s = (
-            self._config.state_timeout_ms / 1e3,
-            self._config.camera_timeout_ms / 1e3,
-        )
+        joint_s = self._config.state_timeout_ms / 1e3
+        camera_s = self._config.camera_timeout_ms / 1e3
         joints = {_joint(name): _Source(joint_s) for name in self._fields}
-        cameras = {_camera(camera.name): _Source(camera_s) for camera in self.spec.cameras}
-        return joints | cameras
+        return joints | {_camera(camera.name): _Source(camera_s) for camera in self.spec.cameras}
 
     def _largest_message(self) -> int:
         pixels = max((camera.height * camera.width for camera in self.spec.cameras), default=0)

@@ -78,7 +78,7 @@ class Joint:
 
     joint: str = ""
     field: str = "position"
-    scale: float = 0.0
+    scale: float | None = None
     offset: float = 0.0
 
 
@@ -128,6 +128,8 @@ class RosConfig:
             raise ValueError(
                 f"compression {self.compression!r} is none of {list(get_args(Compression))}"
             )
+        if self.command.reach_ms < 0:
+            raise ValueError(f"command.reach_ms has to be 0 or more, got {self.command.reach_ms}")
         _require_type("state", self.state.type, JOINT_STATE)
         _require_type("command", self.command.type, JOINT_TRAJECTORY, FLOAT_ARRAY)
         for name, camera in self.cameras.items():
@@ -192,7 +194,10 @@ def resolve_joints(config: RosConfig, spec: RobotSpec) -> dict[str, Joint]:
     displaced = set(displacements(spec))
     units = dict(zip(spec.action.names, spec.action.units, strict=True))
     units = {name: unit for name, unit in units.items() if name not in displaced}
-    units |= dict(zip(spec.proprio.names, spec.proprio.units, strict=True))
+    measured = dict(zip(spec.proprio.names, spec.proprio.units, strict=True))
+    if mixed := [name for name in units if measured.get(name, units[name]) != units[name]]:
+        raise ValueError(f"{mixed} have one unit as action and another one as proprioception")
+    units |= measured
     if unknown := set(config.joints) - set(units):
         raise ValueError(f"joints {sorted(unknown)} are not in the contract: {sorted(units)}")
     cameras = {camera.name for camera in spec.cameras}
@@ -203,9 +208,11 @@ def resolve_joints(config: RosConfig, spec: RobotSpec) -> dict[str, Joint]:
     if displaced and ros1_type(config.command.type) != FLOAT_ARRAY:
         raise ValueError(f"displacements {sorted(displaced)} need a command of type {FLOAT_ARRAY}")
     joints = {name: _resolve(name, unit, config) for name, unit in units.items()}
-    positions = set(spec.action.names) - displaced
-    if wrong := [name for name in positions if joints[name].field != "position"]:
-        raise ValueError(f"commands {sorted(wrong)} need the field position")
+    commanded = [name for name in spec.action.names if name not in displaced]
+    if wrong := [name for name in commanded if joints[name].field != "position"]:
+        raise ValueError(f"commands {wrong} need the field position")
+    if len({joints[name].joint for name in commanded}) != len(commanded):
+        raise ValueError(f"two of the commands {commanded} move one joint")
     return joints
 
 
@@ -221,7 +228,7 @@ def _resolve(name: str, unit: str, config: RosConfig) -> Joint:
     joint = config.joints.get(name, Joint())
     if joint.field not in JOINT_FIELDS:
         raise ValueError(f"joints.{name}: field {joint.field!r} is none of {list(JOINT_FIELDS)}")
-    scale = joint.scale or _UNITS.get(unit, 0.0)
+    scale = _UNITS.get(unit, 0.0) if joint.scale is None else joint.scale
     if not scale or not math.isfinite(scale) or not math.isfinite(joint.offset):
         raise ValueError(
             f"joints.{name}: the unit {unit!r} needs a finite scale, contract units for one ROS "
@@ -260,7 +267,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _build(MotionLimits, value, f"{where}.")
     if isinstance(value, list):
         return tuple(value)
-    expected = {float: (int, float), int: (int,), bool: (bool,)}.get(hint, (str,))
+    number = (int, float)
+    expected = {float: number, float | None: number, int: (int,), bool: (bool,)}.get(hint, (str,))
     # A bool is an int to Python, and never meant as a number here.
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
         kind = "text" if str in expected else expected[-1].__name__
