@@ -28,6 +28,9 @@ MAY_IMPORT = {
 # Where a file lies → the extras of its distribution whose packages it may import beside the core's.
 EXTRAS = {
     "runtime/": (),
+    "runtime/vla_runtime/robots/lerobot": ("lerobot",),
+    "runtime/vla_runtime/robots/mujoco": ("mujoco",),
+    "runtime/vla_runtime/robots/so101": ("mujoco",),
     "vla/": (),
     "vla/data/": ("train",),
     "vla/deploy/": ("export",),

@@ -311,6 +311,34 @@ class RobotPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class InpaintingPolicy(RobotPolicy, Protocol):
+    """A policy that may be able to complete a chunk of which a part is given.
+
+    Attributes:
+        can_inpaint: whether it is.
+    """
+
+    can_inpaint: bool
+
+    def inpaint(
+        self, observation: Observation, state: object, target: np.ndarray, weight: np.ndarray
+    ) -> tuple[ActionChunk, object]:
+        """As `decide`, a chunk near `target` where `weight` is near 1, and equal where it is 1.
+
+        Args:
+            observation: now.
+            state: the memory so far.
+            target: float32 [chunk_length, action.dim], in the contract's units; finite.
+            weight: float32 [chunk_length], 0 to 1.
+
+        Raises:
+            TypeError: it cannot, see `can_inpaint`.
+            ContractMismatchError: as `decide`, or target or weight are not as they should be.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a robot measured at one moment.

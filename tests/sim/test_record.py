@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from demo_folder import SETTINGS, die, made_up_episode, spool, write_folder
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from vla_runtime import dataset_files
 
 from scripts import collect
 from sim import record as record_module
@@ -183,7 +184,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
         case "while writing":
             monkeypatch.setattr(LeRobotDataset, "finalize", stop)
         case "before moving":
-            monkeypatch.setattr(RecordingStore, "_publish", stop)
+            monkeypatch.setattr(dataset_files, "finish_interrupted", stop)
         case "while moving":
             monkeypatch.setattr(shutil, "move", move_some)
         case "at the end":

@@ -114,8 +114,8 @@ def test_in_bfloat16_the_actions_are_nearly_those(act: Path) -> None:
 def test_a_chunk_is_played_without_looking(act: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Observations that ACT would drop are not prepared: one of three is."""
     policy = load_lerobot_policy(act, ROBOT)
-    prepared, prepare = [], policy._batch
-    monkeypatch.setattr(policy, "_batch", lambda seen: prepared.append(seen) or prepare(seen))
+    prepared, prepare = [], policy.batch
+    monkeypatch.setattr(policy, "batch", lambda seen: prepared.append(seen) or prepare(seen))
     policy.reset([0, 1])
     for step in range(6):
         policy.act(observe(step))

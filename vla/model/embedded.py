@@ -130,8 +130,10 @@ class EmbeddedBackbone(Backbone):
         # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
         # known beforehand, so nothing waits for the device, and the whole can be compiled or
         # captured as a graph.
-        is_image = (inputs.input_ids == self.language_model.config.image_token_id).byte()
-        positions = is_image.argsort(dim=1, descending=True, stable=True)[:, : images.shape[1]]
+        is_image = inputs.input_ids == self.language_model.config.image_token_id
+        # Earlier tokens rank higher, so no two are equal: a stable sort has no ONNX operator.
+        rank = torch.arange(is_image.shape[1], 0, -1, device=is_image.device)
+        positions = (is_image * rank).topk(images.shape[1], dim=1).indices
         positions = positions[..., None].expand(-1, -1, self.width)
         # The tokens in those positions only reserve room: their own embeddings are replaced.
         embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))

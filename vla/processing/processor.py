@@ -150,6 +150,8 @@ class Processor:
         cameras: images the model sees of an observation, black ones included.
         proprio_dim: dimensions of proprioception it sees, zeros included.
         action_dim: dimensions of a control step it gives, those that are dropped included.
+        present: bool [cameras + proprio + action], True for the robot's own, which come before the
+            padding; see `ModelInputs.present`.
         proprio: normaliser of proprioception; `RobotNetwork` holds it, with the next two.
         action: normaliser of actions.
         limits: of actions.
@@ -179,9 +181,7 @@ class Processor:
         if self.cameras < own:
             raise ValueError(f"{spec.robot!r} has {own} cameras, {self.cameras} slots are too few")
         self.proprio_dim, self.action_dim = self.proprio.width, self.action.width
-        # [cameras + proprio + action] bool, True for the robot's own, which come before the
-        # padding. A robot without padding has True everywhere.
-        self._present = torch.cat(
+        self.present = torch.cat(
             [
                 torch.arange(size) < count
                 for size, count in (
@@ -231,7 +231,7 @@ class Processor:
         tensors |= {name: tensor.to(device) for name, tensor in texts.items()}
         columns = {n: tensors.pop(n) for n in ("pixel_values", "input_ids", "attention_mask")}
         # expand copies nothing: all rows are the same.
-        present = self._present.to(device).expand(len(observation), -1)
+        present = self.present.to(device).expand(len(observation), -1)
         return ModelInputs(
             **columns, proprio=observation.proprio, present=present, extra=tensors, flat=flat
         )
@@ -252,11 +252,16 @@ class Processor:
                     f"camera {camera.name!r} is {image.dtype} {tuple(image.shape)}, contract says "
                     f"torch.uint8 {shape}"
                 )
-            images.append(_resize(image, self.image_size_px))
+            images.append(image)
+        return self.stack_images(images)
+
+    def stack_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Uint8 [n, height, width, 3] of each camera as `ModelInputs.pixel_values` of the model."""
+        resized = [_resize(image, self.image_size_px) for image in images]
         # Black images for cameras that the robot lacks; `present` marks them as padding.
-        images += [torch.zeros_like(images[0])] * (self.cameras - len(images))
+        resized += [torch.zeros_like(resized[0])] * (self.cameras - len(resized))
         # [n, cameras, 3, h, w] as a view with the colour last in memory, see `ModelInputs`.
-        return torch.stack(images, dim=1).permute(0, 1, 4, 2, 3)
+        return torch.stack(resized, dim=1).permute(0, 1, 4, 2, 3)
 
     def _make_prompts(self) -> Prompts:
         config, cameras = self.config, self.cameras

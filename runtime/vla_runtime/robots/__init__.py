@@ -1,1 +1,1 @@
-"""Robots behind the `Robot` protocol of `vla_runtime.contract`, one file each."""
+"""Robots behind `vla_runtime.contract.Robot`, one file each; `registry` makes them by name."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import HeadDims, HeadInputs, Likelihood
+from vla.model.heads.base import HeadDims, HeadInputs, Likelihood, LikelihoodHead
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 
@@ -82,7 +83,7 @@ class Autoregressive(nn.Module):
         """Logits [n, t, vocabulary] of every token of int64 [n, t], given those before it."""
         # Teacher forcing: position t reads token t - 1, position 0 the row that stands for the
         # beginning.
-        begin = tokens.new_full((len(tokens), 1), self.embedding.num_embeddings - 1)
+        begin = tokens.new_full((tokens.shape[0], 1), self.embedding.num_embeddings - 1)
         # -1, after the end, is no row of the embedding; what follows it has no share in a
         # likelihood.
         before = torch.cat([begin, tokens[:, :-1].clamp_min(0)], dim=1)
@@ -90,8 +91,34 @@ class Autoregressive(nn.Module):
         queries = self.embedding(before) + self.position_embedding[:count]  # [n, t, width]
         return self.out(self.expert(queries, inputs, self.causal[:count, :count]))
 
-    def generate(self, inputs: HeadInputs, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Tokens int64 [n, length], each one chosen from its logits [n, vocabulary] and its index.
+    def next_logits(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of the token after int64 [n, t]."""
+        # The token to come may have any value: `forward` does not read it. The whole prefix is
+        # computed again for every token, since the sequences are short.
+        return self(inputs, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
+
+
+class AutoregressiveHead(LikelihoodHead):
+    """A head whose chunk is a sequence of tokens, each chosen after those before it."""
+
+    decoder: Autoregressive
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.decoder.length
+
+    @abstractmethod
+    def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
+        """The greedy token int64 [n] after int64 [n, t]; negative where the chunk has ended."""
+
+    @torch.no_grad()
+    def act(self, inputs: HeadInputs) -> Tensor:
+        """The chunk of the greedy tokens."""
+        return self.actions(self.generate(inputs, lambda tokens: self.next_token(inputs, tokens)))
+
+    def generate(self, inputs: HeadInputs, following: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens int64 [n, length], each chosen as `following` those before it.
 
         A negative choice ends a row; once all have ended, the rest is -1.
         """
@@ -99,8 +126,5 @@ class Autoregressive(nn.Module):
         for index in range(self.length):
             if index and (tokens[:, -1] < 0).all():
                 return torch.nn.functional.pad(tokens, (0, self.length - index), value=-1)
-            # The token to come may have any value: `forward` does not read it. The whole prefix is
-            # computed again for every token, since the sequences are short.
-            logits = self(inputs, torch.nn.functional.pad(tokens, (0, 1)))[:, -1]
-            tokens = torch.cat([tokens, choose(logits, index)[:, None]], dim=1)
+            tokens = torch.cat([tokens, following(tokens)[:, None]], dim=1)
         return tokens

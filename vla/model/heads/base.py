@@ -55,7 +55,7 @@ def zero_missing(values: Tensor, action_mask: Tensor | None) -> Tensor:
     # [n, 1, ..., 1, action], so that it broadcasts over whatever lies between. Filled and not
     # multiplied, since 0 times inf or NaN is NaN.
     between = [1] * (values.ndim - 2)
-    return values.masked_fill(~action_mask.view(len(action_mask), *between, -1), 0.0)
+    return values.masked_fill(~action_mask.view(action_mask.shape[0], *between, -1), 0.0)
 
 
 @dataclass(frozen=True)

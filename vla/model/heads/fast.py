@@ -23,8 +23,8 @@ import torch
 from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
-from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
-from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, LikelihoodHead
+from vla.model.heads.autoregressive import Autoregressive, AutoregressiveHead, TokenLikelihood
+from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ExpertConfig
 
 _FIRST = 0x4E00  # letters from here on stand for whole numbers: one block without gaps
@@ -84,7 +84,7 @@ class FastHeadConfig(HeadConfig):
         return Tokenizer.from_str(self.bpe)
 
 
-class FastHead(LikelihoodHead):
+class FastHead(AutoregressiveHead):
     """Compressed tokens; a sample is the tokens int64 [n, t], -1 after the end.
 
     Args:
@@ -123,22 +123,29 @@ class FastHead(LikelihoodHead):
         log_prob = self.likelihood(inputs, tokens).log_prob()
         return -log_prob.sum() / (tokens >= 0).sum()
 
-    @torch.no_grad()
-    def act(self, inputs: HeadInputs) -> Tensor:
-        """The likeliest token that fits each time."""
-        return self.actions(self._generate(inputs, None, greedy=True))
+    def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
+        """The likeliest token that fits."""
+        logits, left = self._next(inputs, tokens)
+        return logits.argmax(-1).masked_fill(left == 0, -1)
 
     @torch.no_grad()
     def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Tokens drawn one after another among those that fit."""
-        return self._generate(inputs, generator, greedy=False)
+
+        def draw(tokens: Tensor) -> Tensor:
+            logits, left = self._next(inputs, tokens)
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            return token.masked_fill(left == 0, -1)
+
+        return self.generate(inputs, draw)
 
     def actions(self, samples: Tensor) -> Tensor:
         """The inverse transform of the coefficients that the tokens stand for."""
         # [n, chunk_length * action]: the tokens' coefficients are written one after another, in all
         # rows at once.
-        flat = samples.new_zeros(len(samples), self.count, dtype=torch.float32)
-        place = torch.zeros(len(samples), dtype=torch.long, device=samples.device)
+        count = samples.shape[0]
+        flat = samples.new_zeros(count, self.count, dtype=torch.float32)
+        place = samples.new_zeros(count)
         columns = torch.arange(self.count, device=samples.device)
         for token in samples.unbind(1):
             known = token.clamp_min(0)
@@ -177,23 +184,11 @@ class FastHead(LikelihoodHead):
         # Nothing fits after the end; those places are not counted, and must not become NaN.
         return logits.masked_fill(self.lengths > left.clamp_min(1)[..., None], -math.inf)
 
-    def _generate(
-        self, inputs: HeadInputs, generator: torch.Generator | None, greedy: bool
-    ) -> Tensor:
-        left = torch.full((len(inputs),), self.count, device=inputs.vector.device)
-
-        def choose(logits: Tensor, _: int) -> Tensor:
-            nonlocal left
-            logits = self._fitting(logits, left)
-            if greedy:
-                token = logits.argmax(-1)
-            else:
-                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-            ended = left == 0
-            left = (left - self.lengths[token]).clamp_min(0)
-            return token.masked_fill(ended, -1)
-
-        return self.decoder.generate(inputs, choose)
+    def _next(self, inputs: HeadInputs, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, vocabulary] after int64 [n, t], and how many coefficients are missing, [n]."""
+        written = (self.lengths[tokens.clamp_min(0)] * (tokens >= 0)).sum(1)
+        left = self.count - written
+        return self._fitting(self.decoder.next_logits(inputs, tokens), left), left
 
 
 def _cosines(chunk_length: int) -> Tensor:

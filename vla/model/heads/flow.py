@@ -142,7 +142,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Euler steps from the mean of the noise, clipped to [-1, 1]."""
-        at = inputs.vector.new_zeros(len(inputs), *self.shape)
+        at = inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
         return self._flow(inputs, at, self.config.steps).clamp(-1, 1)
 
     def inpaint(self, inputs: HeadInputs, target: Tensor, weight: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
         Source: Black et al. 2025 (arXiv:2506.07339), equations 2 to 4.
         """
-        at = inputs.vector.new_zeros(len(inputs), *self.shape)
+        at = inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
         for time in self._times(at):
             now = float(time)
             with torch.enable_grad():

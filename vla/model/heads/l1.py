@@ -58,4 +58,4 @@ class L1Head(ActionHead):
 
     def _chunk(self, inputs: HeadInputs) -> Tensor:
         # Not clipped here: beyond the range the loss would have no gradient.
-        return self.out(self.expert(self.steps.expand(len(inputs), -1, -1), inputs))
+        return self.out(self.expert(self.steps.expand(inputs.vector.shape[0], -1, -1), inputs))

@@ -11,15 +11,14 @@ the tokens before are drawn with the same noise, so that a token does not just c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vla.model.heads.autoregressive import Autoregressive, TokenLikelihood
-from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, LikelihoodHead
+from vla.model.heads.autoregressive import Autoregressive, AutoregressiveHead, TokenLikelihood
+from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ExpertConfig
 
 
@@ -39,7 +38,7 @@ class TokenHeadConfig(HeadConfig):
     label_smoothing: float = 0.05
 
 
-class TokenHead(LikelihoodHead):
+class TokenHead(AutoregressiveHead):
     """One token a number, control step by control step; a sample is the tokens int64 [n, t].
 
     Args:
@@ -68,25 +67,24 @@ class TokenHead(LikelihoodHead):
         per_step = total / (self._token_mask(inputs).sum(1, keepdim=True) / self.shape[0])
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
-    @torch.no_grad()
-    def act(self, inputs: HeadInputs) -> Tensor:
-        """The mean of what each token may be: of many bins that are learned, none stands out."""
-        centres = self._centres(torch.arange(self.config.bins, device=inputs.vector.device))
-
-        def mean(logits: Tensor) -> Tensor:
-            # Back to a bin, since the next token is predicted from the bins before it.
-            return self.tokens((logits.softmax(-1) @ centres)[:, None])[:, 0]
-
-        return self.actions(self._generate(inputs, mean))
+    def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
+        """The mean of what the token may be: of many bins that are learned, none stands out."""
+        logits = self.decoder.next_logits(inputs, tokens)
+        centres = self._centres(torch.arange(self.config.bins, device=logits.device))
+        # Back to a bin, since the next token is predicted from the bins before it.
+        mean = self.tokens((logits.softmax(-1) @ centres)[:, None])[:, 0]
+        return self._zero_if_missing(inputs, mean, tokens.shape[1])
 
     @torch.no_grad()
     def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Tokens drawn one after another."""
 
-        def draw(logits: Tensor) -> Tensor:
-            return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        def draw(tokens: Tensor) -> Tensor:
+            shares = self.decoder.next_logits(inputs, tokens).softmax(-1)
+            token = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            return self._zero_if_missing(inputs, token, tokens.shape[1])
 
-        return self._generate(inputs, draw)
+        return self.generate(inputs, draw)
 
     def actions(self, samples: Tensor) -> Tensor:
         """Centres of the bins."""
@@ -122,11 +120,12 @@ class TokenHead(LikelihoodHead):
         share = one_hot(steps) * mask[..., None].float()
         return TokenLikelihood(logits, samples, share)
 
-    def _generate(self, inputs: HeadInputs, pick: Callable[[Tensor], Tensor]) -> Tensor:
-        mask = self._token_mask(inputs)
-        return self.decoder.generate(
-            inputs, lambda logits, place: pick(logits).where(mask[:, place], self._zero_bin)
-        )
+    def _zero_if_missing(self, inputs: HeadInputs, token: Tensor, index: int) -> Tensor:
+        """Tokens [n] at a place of the sequence, constant where the robot has no number."""
+        if inputs.action_mask is None:
+            return token
+        has = inputs.action_mask[:, index % self.shape[1]]
+        return token.where(has, self._zero_bin)
 
     @property
     def _zero_bin(self) -> int:

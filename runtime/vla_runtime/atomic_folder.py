@@ -1,0 +1,89 @@
+"""Folders that are written all or not at all, and the hashes of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def hidden(folder: Path, role: str) -> Path:
+    """A hidden name beside a folder."""
+    return folder.with_name(f".{folder.name}.{role}")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty hidden folder, which gets its final name once it is on disk.
+
+    Raises:
+        FileExistsError: there is something of that name; it is never replaced.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    _refuse_existing(folder)
+    with partial_folder(folder) as partial:
+        yield partial
+        flush(partial)
+        # Again, since writing takes time: a rename would replace an empty folder in silence.
+        _refuse_existing(folder)
+        os.rename(partial, folder)
+        # The rename itself is on disk only once the parent folder is.
+        sync(folder.parent)
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty hidden folder beside `folder`, which is removed after any error."""
+    partial = hidden(folder, "partial")
+    try:
+        # Left by a crash: it is of no use, since nothing says how far it got.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+    # KeyboardInterrupt too: no half-written folder may stay behind.
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def flush(folder: Path) -> None:
+    """Bring everything in a folder to the disk."""
+    # Folders too: a file survives a power cut only if its directory entry does.
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path within the folder → `sha256` and `bytes` of every file."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {
+            "sha256": digest(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in paths
+    }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: name a new folder")

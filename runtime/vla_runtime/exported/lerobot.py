@@ -1,0 +1,172 @@
+"""LeRobot's policies without LeRobot: its queues, its temporal ensemble and its denoising loops.
+
+The graphs compute what the network computes, statistics included. What LeRobot keeps in Python
+around it stands here, as a memory that goes into a decision and comes out of it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from vla_runtime.contract import ActionChunk, Observation
+from vla_runtime.exported.folder import read_exported
+from vla_runtime.exported.lerobot_settings import Denoising
+from vla_runtime.exported.policy import Arrays, Graph
+from vla_runtime.exported.prompts import Prompts
+
+NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
+"""Seed, number of the decision, shape -> standard normal float32, equal for equal arguments."""
+
+
+def numpy_noise(seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:
+    """See `NoiseSource`."""
+    return np.random.default_rng((seed, decision)).standard_normal(shape, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class LeRobotState:
+    """A policy's memory.
+
+    Attributes:
+        seed: of all noise of the episode.
+        decisions: made so far.
+        observations: the latest, oldest first; the graph's inputs, each with one row.
+        queue: float32 [k, action.dim], the rest of the chunk that is being executed.
+        ensemble: float32 [chunk - 1, action.dim], averages of what was predicted for the control
+            steps to come; no rows where an episode begins.
+        counts: int64 [chunk - 1, 1], predictions in each average.
+    """
+
+    seed: int
+    decisions: int = 0
+    observations: tuple[Arrays, ...] = ()
+    queue: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    ensemble: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.int64))
+
+
+class ExportedLeRobotPolicy:
+    """The LeRobot policy in a folder that `vla export` wrote; a `RobotPolicy`.
+
+    Args:
+        folder: every file of it is compared with its hash first.
+        threads: within one operator, see `ExportedPolicy`.
+        providers: of ONNX Runtime, in order of preference.
+        seed: of the noise of every episode; None for another in each.
+        noise: where it comes from.
+
+    Attributes:
+        spec: the robot's contract.
+        description: how the graphs become a policy.
+        chunk_length: control steps a chunk; 1 for a policy that has to see every control step.
+
+    Raises:
+        ExportedFolderError: the folder is missing, damaged, or of another format.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        seed: int | None = None,
+        noise: NoiseSource = numpy_noise,
+    ):
+        folder = Path(folder)
+        self.spec, self.description = read_exported(folder)
+        assert self.description.lerobot is not None
+        self._settings = self.description.lerobot
+        self.chunk_length = self.description.chunk_length
+        self._seed, self._noise = seed, noise
+        self._graphs = {
+            name: Graph(folder / f"{name}.onnx", threads, providers)
+            for name in self.description.graphs
+        }
+        prompt = self.description.prompt
+        self._prompts = prompt and Prompts(folder / "tokenizer.json", prompt)
+        self._limits = np.array([self.spec.action.low, self.spec.action.high], dtype=np.float32)
+
+    def initial_state(self) -> LeRobotState:
+        """The memory where an episode begins."""
+        return LeRobotState(secrets.randbits(32) if self._seed is None else self._seed)
+
+    def decide(self, observation: Observation, state: object) -> tuple[ActionChunk, LeRobotState]:
+        """See `RobotPolicy.decide`.
+
+        Raises:
+            ContractMismatchError: the observation does not follow the contract, or the policy's
+                commands are not finite.
+            ValueError: the instruction is too long.
+        """
+        if not isinstance(state, LeRobotState):
+            raise TypeError(f"the memory of another policy: {type(state).__name__}")
+        observation.validate(self.spec)
+        state = self._remember(self._inputs(observation), state)
+        if self._settings.ensemble is not None:
+            actions, state = self._ensembled(self._settings.ensemble, self._predict(state), state)
+        elif self.chunk_length == 1:
+            queue = state.queue if len(state.queue) else self._predict(state)
+            actions, state = queue[:1], replace(state, queue=queue[1:])
+        else:
+            actions = self._predict(state)
+        chunk = ActionChunk(actions.clip(*self._limits))
+        chunk.validate(self.spec)  # NaN passes through clipping
+        return chunk, replace(state, decisions=state.decisions + 1)
+
+    def _inputs(self, observation: Observation) -> Arrays:
+        inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
+        inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
+        if self._prompts is not None:
+            ids, mask = self._prompts.rows(observation.instruction)
+            inputs |= {"input_ids": ids, "attention_mask": mask}
+        return inputs
+
+    def _remember(self, inputs: Arrays, state: LeRobotState) -> LeRobotState:
+        steps = self._settings.observation_steps
+        # LeRobot fills the history of an episode that begins with its first observation.
+        seen = (*(state.observations or (inputs,) * (steps - 1)), inputs)
+        return replace(state, observations=seen[-steps:])
+
+    def _predict(self, state: LeRobotState) -> np.ndarray:
+        """The chunk float32 [action_steps, action.dim]; for an ensemble, all that is predicted."""
+        seen = state.observations
+        # One row an observation: [steps, ...].
+        rows = {name: np.concatenate([one[name] for one in seen]) for name in seen[0]}
+        encoded = self._graphs["encode"](rows)
+        if (loop := self._settings.denoising) is None:
+            return encoded["actions"][0]
+        if self._settings.observation_steps > 1:
+            # All observations condition one chunk: [1, steps * features].
+            encoded = {name: array.reshape(1, -1) for name, array in encoded.items()}
+        return self._denoise(loop, encoded, state)
+
+    def _denoise(self, loop: Denoising, context: Arrays, state: LeRobotState) -> np.ndarray:
+        draws = 1 + len(loop.times) * loop.fresh_noise
+        noise = self._noise(state.seed, state.decisions, (draws, 1, *loop.shape))
+        arrays = {"sample": noise[0], "noise": np.zeros_like(noise[0]), **context}
+        for index, (time, row) in enumerate(zip(loop.times, loop.coefficients, strict=True), 1):
+            arrays |= {"time": np.float32([time]), "coefficients": np.float32([row])}
+            if loop.fresh_noise:
+                arrays["noise"] = noise[index]
+            arrays |= self._graphs["denoise"](arrays)
+        return arrays["actions"][0]
+
+    def _ensembled(
+        self, coefficient: float, chunk: np.ndarray, state: LeRobotState
+    ) -> tuple[np.ndarray, LeRobotState]:
+        """Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705); the first weight is the oldest."""
+        weights = np.exp(-coefficient * np.arange(len(chunk), dtype=np.float32))
+        sums = np.cumsum(weights)
+        ensemble, counts = chunk, np.ones((len(chunk), 1), np.int64)
+        if len(state.ensemble):
+            earlier = state.counts  # [chunk - 1, 1]
+            average = state.ensemble * sums[earlier - 1] + chunk[:-1] * weights[earlier]
+            ensemble = np.concatenate([average / sums[earlier], chunk[-1:]])
+            counts = np.concatenate([(earlier + 1).clip(max=len(chunk)), counts[-1:]])
+        return ensemble[:1], replace(state, ensemble=ensemble[1:], counts=counts[1:])

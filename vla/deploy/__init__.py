@@ -1,0 +1,1 @@
+"""From a checkpoint to what a robot runs: exported graphs, and policies behind the runtime."""

@@ -1,0 +1,88 @@
+"""What transformers' image processors compute, as a module that is exported with the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from transformers import ProcessorMixin
+from transformers.image_utils import pil_torch_interpolation_mapping
+
+from vla.deploy.image_resize import KERNELS, ResizeBytes
+from vla.deploy.onnx_graphs import ExportError
+
+
+class ImageProcessing(nn.Module):
+    """Bytes [m, 3, height, width] to pixel values float32 [m, 3, h, w]: resize, then normalise.
+
+    Args:
+        processor: of a pretrained model.
+        size_px: height and width of the images.
+
+    Raises:
+        ExportError: its image processor does more than that.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, processor: ProcessorMixin, size_px: tuple[int, int]):
+        super().__init__()
+        images: Any = getattr(processor, "image_processor")  # noqa: B009  no typed attribute
+        kernel = _kernel(images)
+        self.resizes = nn.Sequential()
+        for after in _sizes(images, size_px):
+            self.resizes.append(ResizeBytes(size_px, after, kernel))
+            size_px = after
+        if not (images.do_rescale and images.do_normalize):
+            raise ExportError(f"{type(images).__name__} that does not normalise is not exported")
+        # As transformers fuses them: mean and standard deviation in bytes.
+        for name in ("mean", "std"):
+            numbers = torch.tensor(getattr(images, f"image_{name}")) / images.rescale_factor
+            self.register_buffer(name, numbers[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return (self.resizes(images.float()) - self.mean) / self.std
+
+
+def _kernel(images: Any) -> str:
+    mode = pil_torch_interpolation_mapping[images.resample]
+    # Torchvision has no Lanczos for tensors, and transformers takes its bicubic kernel instead.
+    if mode == InterpolationMode.LANCZOS:
+        return "bicubic"
+    if mode.value not in KERNELS:
+        raise ExportError(f"images resized by {mode.value!r} are not exported: {sorted(KERNELS)}")
+    return mode.value
+
+
+def _sizes(images: Any, size_px: tuple[int, int]) -> list[tuple[int, int]]:
+    """Every size that an image is given, one after the other."""
+    kind, size = type(images).__name__, images.size
+    if getattr(images, "do_center_crop", False) or getattr(images, "backend", "") != "torchvision":
+        raise ExportError(f"{kind} that crops, or computes with Pillow, is not exported")
+    if not images.do_resize:
+        return []
+    if hasattr(images, "max_image_size"):  # SmolVLM and Idefics 3
+        if images.do_image_splitting:
+            raise ExportError(f"{kind} that splits images into tiles is not exported")
+        side = images.max_image_size["longest_edge"]
+        # Enlarged or shrunk in proportion, then to a square: two resizes, each rounded.
+        return [_longest_edge(size_px, size["longest_edge"]), (side, side)]
+    if size.get("height") and size.get("width"):
+        return [(size["height"], size["width"])]
+    raise ExportError(f"{kind} that keeps the proportions of images is not exported: {dict(size)}")
+
+
+def _longest_edge(size_px: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Height and width in proportion, both even, as SmolVLM's processor rounds them."""
+    height, width = size_px
+    if width >= height:
+        return _even(int(longest / (width / height))), longest
+    return longest, _even(int(longest * (width / height)))
+
+
+def _even(number: int) -> int:
+    return max(number + number % 2, 1)
