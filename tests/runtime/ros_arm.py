@@ -1,6 +1,6 @@
 """A robot's ROS side for the tests: drivers that publish, and a trajectory controller.
 
-    python ros_arm.py [IMAGE.jpg]     a node of a running roscore, on Debian's Python
+    python ros_arm.py [IMAGE.jpg ...]   a node of a running roscore, on Debian's Python
 
 Standard library alone.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,31 @@ class Arm:
 
     Attributes:
         position: of its joints.
+        target: where they go.
+        images: what its camera sees, one after the other.
         commands: the trajectories that were executed.
         expired: how many were dropped, because they ended before they came.
         running: what stops when its flag is cleared: "state", "camera".
         change: called on every JointState before it is published.
     """
 
-    def __init__(self, ros: Any, image: bytes = b"") -> None:
-        self.ros, self.image = ros, image
+    def __init__(self, ros: Any, images: Sequence[bytes] = ()) -> None:
+        self.ros, self.images = ros, images
         self.position = dict.fromkeys(JOINTS, 0.0)
         self.commands: list[dict[str, Any]] = []
         self.expired = 0
-        self.running = {"state": True, "camera": bool(image)}
+        self.running = {"state": True, "camera": bool(images)}
         self.change = lambda message: message
         self.frozen_stamp: dict[str, int] | None = None
-        self._target = dict(self.position)
+        self._seen = 0
+        self.target = dict(self.position)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> Arm:
         """Advertise, subscribe, publish from a thread."""
         self.ros.advertise(STATE, "sensor_msgs/JointState")
-        if self.image:
+        if self.images:
             self.ros.advertise(CAMERA, "sensor_msgs/CompressedImage")
         self.ros.subscribe(COMMAND, "trajectory_msgs/JointTrajectory", self._follow)
         self._thread.start()
@@ -67,7 +71,7 @@ class Arm:
     def tick(self) -> None:
         """Move for one period, and publish."""
         step = SPEED / RATE_HZ
-        for joint, target in self._target.items():
+        for joint, target in self.target.items():
             error = target - self.position[joint]
             self.position[joint] += max(-step, min(step, error))
         header = {"stamp": stamp_now(), "frame_id": ""}
@@ -82,8 +86,14 @@ class Arm:
             self.ros.publish(STATE, self.change(state))
         if self.running["camera"]:
             header = {**header, "stamp": self.frozen_stamp or header["stamp"]}
-            message = {"header": header, "format": "jpeg", "data": self.image}
-            self.ros.publish(CAMERA, message)
+            self._seen += 1
+            data = self.images[self._seen % len(self.images)]
+            self.ros.publish(CAMERA, {"header": header, "format": "jpeg", "data": data})
+
+    @property
+    def points(self) -> list[list[float]]:
+        """Positions of the commands that were executed, [command][joint]."""
+        return [command["points"][0]["positions"] for command in self.commands]
 
     def _follow(self, message: dict[str, Any]) -> None:
         [point] = message["points"]
@@ -93,7 +103,29 @@ class Arm:
             return
         self.commands.append(message)
         names = message["joint_names"]
-        self._target.update(zip(names, point["positions"], strict=True))
+        self.target.update(zip(names, point["positions"], strict=True))
+
+
+def _freeze(arm: Arm) -> None:
+    arm.frozen_stamp = stamp_now()
+
+
+def _keep_one_image(arm: Arm) -> None:
+    arm.images = arm.images[:1]
+
+
+def _measure_nan(arm: Arm) -> None:
+    arm.change = lambda message: message | {"position": [float("nan")] * len(JOINTS)}
+
+
+# What may go wrong with its drivers.
+FAULTS: dict[str, Callable[[Arm], object]] = {
+    "the joint driver stops": lambda arm: arm.running.update(state=False),
+    "the camera stops": lambda arm: arm.running.update(camera=False),
+    "the camera repeats its last message": _freeze,
+    "the camera stamps its last image anew": _keep_one_image,
+    "NaN": _measure_nan,
+}
 
 
 def seconds(stamp: dict[str, int]) -> float:
@@ -111,14 +143,13 @@ def main() -> None:
     """Run until killed; prints what it executed, a line a command."""
     from ros_backends import RospyRos
 
-    image = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else b""
-    arm = Arm(RospyRos("arm"), image).start()
+    arm = Arm(RospyRos("arm"), [Path(name).read_bytes() for name in sys.argv[1:]]).start()
     printed = 0
     print("ready", flush=True)
     while True:
         time.sleep(0.02)
-        for command in arm.commands[printed:]:
-            print(command["points"][0]["positions"], flush=True)
+        for point in arm.points[printed:]:
+            print(point, flush=True)
             printed += 1
 
 

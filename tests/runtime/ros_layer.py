@@ -1,7 +1,7 @@
 """A rosbridge-protocol layer over a ROS of `ros_backends`, as silent about errors as the real one.
 
     python ros_layer.py PORT --rospy      on Debian's Python, with a running roscore
-    python ros_layer.py PORT [IMAGE.jpg]  an arm of `ros_arm` on a loopback, without ROS
+    python ros_layer.py PORT IMAGE.jpg... an arm of `ros_arm` on a loopback, without ROS
 
 Standard library and websockets (from 10.4, Debian's) alone; png needs pillow.
 """
@@ -15,6 +15,7 @@ import io
 import json
 import math
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -256,13 +257,20 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("image", type=Path, nargs="?")
+    parser.add_argument("images", type=Path, nargs="*")
     parser.add_argument("--rospy", action="store_true")
     options = parser.parse_args()
     ros = RospyRos("layer") if options.rospy else LoopbackRos()
+    arm = ros_arm.Arm(ros, [path.read_bytes() for path in options.images])
     if not options.rospy:
-        ros_arm.Arm(ros, options.image.read_bytes() if options.image else b"").start()
+        arm.start()
     print(Bridge(ros, options.port).port, flush=True)
+    # Lines for the loopback's arm: the name of a fault, or "tell".
+    for line in sys.stdin:
+        if line.strip() != "tell":
+            ros_arm.FAULTS[line.strip()](arm)
+        told = {"position": arm.position, "target": arm.target, "commands": arm.points}
+        print(json.dumps(told), flush=True)
     threading.Event().wait()
 
 

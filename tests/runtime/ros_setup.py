@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,11 +69,13 @@ def write_files(folder: Path, text: str = FILE, spec: RobotSpec = SPEC) -> Path:
     return folder / "robot.toml"
 
 
-def jpeg(height: int = 48, width: int = 64) -> bytes:
-    """An image of one colour, which JPEG keeps."""
-    file = io.BytesIO()
-    Image.fromarray(np.full((height, width, 3), (200, 50, 100), np.uint8)).save(file, "JPEG")
-    return file.getvalue()
+def jpegs(height: int = 48, width: int = 64) -> list[bytes]:
+    """Two images of one colour, as good as equal: a camera's images never repeat exactly."""
+    files = [io.BytesIO(), io.BytesIO()]
+    for red, file in zip((199, 201), files, strict=True):
+        pixels = np.full((height, width, 3), (red, 50, 100), np.uint8)
+        Image.fromarray(pixels).save(file, "JPEG")
+    return [file.getvalue() for file in files]
 
 
 @dataclass
@@ -88,13 +93,12 @@ def ros_setup(
     folder: Path,
     text: str = FILE,
     spec: RobotSpec = SPEC,
-    image: bytes | None = None,
     reports: bool = False,
     prepare: Callable[[Arm], object] = lambda arm: None,
 ) -> Iterator[Setup]:
     """An arm that runs, a bridge, and a robot that is not connected yet."""
     ros = LoopbackRos()
-    arm = Arm(ros, jpeg() if image is None else image)
+    arm = Arm(ros, jpegs())
     prepare(arm)
     arm.start()
     bridge = Bridge(ros, reports=reports)
@@ -106,6 +110,44 @@ def ros_setup(
         robot.disconnect()
         bridge.stop()
         arm.stop()
+
+
+class BridgeProcess:
+    """A bridge and its arm on a loopback, in a process of their own.
+
+    Args:
+        folder: for the images of the arm's camera, and the robot's file.
+        text: of the robot's file.
+
+    Attributes:
+        process: the running program.
+        name: of the robot, as `--robot` takes it.
+    """
+
+    def __init__(self, folder: Path, text: str = FILE) -> None:
+        names = [str(folder / f"{k}.jpg") for k in range(2)]
+        for name, image in zip(names, jpegs(), strict=True):
+            Path(name).write_bytes(image)
+        words = [sys.executable, str(Path(__file__).parent / "ros_layer.py"), "0", *names]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        address = f"ws://127.0.0.1:{int(self._line())}"
+        self.name = f"ros:{address}?config={write_files(folder, text)}"
+
+    def tell(self, line: str = "tell") -> dict[str, Any]:
+        """Let a fault happen; the arm's position, its target, and the commands it executed."""
+        assert self.process.stdin
+        print(line, file=self.process.stdin, flush=True)
+        return json.loads(self._line())
+
+    def close(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -7,8 +7,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,21 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ros_arm import CAMERA, COMMAND, STATE, stamp_now
+from ros_arm import CAMERA, COMMAND, FAULTS, STATE, stamp_now
 from ros_layer import encode
 from ros_setup import (
     CAMERA_TIMEOUT_S,
     FILE,
     SPEC,
     STATE_TIMEOUT_S,
+    BridgeProcess,
     Setup,
-    jpeg,
+    jpegs,
     ros_setup,
     wait_for,
     write_files,
 )
 from vla_runtime.contract import CameraSpec
-from vla_runtime.robots.ros import make
+from vla_runtime.robots.ros import RosRobot, make
 
 HOME = np.array([0.0, 0.0, 10.0])
 # Later than a time-out by at most this, on a loaded machine.
@@ -169,16 +168,18 @@ def test_one_bad_joint_state_does_no_harm(setup: Setup) -> None:
         time.sleep(0.005)
 
 
-def _freeze(setup: Setup) -> None:
-    setup.arm.frozen_stamp = stamp_now()
-
-
 BAD_CAMERAS: dict[str, tuple[Callable[[Setup], Any], str]] = {
-    "stopped": (lambda setup: setup.arm.running.update(camera=False), "camera 'front' for"),
-    "frozen": (_freeze, "repeats the stamp"),
-    "other size": (lambda setup: setattr(setup.arm, "image", jpeg(50, 60)), "60 x 50 pixels"),
-    "no image": (lambda setup: setattr(setup.arm, "image", b"nonsense"), "cannot identify image"),
-    "cut": (lambda setup: setattr(setup.arm, "image", jpeg()[:-300]), "Truncated"),
+    "stopped": (lambda setup: FAULTS["the camera stops"](setup.arm), "camera 'front' for"),
+    "frozen": (
+        lambda setup: FAULTS["the camera repeats its last message"](setup.arm),
+        "repeats the stamp",
+    ),
+    "other size": (lambda setup: setattr(setup.arm, "images", jpegs(50, 60)), "60 x 50 pixels"),
+    "no image": (
+        lambda setup: setattr(setup.arm, "images", [b"nonsense"]),
+        "cannot identify image",
+    ),
+    "cut": (lambda setup: setattr(setup.arm, "images", [jpegs()[0][:-300]]), "Truncated"),
 }
 
 
@@ -246,7 +247,7 @@ def test_mutated_messages_leave_readings_valid(setup: Setup) -> None:
         "velocity": [0.0, 0.0, 0.0],
         "effort": [],
     }
-    image = {"header": {"stamp": stamp_now()}, "format": "jpeg", "data": jpeg()}
+    image = {"header": {"stamp": stamp_now()}, "format": "jpeg", "data": jpegs()[0]}
     recorded = [
         encode({"op": "publish", "topic": topic, "msg": message}, compression)
         for topic, message in ((STATE, state), (CAMERA, image))
@@ -357,38 +358,33 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+def process(tmp_path: Path) -> Iterator[tuple[BridgeProcess, RosRobot]]:
     """A bridge and its arm in a process of their own, and a connected robot."""
-    (tmp_path / "image.jpg").write_bytes(jpeg())
-    program = str(Path(__file__).parent / "ros_layer.py")
-    words = [sys.executable, program, "0", str(tmp_path / "image.jpg")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        address = f"ws://127.0.0.1:{int(process.stdout.readline())}"
-        robot = make(f"{address}?config={write_files(tmp_path)}")
-        robot.connect()
-        yield process, robot
-        robot.disconnect()
-        process.kill()
+    bridge = BridgeProcess(tmp_path)
+    robot = make(bridge.name.removeprefix("ros:"))
+    robot.connect()
+    yield bridge, robot
+    bridge.close()
+    robot.disconnect()
 
 
-def test_a_stopped_process_executes_nothing_later(process: tuple[Any, Any]) -> None:
+def test_a_stopped_process_executes_nothing_later(process: tuple[BridgeProcess, RosRobot]) -> None:
     """What was sent into it before the stop was noticed has expired when it goes on."""
     bridge, robot = process
-    bridge.send_signal(signal.SIGSTOP)
+    bridge.process.send_signal(signal.SIGSTOP)
     robot.write(HOME + 5)  # the state is still fresh
     wait_for(lambda: _fails(lambda: robot.write(HOME + 5)))
     time.sleep(0.1)
-    bridge.send_signal(signal.SIGCONT)
+    bridge.process.send_signal(signal.SIGCONT)
     wait_for(lambda: not _fails(robot.read))
     time.sleep(0.1)
     np.testing.assert_array_equal(robot.read().position, HOME)
 
 
-def test_a_killed_process_is_lost(process: tuple[Any, Any]) -> None:
+def test_a_killed_process_is_lost(process: tuple[BridgeProcess, RosRobot]) -> None:
     """The kernel closes its sockets."""
     bridge, robot = process
-    bridge.kill()
+    bridge.process.kill()
     wait_for(lambda: _fails(robot.read))
     with pytest.raises(ConnectionError, match="is lost"):
         robot.write(HOME)

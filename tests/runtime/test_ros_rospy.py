@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ros_arm import CAMERA, COMMAND, STATE, stamp_now
-from ros_setup import FILE, Setup, jpeg, ros_setup, wait_for, write_files
+from ros_setup import FILE, Setup, jpegs, ros_setup, wait_for, write_files
 from vla_runtime.contract import Observation
 from vla_runtime.robots.ros import RosRobot, make
 
@@ -94,7 +94,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRos]:
     if trouble := rospy_trouble():
         pytest.skip(f"the real rospy is not here: {trouble}")
     tmp_path = tmp_path_factory.mktemp("ros")
-    (tmp_path / "image.jpg").write_bytes(jpeg())
+    (tmp_path / "image.jpg").write_bytes(jpegs()[0])
     file = write_files(tmp_path, FILE.replace("3.0", "20.0"))
     master_port = free_port()
     with ExitStack() as stack:

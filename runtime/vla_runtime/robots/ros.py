@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla_runtime.contract import CameraSpec, Reading, RobotSpec
+from vla_runtime.robots.image_age import ImageAges
 from vla_runtime.robots.ros_config import (
     RosConfig,
     displacements,
@@ -36,6 +37,9 @@ _LOG = logging.getLogger(__name__)
 # Beside the largest image, a JointState of a hundred joints is about this.
 _MESSAGE_MARGIN_BYTES = 65536
 _CLOSE_TIMEOUT_S = 0.5
+_FIRST_WAIT_S = 1.0
+# Share of a dimension's range after which an image that has not changed counts as old.
+_MOVED = 0.02
 _SERVICE_TIMEOUT_S = 2.0
 # What holds when nothing is sent any more, by the type of the command.
 _UNSENT = {
@@ -71,7 +75,7 @@ class RosRobot:
 
     What cannot be used (a missing joint, a null, an image of another size, a stamp that repeats or
     goes back) counts as not having come, and the source's time-out ends in a ConnectionError
-    that says what was wrong with it. `read` and `write` never wait for a message.
+    that says what was wrong with it.
 
     Args:
         config: topics, joints, time-outs.
@@ -93,8 +97,11 @@ class RosRobot:
         # Actions that say where to be.
         self._placed = [name for name in spec.action.names if name not in displacements(spec)]
         self._bridge: Rosbridge | None = None
-        self._lock = threading.Lock()
-        self._sources: dict[str, _Source] = {}
+        self._changed = threading.Condition()
+        self._longest_wait_s = 0.5 / spec.control_rate_hz
+        self._has_read = False
+        self._sources = self._new_sources()
+        self._ages = self._new_ages()
         self._held: np.ndarray | None = None
 
     def connect(self) -> None:
@@ -109,8 +116,8 @@ class RosRobot:
         self.disconnect()
         config = self._config
         started_s = time.monotonic()
-        with self._lock:
-            self._sources = self._new_sources()
+        with self._changed:
+            self._sources, self._ages = self._new_sources(), self._new_ages()
         self._bridge = bridge = Rosbridge(
             config.address,
             max_message_bytes=self._largest_message(),
@@ -133,21 +140,29 @@ class RosRobot:
             raise
 
     def read(self) -> Reading:
-        """The newest measurements, at once.
+        """The newest measurements, at once; half a control period later when they are too old.
+
+        The first reading waits for up to a second: a loop collects garbage before it begins.
 
         Raises:
             ConnectionError: the connection is lost, or a joint or camera is older than its
                 time-out; with what was wrong with the messages meanwhile.
         """
-        with self._lock:
+        longest_wait_s = self._longest_wait_s
+        if self._bridge and not self._has_read:
+            self._bridge.share_scheduling()
+            self._has_read, longest_wait_s = True, _FIRST_WAIT_S
+        with self._changed:
+            # This process may have stood still, and what came meanwhile waits to be taken.
+            self._changed.wait_for(lambda: not self._problem(), longest_wait_s)
             self._require_fresh()
-            proprio = [self._measured(name) for name in self.spec.proprio.names]
-            return Reading(
-                images={c.name: self._sources[_camera(c.name)].data for c in self.spec.cameras},
-                proprio=np.array(proprio, dtype=np.float32),
-                position=self._position(),
-                time_s=min(source.measured_s for source in self._sources.values()),
-            )
+            proprio = np.array([self._measured(n) for n in self.spec.proprio.names], np.float32)
+            images = {c.name: self._sources[_camera(c.name)].data for c in self.spec.cameras}
+            position = self._position()
+            measured_s = min(source.measured_s for source in self._sources.values())
+        # A driver may stamp an old image anew: its pixels tell.
+        unchanged_s = self._ages.oldest_s(images, proprio, time.monotonic())
+        return Reading(images, proprio, position, min(measured_s, unchanged_s))
 
     def write(self, command: np.ndarray) -> None:
         """Send a command, at once.
@@ -164,7 +179,7 @@ class RosRobot:
                 f"the command {command} is not one finite number for each of "
                 f"{list(self.spec.action.names)}"
             )
-        with self._lock:
+        with self._changed:
             self._require_fresh()
             self._held = None
         self._send(command)
@@ -175,7 +190,7 @@ class RosRobot:
         Holding an old position would be a motion to where the robot was.
         """
         try:
-            with self._lock:
+            with self._changed:
                 self._require_fresh()
                 self._held = self._position() if self._held is None else self._held
                 held = self._held
@@ -193,13 +208,17 @@ class RosRobot:
         if self._bridge:
             self._bridge.close()
         self._bridge = None
-        self._held = None
+        self._held, self._has_read = None, False
 
     def _new_sources(self) -> dict[str, _Source]:
         joint_s = self._config.state_timeout_ms / 1e3
         camera_s = self._config.camera_timeout_ms / 1e3
         joints = {_joint(name): _Source(joint_s) for name in self._fields}
         return joints | {_camera(camera.name): _Source(camera_s) for camera in self.spec.cameras}
+
+    def _new_ages(self) -> ImageAges:
+        proprio = self.spec.proprio
+        return ImageAges(_MOVED * np.subtract(proprio.high, proprio.low))
 
     def _largest_message(self) -> int:
         pixels = max((camera.height * camera.width for camera in self.spec.cameras), default=0)
@@ -252,8 +271,9 @@ class RosRobot:
         measured_s = arrival_s
         if stamp is not None:
             measured_s = source.clock.measured_s(stamp, arrival_s)
-        with self._lock:
+        with self._changed:
             source.data, source.measured_s = data, measured_s
+            self._changed.notify_all()
 
     def _problem(self) -> str | None:
         """Why the measurements are not to be used; None when they are."""

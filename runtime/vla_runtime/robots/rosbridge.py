@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import socket
 import struct
 import threading
@@ -18,7 +19,7 @@ import time
 import zlib
 from base64 import b64decode
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 from PIL import Image
@@ -158,6 +159,18 @@ class Rosbridge:
     def trouble(self, since_s: float) -> list[str]:
         """The latest complaints, of the bridge and about its messages, since a moment."""
         return [text for when, text in self._trouble if when >= since_s]
+
+    def share_scheduling(self) -> None:
+        """Give the receiving threads the scheduling of the thread that calls.
+
+        At a lower priority they would be interrupted while they hold the interpreter's lock, and
+        the caller would wait for whatever runs meanwhile.
+        """
+        policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+        for thread in (self._thread, self._socket.recv_events_thread):
+            # It may have ended, and not everybody may raise a priority, even to the own one.
+            with suppress(ProcessLookupError, PermissionError):
+                os.sched_setscheduler(thread.native_id or 0, policy, parameters)
 
     def close(self) -> None:
         """Close the connection; safe to repeat."""
