@@ -15,8 +15,28 @@ from vla_runtime.robots.lerobot_robot import LeRobotOptions, LeRobotRobot, make
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
 
+def light_arm() -> str:
+    """SO-101's joints without its meshes, which take seconds to load and to draw."""
+    link, end = "", ""
+    for index, name in enumerate(JOINTS):
+        low, high = (-0.17, 1.75) if name == "gripper" else (-1.9, 1.9)
+        axis = "0 0 1" if index % 2 == 0 else "0 1 0"
+        link += (
+            f'<body pos="0 0 0.05"><joint name="{name}" axis="{axis}" range="{low} {high}" '
+            'damping="0.6" frictionloss="0.05" armature="0.028"/>'
+            '<geom type="capsule" fromto="0 0 0 0 0 0.05" size="0.01" mass="0.05"/>'
+        )
+        end += "</body>"
+    servos = "".join(f'<position name="{name}" joint="{name}" kp="17.8"/>' for name in JOINTS)
+    return (
+        '<mujoco><compiler angle="radian"/><worldbody><light pos="0 0 2"/>'
+        '<camera name="front" pos="0.5 0 0.2" xyaxes="0 1 0 0 0 1"/>'
+        f"{link}{end}</worldbody><actuator>{servos}</actuator></mujoco>"
+    )
+
+
 class PatientRobot(LeRobotRobot):
-    """Connects in as many tries as it takes: 50 ms for a ping may be too short on a busy machine."""
+    """Connects in as many tries as it takes: 50 ms for a ping may be too short on a busy one."""
 
     def connect(self) -> None:
         """Until it answers."""
@@ -33,11 +53,15 @@ class EmulatedArm:
 
     Args:
         folder: for its link and its calibration.
+        more: further flags.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, more: str = ""):
         self.port, self.folder = folder / "port", folder
         words = ["--link", str(self.port), "--calibration", str(folder / "emulated.json")]
+        model = folder / "arm.xml"
+        model.write_text(light_arm())
+        words += ["--model", str(model), *more.split()]
         # Several threads of a test ask.
         self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(

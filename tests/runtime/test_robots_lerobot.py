@@ -68,7 +68,7 @@ def test_the_contract_is_that_of_the_driver_and_its_calibration(arm: EmulatedArm
     spec = robot.spec
     assert spec.action.names == spec.proprio.names == tuple(f"{name}.pos" for name in JOINTS)
     assert spec.action.units == ("deg",) * 5 + ("percent",)
-    assert spec.action.high[0] == pytest.approx(np.degrees(1.91986), abs=0.1)
+    assert spec.action.high[0] == pytest.approx(np.degrees(1.9), abs=0.1)
     assert spec.action.low[0] == -spec.action.high[0]
     assert (spec.action.low[5], spec.action.high[5]) == (0.0, 100.0)
     assert spec.control_rate_hz == 50

@@ -285,6 +285,8 @@ def _make_device(kind: str, words: list[str]) -> Any:
         raise ModuleNotFoundError(
             f"robot lerobot needs LeRobot ({error}): install vla-runtime[lerobot]"
         ) from error
+    # Registers the type of the emulated SO-101's camera.
+    importlib.import_module("vla_runtime.robots.config_emulated_camera")
     # A type is known once its package is imported: LeRobot's own, then those of plug-ins.
     for package in pkgutil.iter_modules(lerobot.robots.__path__):
         if package.ispkg:

@@ -100,7 +100,8 @@ class MujocoRobot:
         mujoco.mj_forward(self.model, self.data)
         self._hold()
         if self.spec.cameras and self._renderer is None:
-            self._renderer = _renderer(self.model, self.spec)
+            camera = self.spec.cameras[0]  # all are of one size
+            self._renderer = make_renderer(self.model, self.spec.robot, camera.height, camera.width)
         self._simulated_s = self._clock()
 
     def read(self) -> Reading:
@@ -179,9 +180,18 @@ def _keyframe(model: mujoco.MjModel, name: str) -> int | None:
     return known.index(name) if name else None
 
 
-def _renderer(model: mujoco.MjModel, spec: RobotSpec) -> mujoco.Renderer:
-    height, width = spec.cameras[0].height, spec.cameras[0].width
-    # The offscreen buffer that a model asks for may be smaller than the images.
+def make_renderer(model: mujoco.MjModel, name: str, height: int, width: int) -> mujoco.Renderer:
+    """A renderer without shadows, reflections and multisampling: most of the time on a CPU.
+
+    Args:
+        model: is changed: its offscreen buffer grows, its multisampling ends.
+        name: of the robot, for messages.
+        height: of an image, pixels.
+        width: of an image, pixels.
+
+    Raises:
+        ConnectionError: no GL library works here.
+    """
     view = model.vis.global_
     view.offheight, view.offwidth = max(view.offheight, height), max(view.offwidth, width)
     model.vis.quality.offsamples = 0
@@ -189,10 +199,9 @@ def _renderer(model: mujoco.MjModel, spec: RobotSpec) -> mujoco.Renderer:
         renderer = mujoco.Renderer(model, height, width)
     except Exception as error:  # the backends raise AttributeError, ImportError, FatalError...
         raise ConnectionError(
-            f"nothing draws the cameras of {spec.robot} ({error}): set MUJOCO_GL to egl or osmesa "
-            "and install that library, or leave the cameras out with --cameras="
+            f"nothing draws the cameras of {name} ({error}): set MUJOCO_GL to egl or osmesa and "
+            "install that library, or leave the cameras out with --cameras="
         ) from error
-    # Shadows, reflections and multisampling are most of the time that a CPU needs for an image.
     for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[effect] = 0
     return renderer

