@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 Message = dict[str, Any]
 Callback = Callable[[Message], None]
 
-HEADER = {"seq": int, "stamp": dict, "frame_id": str}
 # Type → fields; what the loopback checks of a message.
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "sensor_msgs/JointState": {
@@ -97,10 +97,9 @@ class RospyRos:
     """A node of a running roscore; messages become real genpy messages on their way."""
 
     def __init__(self, node: str) -> None:
-        import rospy
-
-        rospy.init_node(node, disable_signals=True, anonymous=True)
-        self._rospy = rospy
+        # By name, as no package that a pyproject.toml could list provides it.
+        self._rospy = import_module("rospy")
+        self._rospy.init_node(node, disable_signals=True, anonymous=True)
         self._publishers: dict[str, Any] = {}
         self._subscribers: dict[tuple[str, Callback], Any] = {}
 
@@ -148,9 +147,7 @@ class RospyRos:
 
 def message_class(message_type: str) -> Any:
     """The class that genpy generated for a type."""
-    import roslib.message
-
-    found = roslib.message.get_message_class(message_type)
+    found = import_module("roslib.message").get_message_class(message_type)
     if found is None:
         raise RosError(f"unknown type {message_type}")
     return found
