@@ -19,6 +19,7 @@ from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ class RefineConfig:
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "selection_episodes"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.stop_at is not None and not 0 <= self.stop_at <= 1:  # NaN would never be reached
-            raise ValueError(f"stop_at is a share from 0 to 1, got {self.stop_at}")
+        require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
 
 
 def main(config: RefineConfig) -> int:

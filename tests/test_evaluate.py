@@ -95,7 +95,7 @@ def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys)
         assert 0 < speed["latency_median_s"] <= speed["latency_p90_s"]
         assert speed["throughput_hz"] > 0
         assert speed["batch"] == 2
-    assert data["configuration"]["clone"] == {"learning_rate": 3e-4}
+    assert data["configuration"]["policies"]["clone"] == {"learning_rate": 3e-4}
     assert data["commands"][0] == "vla pretrain --seed 3"
     assert "100.0%" in capsys.readouterr().out
 

@@ -34,20 +34,20 @@ def policy() -> VLAPolicy:
 
 
 def make_set(policy: VLAPolicy, count: int = 20) -> GroundingSet:
-    """Random pictures of a scene whose point `i` is at (1 + i / 10, 0.7, 0.5)."""
+    """Random images of a scene whose point `i` is at (1 + i / 10, 0.7, 0.5)."""
     rng = np.random.default_rng(0)
     spec = policy.spec
     camera = spec.cameras[0]
     points = np.tile([1.0, 0.7, 0.5], (count, len(PHRASES), 1))
     points[:, :, 0] += np.arange(len(PHRASES)) / 10
-    pictures = rng.uniform(-0.9, 0.9, (count, len(PHRASES), len(spec.cameras), 2))
+    image_points = rng.uniform(-0.9, 0.9, (count, len(PHRASES), len(spec.cameras), 2))
     shape = (count, len(spec.cameras), camera.height, camera.width, 3)
     return GroundingSet(
         name="Made",
         images=rng.integers(0, 256, shape, np.uint8),
         proprio=rng.normal(size=(count, spec.proprio.dim)).astype(np.float32),
         points=points.astype(np.float32),
-        image_points=pictures.astype(np.float32),
+        image_points=image_points.astype(np.float32),
         phrases=PHRASES,
         prompts=(Prompt("push the red block to the blue zone", "red block", "blue zone"),),
         unseen={},

@@ -1,4 +1,4 @@
-"""LeRobot's training on decoded pictures: the same samples, losses and checkpoint."""
+"""LeRobot's training on decoded images: the same samples, losses and checkpoint."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_a_batch_is_what_lerobot_collates(data: Path) -> None:
             require_equal(ours[key], theirs[key])
 
 
-def test_pictures_are_changed_one_by_one(data: Path) -> None:
-    """LeRobot's augmentation is applied to every picture."""
+def test_images_are_changed_one_by_one(data: Path) -> None:
+    """LeRobot's augmentation is applied to every image."""
     change = ImageTransforms(ImageTransformsConfig(enable=True))
     _, plain = both(data)
     _, changed = both(data, image_transforms=change)
@@ -92,7 +92,7 @@ def test_pictures_are_changed_one_by_one(data: Path) -> None:
 
 
 def test_what_cannot_be_decoded_is_refused(data: Path, tmp_path: Path) -> None:
-    """A stream, and pictures of which the contract knows nothing."""
+    """A stream, and images of which the contract knows nothing."""
     config = TrainPipelineConfig(DatasetConfig("local/data", root=str(data), streaming=True))
     with pytest.raises(ValueError, match="streamed"):
         decoded_datasets(config)

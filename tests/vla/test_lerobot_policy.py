@@ -66,12 +66,12 @@ def test_a_checkpoint_of_ours_is_one_that_lerobot_loads(ours: Path) -> None:
     config.pretrained_path, config.device = ours, "cpu"
     policy = make_policy(config, env_cfg=VlaSimEnv(task="FetchReach"))
     before, after = make_pre_post_processors(config, str(ours))
-    pictures = {
+    images = {
         f"observation.images.{name}": torch.rand(2, 3, 96, 96)
         for name in ("front", "side", "wrist")
     }
     seen = {
-        **pictures,
+        **images,
         "observation.state": torch.rand(2, 5),
         "task": ["reach the red sphere", "touch the red ball"],
     }
