@@ -63,7 +63,10 @@ class PretrainConfig:
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
         device: where to train.
-        num_envs: environments stepped together when a checkpoint is evaluated.
+        num_envs: environments stepped together when a checkpoint is evaluated. They decide in one
+            batch, about four times as fast as one by one; another number rounds otherwise and can
+            change single outcomes, hence which of two equally good checkpoints is chosen. `vla
+            evaluate`, whose scores are reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint.
         training: how to clone.
     """

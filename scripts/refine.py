@@ -34,7 +34,10 @@ class RefineConfig:
         embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
-        num_envs: environments stepped together.
+        num_envs: environments stepped together. They decide in one batch, about four times as fast
+            as one by one; another number rounds otherwise, changes what is collected and can change
+            which of two equally good checkpoints is chosen. `vla evaluate`, whose scores are
+            reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
         stop_at: end early once greedy success on them reaches this; None never does.

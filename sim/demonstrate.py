@@ -32,10 +32,10 @@ class RecordConfig:
         episodes: successful episodes to keep of each task.
         root: folder of the data set; by default data/<task>.
         first_seed: seeds count up from here, within `sim.seeds.DEMONSTRATIONS`.
-        noise: standard deviation of the Gaussian noise on executed actions, equal for all of their
-            dimensions and in each one's own unit of the contract; every task here has actions from
-            -1 to 1, without a unit. The recorded action is the expert's own at the state that the
-            noise led to.
+        noise: standard deviation of the Gaussian noise on executed actions, one number in each
+            dimension's own unit of the contract: 0.2 is 1 cm a control step for the Fetch gripper,
+            whose unit is 5 cm. The recorded action is the expert's own at the state that the noise
+            led to.
         noisy_fraction: share of the episodes that are played with noise.
         hold_steps: control steps that an episode goes on once success holds, so that staying is
             shown too.

@@ -39,7 +39,7 @@ WINDOWS = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three made-up episodes of FetchReach."""
     root = tmp_path_factory.mktemp("data") / "FetchReach"
-    write_folder(root, [8, 6, 7], image_size=96)
+    write_folder(root, [8, 6, 7], image_size=40)
     return root
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_decoded_is_refused(data: Path, tmp_path: Path) -> None:
     theirs = LeRobotDataset("local/data", root=data)
     theirs.meta.info.features["observation.images.new"] = {
         "dtype": "image",
-        "shape": (96, 96, 3),
+        "shape": (40, 40, 3),
         "names": None,
     }
     with pytest.raises(ValueError, match=r"images.new.*, meta/contract\.json"):

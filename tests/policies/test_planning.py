@@ -167,9 +167,11 @@ def test_action_limits_are_respected(planner) -> None:
     assert actions[:, 1].mean() < -0.4
 
 
-def test_cem_never_returns_a_plan_worse_than_its_warm_start() -> None:
-    """Hopelessly few samples around the optimum return the optimum."""
-    planner = Cem(CemConfig(samples=4, iterations=1, elites=2))
+@pytest.mark.parametrize("keep_elites", [0, 2])
+def test_cem_never_returns_a_plan_worse_than_its_warm_start(keep_elites: int) -> None:
+    """Hopelessly few samples around the optimum return the optimum, also if no elite is kept."""
+    # With several iterations, the second of which does not try the warm start again.
+    planner = Cem(CemConfig(samples=4, iterations=3, elites=2, keep_elites=keep_elites))
     optimum = np.broadcast_to(TARGET, (10, 2))
     plan = planner.plan(Quadratic(), np.ones(1), optimum, rng())
     np.testing.assert_array_equal(plan.actions, optimum)

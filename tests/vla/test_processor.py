@@ -431,7 +431,7 @@ def test_saved_processor_is_the_same(tmp_path, config):
     [
         ({"action_normalisation": "zscore"}, "'zscore' is not one of"),
         ({"padding": "none"}, "'none' is not 'fixed' or 'longest'"),
-        ({"max_text_tokens": 0}, "start at 1"),
+        ({"max_text_tokens": 0}, "max_text_tokens must be at least 1"),
         ({"image_token": "<photo>"}, "no image token '<photo>'"),
     ],
 )
