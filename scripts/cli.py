@@ -32,7 +32,7 @@ COMMANDS = {
 # Errors that a person can cause and mend: a bad value, a missing file, a full disk, and whatever
 # this project defines itself, since those messages are written to be read.
 USER_ERRORS = (ValueError, OSError)
-OWN_PACKAGES = {"vla", "sim", "policies", "scripts"}
+OWN_PACKAGES = {"vla_runtime", "vla", "sim", "policies", "scripts"}
 
 # Commands that take `--preset NAME`: a task's settings as in docs/results.md.
 WITH_PRESETS = {"collect", "pretrain", "refine"}

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
-readonly EXTRAS=sim,train,lerobot,dev
+readonly EXTRAS=sim,train,lerobot,export,dev
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 
@@ -18,7 +18,7 @@ die() {
 
 # What the environment was made from; a move of the checkout breaks an editable install, so PWD counts.
 fingerprint() {
-  { cat pyproject.toml constraints.txt .python-version scripts/setup.sh && pwd; } | cksum
+  { cat pyproject.toml runtime/pyproject.toml constraints.txt .python-version scripts/setup.sh && pwd; } | cksum
 }
 
 usable_uv() { "$1" pip --help >/dev/null 2>&1; }
@@ -82,7 +82,7 @@ fi
 uv=${uv:-$(find_uv)}
 rm -f "$STAMP"
 say "installing the packages that constraints.txt pins"
-"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ".[$EXTRAS]" >&2 ||
+"$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ./runtime --editable ".[$EXTRAS]" >&2 ||
   die "the packages did not install; the lines above say why, and a repeat goes on from here"
 ensure_gl
 fingerprint >"$STAMP"

@@ -17,17 +17,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vla", "sim", "policies", "scripts")
+PACKAGES = ("vla_runtime", "vla", "sim", "policies", "scripts")
 MAY_IMPORT = {
-    "vla": {"vla"},
-    "sim": {"vla", "sim"},
-    "policies": {"vla", "policies"},
+    "vla_runtime": {"vla_runtime"},
+    "vla": {"vla_runtime", "vla"},
+    "sim": {"vla_runtime", "vla", "sim"},
+    "policies": {"vla_runtime", "vla", "policies"},
     "scripts": set(PACKAGES),
 }
-# Where a file lies → the extras of pyproject.toml whose packages it may import beside the core's.
+# Where a file lies → the extras of its distribution whose packages it may import beside the core's.
 EXTRAS = {
+    "runtime/": (),
     "vla/": (),
     "vla/data/": ("train",),
+    "vla/deploy/": ("export",),
     "vla/lerobot_plugin/": ("lerobot",),
     "sim/": ("sim",),
     "sim/lerobot_plugin/": ("sim", "lerobot"),
@@ -35,10 +38,10 @@ EXTRAS = {
     "policies/": ("train",),
     "policies/imitation/images.py": ("train", "lerobot"),
     "policies/lerobot/": ("train", "lerobot"),
-    "scripts/": ("sim", "train", "lerobot"),
-    "scripts/bench/": ("sim", "train", "lerobot", "dev"),
+    "scripts/": ("sim", "train", "lerobot", "export"),
+    "scripts/bench/": ("sim", "train", "lerobot", "export", "dev"),
     "scripts/draw": ("sim", "dev"),
-    "tests/": ("sim", "train", "lerobot", "dev"),
+    "tests/": ("sim", "train", "lerobot", "export", "dev"),
 }
 NEEDED_WITHOUT_AN_IMPORT = {
     "num2words": "the processor of SmolVLM",
@@ -47,6 +50,7 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
     "accelerate": "lerobot-train",
     "diffusers": "the diffusion policy of LeRobot",
+    "vla-runtime": "the same repository",
 }
 LONGEST_FILE_LINES = 450
 LONGEST_INIT_LINES = 40
@@ -77,7 +81,8 @@ def tracked_files() -> tuple[Path, ...]:
 
 def python_files(*packages: str) -> list[Path]:
     """Every Python file below these packages."""
-    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    folders = [ROOT / ("runtime/" + p if p == "vla_runtime" else p) for p in packages]
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 
 def imported_roots(source: str) -> set[str]:
@@ -129,7 +134,7 @@ def test_the_contract_is_a_numpy_only_leaf() -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert run.stdout.split() == ["numpy", "vla"]
+    assert run.stdout.split() == ["numpy", "vla", "vla_runtime"]
 
 
 @cache
@@ -138,13 +143,24 @@ def import_providers() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 
-def declared(*extras: str) -> set[str]:
-    """Distributions that pyproject.toml names in the core and in these extras."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def declared(*extras: str, distribution: str = "") -> set[str]:
+    """Distributions that a pyproject.toml names in the core and in these extras.
+
+    Args:
+        extras: of that file.
+        distribution: folder of the file; "" is the main one, "runtime" the robot's.
+    """
+    file = ROOT / distribution / "pyproject.toml"
+    project = tomllib.loads(file.read_text())["project"]
     lines = [*project["dependencies"]]
     for extra in extras:
         lines += project["optional-dependencies"][extra]
     return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def distribution_of(path: Path) -> str:
+    """Folder of the pyproject.toml that a file is installed by; see `declared`."""
+    return "runtime" if path.is_relative_to(ROOT / "runtime") else ""
 
 
 def extras_for(path: Path) -> tuple[str, ...]:
@@ -171,17 +187,17 @@ def test_every_import_is_declared(package: str) -> None:
     for path in python_files(package):
         extras = extras_for(path)
         for name, owners in third_party(path.read_text()).items():
-            if not owners & declared(*extras):
+            if not owners & declared(*extras, distribution=distribution_of(path)):
                 place = f"{path.relative_to(ROOT)} imports {name}"
                 offenders[place] = f"not in the core of pyproject.toml, nor in {list(extras)}"
     assert not offenders, broken(offenders)
 
 
-@pytest.mark.parametrize("extra", ["", "sim", "train", "lerobot"])
+@pytest.mark.parametrize("extra", ["", "sim", "train", "lerobot", "export"])
 def test_every_declared_package_is_needed(extra: str) -> None:
     """It is imported by a file that may ask for it, or named here with the reason."""
     used = set(NEEDED_WITHOUT_AN_IMPORT)
-    for path in python_files(*PACKAGES):
+    for path in python_files("vla", "sim", "policies", "scripts"):
         if not extra or extra in extras_for(path):
             used |= set().union(*third_party(path.read_text()).values())
     needless = (declared(extra) - declared() if extra else declared()) - used

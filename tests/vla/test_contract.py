@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from example_robot import SPEC, make_observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vla_runtime.contract import MotionLimits
 
 from vla.contract import (
     ActionChunk,
@@ -175,3 +177,40 @@ def test_batch_select_copies_rows():
     assert chosen.proprio.tolist() == [[2], [0]]
     assert chosen.images["front"].flatten().tolist() == [2, 0]
     assert chosen.time_s.tolist() == [2, 0]
+
+
+def limits(**changes: Any) -> MotionLimits:
+    """Of the example robot's two action dimensions, one of each kind."""
+    given = {"kinds": ("position", "displacement"), "velocity": (1.0, 2.0)}
+    return MotionLimits(**{**given, "acceleration": (3.0, 4.0), "jerk": ()} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kinds": ("position", "velocity")}, "velocity"),
+        ({"velocity": (1.0,)}, "velocity has 1 entries"),
+        ({"acceleration": (1.0, float("nan"))}, "positive and finite"),
+        ({"velocity": (1.0, -1.0)}, "positive and finite"),
+        ({"velocity": (1.0, float("inf"))}, "positive and finite"),
+        ({"jerk": (0.0, 1.0)}, "positive and finite"),
+    ],
+)
+def test_motion_limits_that_limit_nothing_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    """NaN, infinite, zero and negative limits, and another number of them."""
+    with pytest.raises(ValueError, match=message):
+        limits(**changes)
+
+
+def test_motion_limits_survive_json_and_are_no_part_of_the_agreement() -> None:
+    """How fast a robot may move is its own affair: a policy fits whatever the limits are."""
+    ones = (1.0,) * SPEC.action.dim
+    kinds = ("position",) * SPEC.action.dim
+    limited = replace(SPEC, motion=limits(kinds=kinds, velocity=ones, acceleration=ones))
+    assert RobotSpec.from_dict(json.loads(json.dumps(limited.to_dict()))) == limited
+    assert "motion" not in SPEC.to_dict()
+    assert limited.differences(SPEC) == []
+    with pytest.raises(ValueError, match="motion limits of 1 dimensions"):
+        replace(SPEC, motion=limits(kinds=("position",), velocity=(1.0,), acceleration=(1.0,)))

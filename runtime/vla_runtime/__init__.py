@@ -1,0 +1,1 @@
+"""What a robot installs: exported policies, control loop, safety gate, server, client, robots."""
