@@ -8,6 +8,7 @@ from pathlib import Path
 from scripts import collect, evaluate, pretrain, refine
 from scripts.presets import preset
 from scripts.progress import stages
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class DemoConfig:
     episodes: int = 100
     out: Path = Path("runs/demo")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self, at_least_1=("demonstrations", "cloning_updates", "iterations", "episodes")
+        )
 
 
 def main(config: DemoConfig) -> int:

@@ -275,6 +275,13 @@ def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
     assert not offenders, broken(offenders)
 
 
+def test_one_word_for_images() -> None:
+    """The field's word; the change log alone tells of earlier ones."""
+    other_word = re.compile("pict" + "ure", re.IGNORECASE)
+    texts = [path for path in tracked_files() if path.name != "CHANGELOG.md"]
+    assert not [str(path) for path in texts if other_word.search(path.read_text(errors="replace"))]
+
+
 @pytest.mark.parametrize(
     ("pattern", "text", "matches"),
     [
