@@ -33,6 +33,7 @@ EXTRAS = {
     "runtime/vla_runtime/robots/lerobot": ("lerobot",),
     "runtime/vla_runtime/robots/mujoco": ("mujoco",),
     "runtime/vla_runtime/robots/so101": ("mujoco",),
+    "runtime/vla_runtime/safety/workspace.py": ("mujoco",),
     "vla/": (),
     "vla/data/": ("train",),
     "vla/deploy/": ("export",),

@@ -161,7 +161,7 @@ class ControlLoop:
         try:
             reading = self._robot.read()
             self._validate(reading)
-        except (ConnectionError, ContractMismatchError) as error:
+        except (OSError, ContractMismatchError) as error:
             self.statistics.failed_reads += 1
             self._read_error = str(error)
             return None

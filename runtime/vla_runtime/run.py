@@ -143,6 +143,7 @@ def _drive(
     """Connect, run the loop, disconnect; what the report says of it."""
     with StopRequest() as stop:
         robot.connect()
+        trouble: list[str] = []
         try:
             gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)
             loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
@@ -150,5 +151,9 @@ def _drive(
             with real_time(config.priority) as scheduling:
                 ended = loop.run(config.seconds, config.return_inside)
         finally:
-            robot.disconnect()
-    return {"ended": ended, "fault": loop.fault, "scheduling": scheduling, **loop.measured()}
+            try:
+                robot.disconnect()
+            except OSError as error:  # the report is still to be written
+                trouble.append(f"disconnecting failed: {error}; what holds: {robot.halted}")
+    fault = "; ".join([loop.fault, *trouble] if loop.fault else trouble) or None
+    return {"ended": fault or ended, "fault": fault, "scheduling": scheduling, **loop.measured()}

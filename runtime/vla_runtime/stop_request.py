@@ -31,7 +31,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
         # A job in the background must not touch the terminal: the kernel would stop it.
-        if sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        if terminal and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
             self._terminal = termios.tcgetattr(sys.stdin)
             tty.setcbreak(sys.stdin)  # keys arrive without Enter; Ctrl-C still is SIGINT
             self._keyboard.register(sys.stdin, select.POLLIN)

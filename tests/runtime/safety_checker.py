@@ -72,7 +72,7 @@ class Checker:
             return
         # Long doubles: differences of float64 numbers are then exact enough to judge the last bit.
         x = np.array(segment.commands, np.longdouble)
-        assert np.isfinite(x).all()
+        assert np.isfinite(x).all(), "a command that is no number"
         start = np.where(self.displaces, 0, segment.start).astype(np.longdouble)
         self.writes += len(x)
         self._check_range(np.vstack([start, x]))

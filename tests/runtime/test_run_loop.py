@@ -229,18 +229,23 @@ def test_signals_stop_the_run(
     assert signal.getsignal(number) is before
 
 
-def test_a_halt_that_fails_is_in_the_report(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["halt", "disconnect"])
+def test_a_robot_that_cannot_be_halted_is_in_the_report(
+    play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
     """A vanished port: the run cannot end well, and the report says what then holds."""
     robot = NumpyRobot()
 
     def fail() -> None:
         raise ConnectionError("the port has vanished")
 
-    monkeypatch.setattr(robot, "halt", fail)
+    monkeypatch.setattr(robot, call, fail)
     report = play(robot, seconds=0.2)
     assert report.fault is not None
     assert "the port has vanished" in report.fault
+    assert robot.halted in report.fault
     assert not report.succeeded
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

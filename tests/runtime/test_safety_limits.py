@@ -166,6 +166,13 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path, old: str, new: str, mess
         ('kind = "displacement"', "kind of 'pan.pos' is 'displacement', the contract says"),
     ],
 )
+def test_a_file_never_widens_the_contract(tmp_path: Path, text: str, message: str) -> None:
+    """Nor changes what a command means."""
+    motion = MotionLimits(("position",) * 2, (60.0, 30.0), (200.0, 100.0))
+    with pytest.raises(LimitsError, match=message):
+        load(tmp_path, f'[action."pan.pos"]\n{text}', replace(SO101, motion=motion))
+
+
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     """Tables are what the file is made of."""
     for text, message in (
@@ -174,13 +181,6 @@ def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(LimitsError, match=message):
             load(tmp_path, text)
-
-
-def test_a_file_never_widens_the_contract(tmp_path: Path, text: str, message: str) -> None:
-    """Nor changes what a command means."""
-    motion = MotionLimits(("position",) * 2, (60.0, 30.0), (200.0, 100.0))
-    with pytest.raises(LimitsError, match=message):
-        load(tmp_path, f'[action."pan.pos"]\n{text}', replace(SO101, motion=motion))
 
 
 def test_a_contracts_jerk_cannot_be_dropped() -> None:

@@ -65,9 +65,10 @@ def test_no_limit_is_broken() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_no_limit_is_broken_in_a_million_steps() -> None:
-    """1,000,008 steps; prints what was seen."""
-    seen = prove(adversaries=1_008, steps=993)
+    """A thousand gates; prints what was seen."""
+    seen = prove(adversaries=1_000, steps=1_000)
     print(*(f"{label}: {value}" for label, value in seen.items()), sep="\n")
     require_that_it_was_hard(seen)
 
@@ -123,7 +124,7 @@ def positions(*steps: float, start: float = 0.0) -> Segment:
         (positions(1, -0.00001), "command 1 breaks a limit"),
         (positions(*range(1, 12)), "command 10 breaks a limit"),
         (positions(1, start=0.9999), "a command outside its range"),
-        (positions(math.nan), "isfinite"),
+        (positions(math.nan), "a command that is no number"),
     ],
 )
 def test_the_checker_finds_what_breaks_a_limit(segment: Segment, complaint: str) -> None:

@@ -74,7 +74,7 @@ def test_images_are_resized_to_the_same_bytes(
     images[0] = images[0] // 128 * 255  # at such edges kernels with negative parts overshoot
     for image in images:
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        expected = np.array(picture.resize(after[::-1], Image.Resampling[kernel.upper()]))
+        expected = np.array(picture.resize((after[1], after[0]), Image.Resampling[kernel.upper()]))
         found = ResizeBytes(before, after, kernel, "pillow")(image)
         np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
     if kernel != "lanczos":  # which torchvision does not have
@@ -247,7 +247,7 @@ def toy_tokenizer() -> str:
     """Words at spaces; the end token is 9."""
     words = {"push": 0, "lift": 1, "it": 2, "now": 3, "</s>": 9, "?": 4}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["</s>"])
     return tokenizer.to_str()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vla_runtime.exported.policy import ExportedPolicy
 from vla.contract import RobotSpec
 from vla.deploy.card import exported_card
 from vla.deploy.foreign_backbones import exportable
-from vla.deploy.graphs import Graph, graphs_of
+from vla.deploy.graphs import Chain, Graph, graphs_of
 from vla.deploy.onnx_graphs import ExportError, write_graph
 from vla.deploy.prompt_settings import foreign_settings, tokenizer_json
 from vla.model.heads.autoregressive import AutoregressiveHead
@@ -70,7 +70,7 @@ def write_exported(
     out: Path,
     spec: RobotSpec,
     description: PolicyDescription,
-    graphs: dict[str, Graph],
+    graphs: Mapping[str, Graph | Chain],
     tokenizer: str | None,
     check: Callable[[Path], dict[str, Any]],
 ) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def write_exported(
             write_graph(graph, partial / f"{name}.onnx")
             print(f"exported {name} in {time.perf_counter() - begun:.0f} s", flush=True)
         if tokenizer is not None:
-            (partial / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            (partial / "tokenizer").mkdir()
+            (partial / "tokenizer" / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         write_description(partial, spec, description)
         # It is loaded here as it will be on the robot, hashes and all.
         write_manifest(partial)
@@ -127,13 +128,15 @@ def prompt_settings(policy: VLAPolicy) -> PromptSettings:
 
 def _describe(
     policy: VLAPolicy,
-    graphs: dict[str, Graph],
+    graphs: Mapping[str, Graph | Chain],
     settings: PromptSettings,
     source: dict[str, Any],
 ) -> PolicyDescription:
+    encode = graphs["encode"]
+    assert isinstance(encode, Graph)
     memory = {
         name.removeprefix("state."): StateTensor(tuple(tensor.shape[1:]))
-        for name, tensor in graphs["encode"].inputs.items()
+        for name, tensor in encode.inputs.items()
         if name.startswith("state.")
     }
     head = policy.actor.head

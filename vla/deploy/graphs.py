@@ -13,25 +13,81 @@ import torch
 from torch import Tensor, nn
 
 from vla.model.heads.autoregressive import AutoregressiveHead
-from vla.model.heads.base import HeadInputs, InpaintingHead
+from vla.model.heads.base import ActionHead, HeadInputs
+from vla.model.heads.flow import FlowHead
 from vla.policy import VLAPolicy
 from vla.processing.model_inputs import ModelInputs
+
+Tensors = dict[str, Tensor]
 
 
 class Graph(NamedTuple):
     """A module to export.
 
     Attributes:
-        module: takes the arguments below in order.
-        inputs: name → example with two rows; for images and numbers of one robot.
+        module: takes the inputs below in order.
+        inputs: name → example with two rows.
         outputs: names of what it returns.
         dynamic: name of an input → axes whose sizes differ between calls, beside rows.
+        alike: inputs without rows.
+        has_gradients: its forward pass computes a gradient.
     """
 
     module: nn.Module
-    inputs: dict[str, Tensor]
+    inputs: Tensors
     outputs: tuple[str, ...]
-    dynamic: dict[str, tuple[int, ...]]
+    dynamic: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  never changed
+    alike: tuple[str, ...] = ()
+    has_gradients: bool = False
+
+
+class Chain(NamedTuple):
+    """A graph that does one thing again and again, exported once.
+
+    Attributes:
+        begin: gives what the first step takes under `at`, and may give more for every step.
+        step: takes `at` and `time`, and gives under `after` the next `at`.
+        times: of the steps, float32 [steps].
+        finish: takes the last `at`.
+    """
+
+    begin: Graph
+    step: Graph
+    times: Tensor
+    finish: Graph
+
+
+def graphs_of(policy: VLAPolicy) -> dict[str, Graph | Chain]:
+    """Everything to export of a policy with the embedded model, by name; `encode` comes first."""
+    encode = _encode_graph(policy)
+    with torch.no_grad():
+        given = encode.module(*encode.inputs.values())
+    encoded = dict(zip(encode.outputs, given, strict=True))
+    read = {name: encoded[name] for name in ("vector", "prompt", "prompt_mask") if name in encoded}
+    head = policy.actor.head
+    if isinstance(head, AutoregressiveHead):
+        return {"encode": encode, **_token_graphs(policy, head, read)}
+    if isinstance(head, FlowHead):
+        return {"encode": encode, **_flow_graphs(policy, head, read)}
+    return {"encode": encode, "act": Graph(_Act(policy, head), read, ("actions",))}
+
+
+def _encode_graph(policy: VLAPolicy) -> Graph:
+    spec, texts = policy.spec, policy.processor.prompts.texts(["", ""])
+    images = {
+        f"image.{camera.name}": torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8)
+        for camera in spec.cameras
+    }
+    memory, output = {}, ()
+    if points := len(policy.model.config.static_points):
+        # Ones: the weights by which a sum is divided are never 0 behind an observation.
+        memory, output = {"state.evidence": torch.ones(2, points, 4)}, ("next.evidence",)
+    numbers = {"proprio": torch.zeros(2, spec.proprio.dim)}
+    prompt = ("prompt", "prompt_mask") if policy.actor.head.attends else ()
+    # What else a pretrained model reads of a prompt follows from these two.
+    words = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    inputs = {**images, **words, **numbers, **memory}
+    return Graph(_Encode(policy), inputs, ("vector", *prompt, *output))
 
 
 class _Encode(nn.Module):
@@ -47,7 +103,7 @@ class _Encode(nn.Module):
         self._attends = policy.actor.head.attends
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Arguments and results in the order of `encode_graph`."""
+        """Arguments and results in the order of `_encode_graph`."""
         images = tensors[: len(self._processor.spec.cameras)]
         input_ids, mask, proprio, *memory = tensors[len(images) :]
         pixels = self._processor.stack_images(images)
@@ -62,109 +118,115 @@ class _Encode(nn.Module):
         return read.vector, *prompt, *((evidence,) if self._remembers else ())
 
 
-class _Head(nn.Module):
-    """The part of a network behind `_Encode`."""
+class _Head[H: ActionHead](nn.Module):
+    """A part of a network behind `_Encode`; its arguments are the graph's inputs in order."""
 
     action_mask: Tensor | None
 
-    def __init__(self, policy: VLAPolicy):
+    def __init__(self, policy: VLAPolicy, head: H):
         super().__init__()
-        self.network = policy.network
+        self.network, self.head = policy.network, head
+        self.bound = policy.actor.action_bound
         dim = policy.processor.action_dim
-        shared = policy.actor.shared
-        mask = policy.processor.present[-dim:] if shared else None
+        mask = policy.processor.present[-dim:] if policy.actor.shared else None
         self.register_buffer("action_mask", mask, persistent=False)
 
     def read(self, vector: Tensor, *prompt: Tensor) -> HeadInputs:
         """The outputs of `_Encode` as the head takes them."""
         count = vector.shape[0]
         # A head that does not attend gets no tokens, as in `VLA.features`.
-        tokens, mask = prompt or (
-            vector.new_zeros(count, 0, 1),
-            vector.new_zeros(count, 0, dtype=torch.bool),
-        )
+        none = vector.new_zeros(count, 0, 1), vector.new_zeros(count, 0, dtype=torch.bool)
+        tokens, mask = prompt or none
         action_mask = None if self.action_mask is None else self.action_mask.expand(count, -1)
         return HeadInputs(vector, tokens, mask, action_mask)
 
     def command(self, chunk: Tensor) -> Tensor:
         """The head's chunk in [-1, 1] in physical units, clipped to the contract's limits."""
-        network = self.network
-        return network.limits(network.action.inverse(chunk * network.model.actor.action_bound))
+        return self.network.limits(self.network.action.inverse(chunk * self.bound))
 
 
-class _Act(_Head):
+class _Act(_Head[ActionHead]):
+    """The greedy chunk, physical [n, chunk_length, action.dim]."""
+
     def forward(self, *read: Tensor) -> Tensor:
-        """The greedy chunk, physical [n, chunk_length, action.dim]."""
-        return self.command(self.network.model.actor.head.act(self.read(*read)))
+        return self.command(self.head.act(self.read(*read)))
 
 
-class _Inpaint(_Head):
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """As `InpaintingHead.inpaint`, target and result in physical units."""
-        target, weight, *read = tensors
-        head = self.network.model.actor.head
-        assert isinstance(head, InpaintingHead)
-        bound = self.network.model.actor.action_bound
-        wanted = self.network.action(target) / bound
-        return self.command(head.inpaint(self.read(*read), wanted, weight))
+def _token_graphs(policy: VLAPolicy, head: AutoregressiveHead, read: Tensors) -> dict[str, Graph]:
+    begun, whole = (torch.zeros(2, count, dtype=torch.int64) for count in (2, head.length))
+    step = Graph(_Step(policy, head), {"tokens": begun, **read}, ("token",), {"tokens": (1,)})
+    return {"step": step, "decode": Graph(_Decode(policy, head), {"tokens": whole}, ("actions",))}
 
 
-class _Step(_Head):
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """The greedy token int64 [n] after int64 [n, t]; negative where the chunk has ended."""
-        tokens, *read = tensors
-        head = self.network.model.actor.head
-        assert isinstance(head, AutoregressiveHead)
-        return head.next_token(self.read(*read), tokens)
+class _Step(_Head[AutoregressiveHead]):
+    """The greedy token int64 [n] after int64 [n, t]; negative where the chunk has ended."""
+
+    def forward(self, tokens: Tensor, *read: Tensor) -> Tensor:
+        return self.head.next_token(self.read(*read), tokens)
 
 
-class _Decode(_Head):
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """The chunk that all tokens int64 [n, length] stand for, physical."""
-        head = self.network.model.actor.head
-        assert isinstance(head, AutoregressiveHead)
-        return self.command(head.actions(*tensors))
+class _Decode(_Head[AutoregressiveHead]):
+    """The chunk that all tokens int64 [n, length] stand for, physical."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.command(self.head.actions(tokens))
 
 
-def graphs_of(policy: VLAPolicy) -> dict[str, Graph]:
-    """Everything to export of a policy with the embedded model, by name; `encode` comes first."""
-    encode = _encode_graph(policy)
-    with torch.no_grad():
-        given = encode.module(*encode.inputs.values())
-    encoded = dict(zip(encode.outputs, given, strict=True))
-    read = {name: encoded[name] for name in ("vector", "prompt", "prompt_mask") if name in encoded}
-    graphs = {"encode": encode}
-    head, shape = policy.actor.head, (policy.chunk_length, policy.spec.action.dim)
-    if isinstance(head, AutoregressiveHead):
-        begun = {"tokens": torch.zeros(2, 3, dtype=torch.int64)}
-        whole = {"tokens": torch.zeros(2, head.length, dtype=torch.int64)}
-        graphs["step"] = Graph(_Step(policy), begun | read, ("token",), {"tokens": (1,)})
-        graphs["decode"] = Graph(_Decode(policy), whole, ("actions",), {})
-    else:
-        graphs["act"] = Graph(_Act(policy), read, ("actions",), {})
-    if isinstance(head, InpaintingHead):
-        wanted = {"target": torch.zeros(2, *shape), "weight": torch.zeros(2, shape[0])}
-        graphs["inpaint"] = Graph(_Inpaint(policy), wanted | read, ("actions",), {})
-    return graphs
-
-
-def _encode_graph(policy: VLAPolicy) -> Graph:
-    spec, prompts = policy.spec, policy.processor.prompts
-    texts = prompts.texts(["", ""])
-    images = {
-        f"image.{camera.name}": torch.zeros(2, camera.height, camera.width, 3, dtype=torch.uint8)
-        for camera in spec.cameras
+def _flow_graphs(policy: VLAPolicy, head: FlowHead, read: Tensors) -> dict[str, Chain]:
+    vector = {"vector": read["vector"]}
+    at = {"at": torch.zeros(2, *head.shape)}
+    time = {"time": torch.tensor(0.5)}
+    wanted = {"target": torch.zeros(2, policy.chunk_length, policy.spec.action.dim)}
+    given = {"wanted": torch.zeros(2, *head.shape), "weight": torch.zeros(2, head.shape[0])}
+    finish = Graph(_Finish(policy, head), at, ("actions",))
+    step = Graph(_FlowStep(policy, head), {**at, **time, **read}, ("after",), alike=("time",))
+    guided = Graph(
+        _GuidedStep(policy, head),
+        {**at, **time, **given, **read},
+        ("after",),
+        alike=("time",),
+        has_gradients=True,
+    )
+    begin = Graph(_Begin(policy, head), vector, ("at",))
+    aimed = Graph(_BeginAimed(policy, head), {**wanted, **vector}, ("at", "wanted"))
+    times = head.times(read["vector"])
+    return {
+        "act": Chain(begin, step, times, finish),
+        "inpaint": Chain(aimed, guided, times, finish),
     }
-    memory, output = {}, ()
-    if points := len(policy.model.config.static_points):
-        # Ones: the weights by which a sum is divided are never 0 behind an observation.
-        memory, output = {"state.evidence": torch.ones(2, points, 4)}, ("next.evidence",)
-    inputs = {
-        **images,
-        "input_ids": texts["input_ids"],
-        "attention_mask": texts["attention_mask"],
-        "proprio": torch.zeros(2, spec.proprio.dim),
-        **memory,
-    }
-    prompt = ("prompt", "prompt_mask") if policy.actor.head.attends else ()
-    return Graph(_Encode(policy), inputs, ("vector", *prompt, *output), {})
+
+
+class _Begin(_Head[FlowHead]):
+    """Where the flow starts."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.head.start(self.read(vector))
+
+
+class _BeginAimed(_Head[FlowHead]):
+    """Where the flow starts, and the physical target as the head takes it."""
+
+    def forward(self, target: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head.start(self.read(vector)), self.network.action(target) / self.bound
+
+
+class _FlowStep(_Head[FlowHead]):
+    """One step of the flow."""
+
+    def forward(self, at: Tensor, time: Tensor, *read: Tensor) -> Tensor:
+        return self.head.step(self.read(*read), at, time)
+
+
+class _GuidedStep(_Head[FlowHead]):
+    """One step of the flow towards a target."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        at, time, wanted, weight, *read = tensors
+        return self.head.guided_step(self.read(*read), at, time, wanted, weight)
+
+
+class _Finish(_Head[FlowHead]):
+    """The flow's end as a physical chunk."""
+
+    def forward(self, at: Tensor) -> Tensor:
+        return self.command(at.clamp(-1, 1))

@@ -1,11 +1,13 @@
 """The folder of an exported policy: written all or not at all, and checked byte by byte when read.
 
-contract.json     the robot it controls
-policy.json       how the graphs become a policy, see `PolicyDescription`
-<name>.onnx       the graphs; large weights lie beside them in files of their own
-tokenizer.json    for policies that read words
-README.md         what it is, for readers
-manifest.json     format version, size and SHA-256 of every file above
+    contract.json     the robot it controls
+    policy.json       how the graphs become a policy, see `PolicyDescription`
+    <name>.onnx       the graphs; large weights lie beside them in files of their own
+    tokenizer/        tokenizer.json, for policies that read words
+    README.md         what it is, for readers
+    manifest.json     format version, size and SHA-256 of every file above
+
+The manifest is compared as it was written, so that no byte of the folder can change unseen.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class ExportedLeRobotPolicy:
             for name in self.description.graphs
         }
         prompt = self.description.prompt
-        self._prompts = prompt and Prompts(folder / "tokenizer.json", prompt)
+        self._prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
         self._limits = np.array([self.spec.action.low, self.spec.action.high], dtype=np.float32)
 
     def initial_state(self) -> LeRobotState:

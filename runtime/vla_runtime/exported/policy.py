@@ -64,7 +64,7 @@ class ExportedPolicy:
             for name in self.description.graphs
         }
         prompt = self.description.prompt
-        self._prompts = prompt and Prompts(folder / "tokenizer.json", prompt)
+        self._prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
 
     def initial_state(self) -> ExportedState:
         """The memory where an episode begins."""

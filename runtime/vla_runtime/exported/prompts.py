@@ -25,6 +25,9 @@ class Prompts:
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         # A word such as "<image>" in an instruction must not become an image.
         self._tokenizer.encode_special_tokens = True
+        # Settings of single calls, which its file may have kept.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._settings = settings
         # Few distinct instructions, many calls.
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(self._make_row)

@@ -21,6 +21,7 @@ Factory = Callable[[str], Robot]
 _BUILT_IN = {
     "lerobot": "vla_runtime.robots.lerobot_robot:make",
     "mujoco": "vla_runtime.robots.mujoco_robot:make",
+    "ros": "vla_runtime.robots.ros:make",
 }
 
 

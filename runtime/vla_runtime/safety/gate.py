@@ -224,8 +224,8 @@ class SafetyGate:
     def _begin(self, reading: Reading) -> None:
         now = self._now()
         age = now - seconds(reading.time_s)
-        # A comparison with NaN is false.
-        if not (0 <= age <= self._config.max_observation_age_s and now - age >= self._last_s):
+        # Measured before the last tick, it shows no standstill.
+        if not 0 <= age <= self._config.max_observation_age_s or now - age < self._last_s:
             raise SafetyError(f"the reading is {age:.3f} s old: read the robot again")
         try:
             position = checked_command(reading.position, self._names)

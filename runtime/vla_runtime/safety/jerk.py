@@ -60,6 +60,7 @@ class JerkAxis(Axis):
         # Ruckig takes the end of a stop to be where its trajectory's last plan to a position ended:
         # the stop has a trajectory of its own, begins at 0, and so its extrema are right.
         self._path, self._stop = Trajectory(1), Trajectory(1)
+        self._stop_from: Motion | None = None
 
     def rest(self, command: float) -> Motion:
         """Standing still at a command."""
@@ -171,9 +172,14 @@ class JerkAxis(Axis):
         return parameter
 
     def _plan_stop(self, motion: Motion) -> None:
+        # Asked twice or three times for each step: whether it is allowed, its path, the step.
+        if motion is self._stop_from:
+            return
+        self._stop_from = None
         self._to_rest.current_velocity = [motion.velocity]
         self._to_rest.current_acceleration = [motion.acceleration]
         self._calculate(self._to_rest, self._stop)
+        self._stop_from = motion
 
     def _calculate(self, parameter: InputParameter, trajectory: Trajectory) -> None:
         try:

@@ -38,9 +38,10 @@ class Limiter:
                 )
             self._workspace = Workspace(limits.workspace, kinematics)
         self._displaces = np.array([kind == "displacement" for kind in limits.kinds])
+        self._any_displaces = bool(self._displaces.any())
         # Made here to refuse limits that 64-bit numbers do not resolve before anything moves.
         self._axes = [_axis(limits, i, 0.0) for i in range(limits.action.dim)]
-        self._motions: list[Motion] = []
+        self._set([])
         # Sum of the displacements since the last measurement, [action.dim]; 0 for positions.
         self._travelled = np.zeros(limits.action.dim)
 
@@ -56,7 +57,7 @@ class Limiter:
         axes = [_axis(self._limits, i, x) for i, x in enumerate(start)]
         self.measure(reading)
         self._axes = axes
-        self._motions = [axis.rest(x) for axis, x in zip(axes, start, strict=True)]
+        self._set([axis.rest(x) for axis, x in zip(axes, start, strict=True)])
 
     def measure(self, reading: Reading) -> None:
         """Count displacements from this reading on."""
@@ -66,8 +67,8 @@ class Limiter:
 
     @property
     def command(self) -> np.ndarray:
-        """The last command, float64 [action.dim]."""
-        return np.array([motion.command for motion in self._motions])
+        """A copy of the last command, float64 [action.dim]."""
+        return self._command.copy()
 
     @property
     def at_rest(self) -> bool:
@@ -87,12 +88,14 @@ class Limiter:
 
     def hold(self) -> None:
         """Count the commands as standing still: they have been in force for as long as a stop."""
-        self._motions = [
-            axis.rest(0.0 if displaces else motion.command)
-            for axis, motion, displaces in zip(
-                self._axes, self._motions, self._displaces, strict=True
-            )
-        ]
+        self._set(
+            [
+                axis.rest(0.0 if displaces else motion.command)
+                for axis, motion, displaces in zip(
+                    self._axes, self._motions, self._displaces, strict=True
+                )
+            ]
+        )
 
     def outside(self) -> str:
         """What is out of its range or box, in words; empty where nothing is."""
@@ -152,9 +155,13 @@ class Limiter:
         return True
 
     def _become(self, motions: list[Motion]) -> None:
+        self._set(motions)
+        if self._any_displaces:
+            self._travelled += np.where(self._displaces, self._command, 0.0)
+
+    def _set(self, motions: list[Motion]) -> None:
         self._motions = motions
-        if self._displaces.any():
-            self._travelled += np.where(self._displaces, self.command, 0.0)
+        self._command = np.array([motion.command for motion in motions])
 
     def _stop_commands(self, motions: list[Motion]) -> np.ndarray:
         """The command and those of the quickest stop after it, [step, action.dim]."""
@@ -170,11 +177,11 @@ class Limiter:
     @property
     def _configuration(self) -> np.ndarray:
         """Where the robot is once it has done the last command, [action.dim]."""
-        return np.where(self._displaces, self._travelled, self.command)
+        return np.where(self._displaces, self._travelled, self._command)
 
     def _configurations(self, commands: np.ndarray) -> np.ndarray:
         """Where the robot is once it has done each of the next commands, [step, action.dim]."""
-        if not self._displaces.any():
+        if not self._any_displaces:
             return commands
         return np.where(self._displaces, self._travelled + commands.cumsum(axis=0), commands)
 

@@ -142,29 +142,46 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Euler steps from the mean of the noise, clipped to [-1, 1]."""
-        at = inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
-        return self._flow(inputs, at, self.config.steps).clamp(-1, 1)
+        return self._flow(inputs, self.start(inputs), self.config.steps).clamp(-1, 1)
 
     def inpaint(self, inputs: HeadInputs, target: Tensor, weight: Tensor) -> Tensor:
         """Euler steps as in `act`, pulled so that the chunk they lead to meets the target.
 
         Source: Black et al. 2025 (arXiv:2506.07339), equations 2 to 4.
         """
-        at = inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
-        for time in self._times(at):
-            now = float(time)
-            with torch.enable_grad():
-                here = at.detach().requires_grad_()
-                velocity = self._velocity(inputs, here[:, None], time.expand(1, 1))[0][:, 0]
-                end = here + (1 - now) * velocity  # equation 3: the chunk it leads to
-                error = inputs.zero_missing((target - end) * weight[..., None]).detach()
-                # The vector-Jacobian product of equation 2.
-                (guidance,) = torch.autograd.grad(end, here, error)
-            # Equation 4; at time 0 the gain is infinite, so the bound holds.
-            variance = (1 - now) ** 2 / (now**2 + (1 - now) ** 2)
-            gain = min(_MOST_GUIDANCE, (1 - now) / (now * variance)) if now else _MOST_GUIDANCE
-            at = at + (velocity.detach() + gain * guidance) / self.config.steps
+        at = self.start(inputs)
+        for time in self.times(at):
+            at = self.guided_step(inputs, at, time, target, weight)
         return at.clamp(-1, 1)
+
+    def start(self, inputs: HeadInputs) -> Tensor:
+        """Where the greedy chunk starts: the mean of the noise, [n, chunk_length, action]."""
+        return inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
+
+    def times(self, like: Tensor) -> Tensor:
+        """When the steps begin, float32 [steps]."""
+        return torch.arange(self.config.steps, device=like.device) / self.config.steps
+
+    def step(self, inputs: HeadInputs, at: Tensor, time: Tensor) -> Tensor:
+        """The Euler step from `at` [n, chunk_length, action] at a time, a scalar."""
+        velocity, _ = self._velocity(inputs, at[:, None], time.expand(1, 1))
+        return at + velocity[:, 0] / self.config.steps
+
+    def guided_step(
+        self, inputs: HeadInputs, at: Tensor, time: Tensor, target: Tensor, weight: Tensor
+    ) -> Tensor:
+        """As `step`, pulled towards the target; see `inpaint`."""
+        with torch.enable_grad():
+            here = at.detach().requires_grad_()
+            velocity = self._velocity(inputs, here[:, None], time.expand(1, 1))[0][:, 0]
+            end = here + (1 - time) * velocity  # equation 3: the chunk it leads to
+            error = inputs.zero_missing((target - end) * weight[..., None]).detach()
+            # The vector-Jacobian product of equation 2.
+            (guidance,) = torch.autograd.grad(end, here, error)
+        # Equation 4; at time 0 the gain is infinite, so the bound holds.
+        variance = (1 - time) ** 2 / (time**2 + (1 - time) ** 2)
+        gain = ((1 - time) / (time * variance)).clamp(max=_MOST_GUIDANCE)
+        return at + (velocity.detach() + gain * guidance) / self.config.steps
 
     def sample(self, inputs: HeadInputs, generator: torch.Generator | None = None) -> Tensor:
         """Chains from noise to chunks."""
@@ -205,18 +222,14 @@ class FlowHead(LikelihoodHead, InpaintingHead):
 
     def _flow(self, inputs: HeadInputs, at: Tensor, count: int) -> Tensor:
         """The first `count` Euler steps."""
-        for time in self._times(at)[:count]:
-            velocity, _ = self._velocity(inputs, at[:, None], time.expand(1, 1))
-            at = at + velocity[:, 0] / self.config.steps
+        for time in self.times(at)[:count]:
+            at = self.step(inputs, at, time)
         return at
-
-    def _times(self, like: Tensor) -> Tensor:
-        return torch.arange(self.config.steps, device=like.device) / self.config.steps
 
     def _step(self, inputs: HeadInputs, at: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Mean and log std of the steps that begin at `at` [n, k, chunk_length, action]."""
         count = self.config.steps
-        time = self._times(at)[first : first + at.shape[1]]
+        time = self.times(at)[first : first + at.shape[1]]
         velocity, log_std = self._velocity(inputs, at, time[None])
         if self.config.sampler == "noise":
             # The level is that of all k random steps together: independent ones of level / sqrt(k).

@@ -1,0 +1,280 @@
+"""Export of checkpoints with the embedded model: equal decisions of every head, or refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from two_robots import ARM, CART, WORDS, observe, tiny_policy
+from vla_runtime.exported.folder import read_exported
+from vla_runtime.exported.policy import ExportedPolicy
+from vla_runtime.loading import load_policy
+
+from vla.contract import Observation
+from vla.deploy import export
+from vla.deploy.export import export_policy, prompt_settings
+from vla.deploy.graphs import Chain, Graph, graphs_of
+from vla.deploy.onnx_graphs import ExportError, write_graph
+from vla.deploy.parity import (
+    Comparison,
+    ParityError,
+    compare_decisions,
+    compare_inpainting,
+    compare_prompts,
+    compare_tokens,
+    single,
+    tolerances,
+)
+from vla.deploy.reference import Reference
+from vla.model.heads.base import HeadConfig
+from vla.model.heads.expert import ExpertConfig
+from vla.model.heads.fast import FastHeadConfig
+from vla.model.heads.flow import FlowHeadConfig
+from vla.model.heads.l1 import L1HeadConfig
+from vla.model.heads.token import TokenHeadConfig
+from vla.policy import VLAPolicy
+
+_EXPERT = ExpertConfig(width=32, layers=1, heads=2)
+HEADS: dict[str, HeadConfig] = {
+    "l1": L1HeadConfig(_EXPERT),
+    "flow": FlowHeadConfig(_EXPERT, steps=3),
+    "token": TokenHeadConfig(_EXPERT, bins=32),
+    "fast": FastHeadConfig(_EXPERT, scale=4.0, vocabulary=64),
+}
+
+
+def with_head(policy: VLAPolicy, head: HeadConfig) -> VLAPolicy:
+    """With an untrained head for smooth chunks, and a memory of the target's position."""
+    generator = torch.Generator().manual_seed(0)
+    action = policy.model.dims.action
+    start = torch.rand(200, 1, action, generator=generator) - 0.5
+    slope = torch.rand(200, 1, action, generator=generator) - 0.5
+    policy.model.config = replace(policy.model.config, static_points=("target",))
+    policy.model.replace_actor(start + slope * torch.arange(3)[None, :, None] / 3, head)
+    return VLAPolicy(policy.model, policy.embodiments, policy.processor.spec.robot)
+
+
+def observations(policy: VLAPolicy, count: int = 4) -> list[Observation]:
+    """Random ones of its robot."""
+    batch = observe(policy.spec, count)
+    return [single(batch, row) for row in range(count)]
+
+
+def compare(policy: VLAPolicy, exported: ExportedPolicy) -> dict[str, Any]:
+    """All that needs no simulator."""
+    reference, seen = Reference(policy), observations(policy)
+    found: dict[str, Any] = {"open_loop": compare_decisions(reference, exported, seen)}
+    found["prompts"] = compare_prompts(policy, exported, WORDS)
+    found["tokens"] = compare_tokens(reference, exported, seen)
+    if exported.can_inpaint:
+        found["inpainting"] = compare_inpainting(reference, exported, seen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def policy() -> VLAPolicy:
+    """Of one robot of several, with the shipped kind of head."""
+    tiny = tiny_policy(ARM, CART)
+    tiny.model.config = replace(tiny.model.config, static_points=("target",))
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def folder(policy: VLAPolicy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It, exported."""
+    out = tmp_path_factory.mktemp("exported") / "arm"
+    export_policy(policy, out, {"checkpoint": "none"}, lambda e: compare(policy, e))
+    return out
+
+
+def test_an_exported_policy_decides_alike(policy: VLAPolicy, folder: Path) -> None:
+    """Over an episode with a change of instruction, in degrees; what was measured is written."""
+    exported = load_policy(str(folder))
+    reference, states = Reference(policy), [Reference(policy).initial_state(), None]
+    states[1] = exported.initial_state()
+    for step, seen in enumerate(observations(policy, 6)):
+        seen = replace(seen, instruction=WORDS[step // 3])
+        ours, states[0] = reference.decide(seen, states[0])
+        theirs, states[1] = exported.decide(seen, states[1])
+        assert np.abs(ours.actions - theirs.actions).max() < 1e-3  # of some hundred degrees
+    assert reference.spec == exported.spec
+    _, description = read_exported(folder)
+    assert description.head == "gaussian"
+    assert description.parity["open_loop"]["decisions"] == 8
+    assert "| action head | gaussian |" in (folder / "README.md").read_text()
+
+
+def test_graphs_take_any_number_of_rows(policy: VLAPolicy, folder: Path) -> None:
+    """One and three together give the same; opset 20, and images are resized within."""
+    model = onnx.load(folder / "encode.onnx")
+    assert model.opset_import[0].version == 20
+    assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][:1] == ["rows"]
+    session = ort.InferenceSession(folder / "encode.onnx")
+    batch = observe(policy.spec, 3)
+    texts = policy.processor.prompts.texts(batch.instructions)
+    feed = {f"image.{name}": image.numpy() for name, image in batch.images.items()}
+    feed |= {name: tensor.numpy() for name, tensor in texts.items()}
+    feed |= {"proprio": batch.proprio.numpy(), "state.evidence": np.zeros((3, 1, 4), np.float32)}
+    together = session.run(None, feed)
+    for row in range(3):
+        alone = session.run(None, {name: value[[row]] for name, value in feed.items()})
+        for one, every in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one[0], every[row], rtol=1e-4, atol=1e-4)
+
+
+def test_images_of_another_size_are_resized_in_the_graph(tmp_path: Path) -> None:
+    """The cart's camera has 2 pixels a side, the model 12; only the first graph is exported."""
+    policy = tiny_policy(CART, ARM)
+    graph = graphs_of(policy)["encode"]
+    assert isinstance(graph, Graph)
+    write_graph(graph, tmp_path / "encode.onnx")
+    assert _largest_difference(graph, tmp_path / "encode.onnx") < 1e-4
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_graphs_of_every_head_compute_alike(name: str, tmp_path: Path) -> None:
+    """Behind a random observation, of two robots; those of tokens also for the first one."""
+    policy = with_head(tiny_policy(ARM, CART), HEADS[name])
+    graphs = graphs_of(policy)
+    del graphs["encode"]  # as above
+    for label, graph in graphs.items():
+        write_graph(graph, tmp_path / f"{label}.onnx")
+        if isinstance(graph, Graph):
+            assert _largest_difference(graph, tmp_path / f"{label}.onnx") < 1e-4
+    expected = {"token": {"step", "decode"}, "fast": {"step", "decode"}, "flow": {"act", "inpaint"}}
+    assert set(graphs) == expected.get(name, {"act"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_decides_alike(name: str, tmp_path: Path) -> None:
+    """The whole way of every head, with tokens and inpainting."""
+    policy = with_head(tiny_policy(ARM, CART), HEADS[name])
+    found = export_policy(policy, tmp_path / name, {}, lambda e: compare(policy, e))
+    assert bool(found["tokens"]) == (name in ("token", "fast"))
+    assert ("inpainting" in found) == (name == "flow")
+
+
+def _largest_difference(graph: Graph, file: Path) -> float:
+    """Between torch and ONNX Runtime, for one row, two, and for tokens that have not begun."""
+    session = ort.InferenceSession(file)
+    largest = 0.0
+    for rows in (1, 2):
+        inputs = {name: tensor[:rows] for name, tensor in graph.inputs.items()}
+        for begun in {0, inputs["tokens"].shape[1]} if graph.dynamic else {0}:
+            if graph.dynamic:
+                inputs["tokens"] = graph.inputs["tokens"][:rows, :begun]
+            taken = {value.name for value in session.get_inputs()}
+            feed = {name: tensor.numpy() for name, tensor in inputs.items() if name in taken}
+            with torch.no_grad():
+                ours = graph.module(*inputs.values())
+            ours = ours if isinstance(ours, tuple) else (ours,)
+            for one, other in zip(ours, session.run(None, feed), strict=True):
+                apart = np.abs(one.numpy().astype(np.float64) - other)
+                largest = max(largest, float(apart.max()))
+    return largest
+
+
+def test_what_decides_otherwise_is_not_written(
+    policy: VLAPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """Graphs of another policy in its place: refused by name and size, and nothing is left."""
+    monkeypatch.setattr(export, "write_graph", _copy_graphs(folder))
+    other = tiny_policy(ARM, CART)
+    other.model.config = policy.model.config
+    with torch.no_grad():
+        other.actor.head.layers[-1].bias += 0.1  # type: ignore[operator, union-attr]
+    with pytest.raises(ParityError, match=r"commands '.' .* deg apart.*are allowed; nothing was"):
+        export_policy(other, tmp_path / "out", {}, lambda e: compare(other, e))
+    assert not list(tmp_path.iterdir())
+
+
+def _copy_graphs(folder: Path) -> Callable[[Graph | Chain, Path], None]:
+    """Writes graphs that were exported before, which takes no time."""
+
+    def write(graph: Graph | Chain, file: Path) -> None:
+        file.write_bytes((folder / file.name).read_bytes())
+
+    return write
+
+
+def test_comparisons_say_what_is_apart() -> None:
+    """NaN never passes, and tolerances grow with the range of the dimension."""
+    assert tolerances(ARM).tolist() == pytest.approx([0.005, 0.01, 0.015])
+    comparison = Comparison(ARM, "test")
+    comparison.add(np.zeros((3, 3)), np.full((3, 3), 0.004))
+    for wrong in (0.006, np.nan):
+        with pytest.raises(ParityError, match=r"at decision \d the exported policy commands 'a'"):
+            comparison.add(np.zeros((3, 3)), np.full((3, 3), wrong))
+
+
+def test_what_cannot_be_exported_says_so(policy: VLAPolicy) -> None:
+    """Before anything is computed."""
+    prompts = policy.processor.prompts
+    settings = prompt_settings(policy)
+    assert settings.length == prompts.length
+    prompts.padding = "longest"  # type: ignore[union-attr]
+    with pytest.raises(ExportError, match="no fixed length"):
+        prompt_settings(policy)
+    prompts.padding = "fixed"  # type: ignore[union-attr]
+
+
+def _kill_at_random(policy: VLAPolicy, source: Path, out: Path, times: int) -> int:
+    """Exports in processes that are killed; how often it was complete. The rest left nothing."""
+    begun = time.monotonic()
+    _export_copies(policy, source, out)
+    whole_s = time.monotonic() - begun
+    complete = 0
+    for index in range(times):
+        target = out.with_name(f"{out.name}{index}")
+        # Forked, so that no attempt waits for torch's import.
+        process = multiprocessing.get_context("fork").Process(
+            target=_export_copies, args=(policy, source, target)
+        )
+        process.start()
+        time.sleep(random.Random(index).uniform(0, 1.2 * whole_s))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        if target.exists():
+            read_exported(target)
+            complete += 1
+        else:
+            # What it left behind is in nobody's way.
+            _export_copies(policy, source, target)
+            read_exported(target)
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+    return complete
+
+
+def _export_copies(policy: VLAPolicy, source: Path, out: Path) -> None:
+    export.write_graph = _copy_graphs(source)
+    export_policy(policy, out, {}, lambda e: {})
+
+
+def test_a_killed_export_leaves_nothing_or_everything(
+    policy: VLAPolicy, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at random moments; the next attempt works."""
+    monkeypatch.setattr(export, "write_graph", export.write_graph)
+    _kill_at_random(policy, folder, tmp_path / "out", times=3)
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_exports_leave_nothing_or_everything(
+    policy: VLAPolicy, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; some of them come through."""
+    monkeypatch.setattr(export, "write_graph", export.write_graph)
+    assert 0 < _kill_at_random(policy, folder, tmp_path / "out", times=100) < 100
