@@ -130,6 +130,7 @@ class PolicyServer:
             return connection.respond(HTTPStatus.OK, "OK\n")
         if not is_authorized(request.headers.get_all("Authorization"), self._token):
             self._metrics.turned_away.labels("token").inc()
+            logger.info("%s: wrong or missing token", connection.remote_address)
             return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong or missing token\n")
         if path == "/metrics":
             return connection.respond(HTTPStatus.OK, self._metrics.text())
@@ -273,6 +274,7 @@ def serve(config: ServeConfig) -> None:
         ValueError: the policy cannot be loaded, or the token is missing or too short.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # it would say the same once more
     config.token()  # a bad token ends here, and not after a large policy was loaded
     server = PolicyServer(load_policy(config.policy), config)
     asyncio.run(_until_a_signal(server, config))
