@@ -87,7 +87,8 @@ def test_python_blocks_run(block: Block, workplace: Path) -> None:
     (workplace / "block.py").write_text(block.text)
     run = subprocess.run(
         [sys.executable, "block.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'runtime'}", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
