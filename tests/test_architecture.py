@@ -28,6 +28,8 @@ MAY_IMPORT = {
 # Where a file lies → the extras of its distribution whose packages it may import beside the core's.
 EXTRAS = {
     "runtime/": (),
+    "runtime/vla_runtime/dataset_files.py": ("record",),
+    "runtime/vla_runtime/run_recording.py": ("record",),
     "runtime/vla_runtime/robots/lerobot": ("lerobot",),
     "runtime/vla_runtime/robots/mujoco": ("mujoco",),
     "runtime/vla_runtime/robots/so101": ("mujoco",),
@@ -52,6 +54,7 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "torchvision": "image processors of transformers",
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
     "accelerate": "lerobot-train",
+    "datasets": "LeRobot's data sets, which vla_runtime.dataset_files writes",
     "diffusers": "the diffusion policy of LeRobot",
     "vla-runtime": "the same repository",
 }

@@ -114,20 +114,28 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_setup_is_idempotent(checkout: Checkout) -> None:
     """First everything, then nothing; changed pins only install again."""
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["venv --clear", "pip install"]
+    assert checkout.uv_calls() == ["venv --clear", "pip install", "pip install"]
     again = checkout.run("scripts/setup.sh")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert checkout.uv_calls() == []
     with (checkout.path / "constraints.txt").open("a") as pinned:
         pinned.write("another==1.0\n")
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["pip install"]
+    assert checkout.uv_calls() == ["pip install", "pip install"]
 
 
 def test_setup_installs_every_extra() -> None:
     """A checkout can do everything: simulate, train, meet LeRobot, and test itself."""
     [listed] = re.findall(r"^readonly EXTRAS=(.*)$", (ROOT / "scripts/setup.sh").read_text(), re.M)
     assert set(listed.split(",")) == set(project_table()["optional-dependencies"])
+
+
+def test_the_peers_without_dependencies_are_installed() -> None:
+    """What setup.sh pins beside constraints.txt is what runs here."""
+    script = (ROOT / "scripts/setup.sh").read_text()
+    [listed] = re.findall(r"^readonly WITHOUT_DEPENDENCIES=\((.*?)\)", script, re.M)
+    for name, pinned in (word.split("==") for word in listed.split()):
+        assert version(name) == pinned
 
 
 def test_a_failed_install_is_repeated(checkout: Checkout) -> None:
@@ -137,7 +145,7 @@ def test_a_failed_install_is_repeated(checkout: Checkout) -> None:
     assert "did not install" in failed.stderr
     checkout.uv_calls()
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["pip install"]
+    assert checkout.uv_calls() == ["pip install", "pip install"]
 
 
 def test_a_python_without_pip_is_passed_over(checkout: Checkout) -> None:
@@ -149,7 +157,7 @@ def test_a_python_without_pip_is_passed_over(checkout: Checkout) -> None:
     write_script(checkout.path / "other" / "python3", f"#!/bin/sh\n{brings_uv}")
     path = f"{checkout.path}/bin:{checkout.path}/other:/usr/bin:/bin"
     assert checkout.run("scripts/setup.sh", PATH=path).returncode == 0
-    assert checkout.uv_calls() == ["venv --clear", "pip install"]
+    assert checkout.uv_calls() == ["venv --clear", "pip install", "pip install"]
 
 
 def test_no_python_and_no_way_to_fetch_one(checkout: Checkout) -> None:

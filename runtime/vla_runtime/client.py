@@ -12,7 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from vla_runtime.contract import ActionChunk, ContractMismatchError, Observation, RobotSpec
 from vla_runtime.server.authentication import TOKEN_VARIABLE, authorization, read_token
-from vla_runtime.server.messages import RESET, ObservationCodec, pack, unpack_reply
+from vla_runtime.server.messages import RESET, Inpainting, RequestCodec, pack, unpack_reply
 
 _RECONNECT = "connect() opens another, on which a new episode begins"
 _MAX_REPLY_BYTES = 1 << 20  # the largest message is the metadata, with the contract
@@ -36,7 +36,7 @@ class _Memory:
 
 
 class RemotePolicy:
-    """A served policy as a `RobotPolicy`.
+    """A served policy as a `RobotPolicy`, and as an `InpaintingPolicy` where it is one.
 
     Its memory is in the server, one for a connection, so it plays one episode at a time. A lost
     connection stays lost, because the episode's memory is lost with it: `connect` opens another,
@@ -88,10 +88,10 @@ class RemotePolicy:
             raise ConnectionError(
                 f"no policy server at {self._address}: {error or 'no answer'}"
             ) from error
-        spec, self.chunk_length = self._read_metadata()
+        spec, self.chunk_length, self.can_inpaint = self._read_metadata()
         if getattr(self, "spec", spec) != spec:
             self.spec.require_match(spec, "this client", f"the server now at {self._address}")
-        self.spec, self._codec = spec, ObservationCodec(spec)
+        self.spec, self._codec = spec, RequestCodec(spec, self.chunk_length)
         self._now = _Memory(-1, 0)  # no memory of another connection fits
 
     def close(self) -> None:
@@ -114,14 +114,32 @@ class RemotePolicy:
             RemotePolicyError: the server says that it made no decision.
             ValueError: `state` is not that of the last decision on this connection.
         """
+        return self._ask(observation, state, None)
+
+    def inpaint(
+        self, observation: Observation, state: object, target: np.ndarray, weight: np.ndarray
+    ) -> tuple[ActionChunk, object]:
+        """See `InpaintingPolicy.inpaint`, and `decide` for what else it raises.
+
+        Raises:
+            TypeError: the served policy cannot, see `can_inpaint`.
+        """
+        if not self.can_inpaint:
+            raise TypeError(f"the policy at {self._address} cannot inpaint")
+        return self._ask(observation, state, Inpainting(target, weight))
+
+    def _ask(
+        self, observation: Observation, state: object, inpainting: Inpainting | None
+    ) -> tuple[ActionChunk, object]:
         if not isinstance(state, _Memory) or (state.decisions and state != self._now):
             raise ValueError(
                 "a remote policy remembers its last decision alone: go on from there, or begin an "
                 "episode with initial_state()"
             )
         observation.validate(self.spec)
-        fields = self._exchange(self._codec.encode(observation) | {RESET: not state.decisions})
-        actions = fields.get("actions")
+        fields = self._codec.encode(observation, inpainting)
+        reply = self._exchange(fields | {RESET: not state.decisions})
+        actions = reply.get("actions")
         shape = (self.chunk_length, self.spec.action.dim)
         if not isinstance(actions, np.ndarray) or actions.shape != shape:
             raise ContractMismatchError(f"{self._address} sent no actions of shape {shape}")
@@ -161,11 +179,12 @@ class RemotePolicy:
         self.close()
         return ConnectionError(f"{self._address} is gone ({error}): {_RECONNECT}")
 
-    def _read_metadata(self) -> tuple[RobotSpec, int]:
+    def _read_metadata(self) -> tuple[RobotSpec, int, bool]:
         message = self._receive()
         try:
             fields = unpack_reply(message if isinstance(message, bytes) else b"")
-            return RobotSpec.from_dict(fields["contract"]), int(fields["chunk_length"])
+            spec = RobotSpec.from_dict(fields["contract"])
+            return spec, int(fields["chunk_length"]), bool(fields["can_inpaint"])
         except (KeyError, TypeError, ValueError) as error:
             self.close()
             raise ContractMismatchError(

@@ -16,8 +16,27 @@ import numpy as np
 _MOST_DECAY = 100.0
 """Of either sign: beyond that one chunk has all the weight."""
 _REMEMBERED_DELAYS = 10
-_GRACE_S = 0.2
-"""How far the end of a chunk may be delayed."""
+
+
+@dataclass(frozen=True)
+class ChunkTiming:
+    """What a plan has to know of the policy and the loop.
+
+    Attributes:
+        chunk_length: steps a chunk.
+        period_s: of the control loop.
+        grace_s: how far the end of a chunk may be delayed before it expires.
+    """
+
+    chunk_length: int
+    period_s: float
+    grace_s: float
+
+    def expiry(self, steps: int, now_s: float) -> float:
+        """When a chunk expires of which the last `steps` are executed from now on."""
+        # A chunk that the robot waited for is executed from when it comes, not from its
+        # observation. A missed period, or a measurement that fails, delays the steps after it.
+        return now_s + steps * self.period_s + self.grace_s
 
 
 @dataclass(frozen=True)
@@ -98,22 +117,21 @@ class RecedingPlan:
     measured delay: the longest of the last 10.
 
     Args:
-        chunk_length: steps a chunk.
-        period_s: of the control loop.
-        steps: executed between decisions; `chunk_length` waits for each new chunk.
+        timing: of the policy and the loop.
+        steps: executed between decisions; as many as a chunk has waits for each new chunk.
         inpaint: ask for chunks that join to the old one.
 
     Raises:
         ValueError: steps out of range.
     """
 
-    def __init__(self, chunk_length: int, period_s: float, steps: int, inpaint: bool = False):
+    def __init__(self, timing: ChunkTiming, steps: int, inpaint: bool = False):
         # A step of the old chunk has to be left to join to.
-        most = chunk_length - 1 if inpaint else chunk_length
+        most = timing.chunk_length - 1 if inpaint else timing.chunk_length
         if not 1 <= steps <= most:
             raise ValueError(f"steps must lie from 1 to {most}, got {steps}")
-        self._length, self._period_s, self._steps = chunk_length, period_s, steps
-        self._inpaint = inpaint
+        self._length, self._timing = timing.chunk_length, timing
+        self._steps, self._inpaint = steps, inpaint
         self._chunk: _Chunk | None = None
         self._executed = 0
         self._asked: tuple[int, Inpainting | None] | None = None
@@ -141,7 +159,7 @@ class RecedingPlan:
         self._delays.append(self._executed - begin)
         late = self._executed - begin
         self.skipped += min(late, self._length)
-        expires_s = _expiry(self._length - late, self._period_s, now_s)
+        expires_s = self._timing.expiry(self._length - late, now_s)
         self._chunk = _Chunk(actions, begin, expires_s)
 
     def is_empty(self) -> bool:
@@ -176,18 +194,17 @@ class TemporalEnsemble:
     exp(-decay i), i = 0 for the oldest chunk.
 
     Args:
-        chunk_length: steps a chunk.
-        period_s: of the control loop.
+        timing: of the policy and the loop.
         decay: 0 weighs all equally; larger weighs older chunks more.
 
     Raises:
         ValueError: a decay that is no number, or beyond 100 in magnitude.
     """
 
-    def __init__(self, chunk_length: int, period_s: float, decay: float = 0.01):
+    def __init__(self, timing: ChunkTiming, decay: float = 0.01):
         if not abs(decay) <= _MOST_DECAY:  # NaN fails this comparison, too
             raise ValueError(f"decay must lie from -{_MOST_DECAY} to {_MOST_DECAY}, got {decay}")
-        self._length, self._period_s, self._decay = chunk_length, period_s, decay
+        self._length, self._timing, self._decay = timing.chunk_length, timing, decay
         self._chunks: deque[_Chunk] = deque()
         self._executed = 0
         self._asked: int | None = None
@@ -207,7 +224,7 @@ class TemporalEnsemble:
         begin, self._asked = self._asked, None
         late = self._executed - begin
         self.skipped += min(late, self._length)
-        expires_s = _expiry(self._length - late, self._period_s, now_s)
+        expires_s = self._timing.expiry(self._length - late, now_s)
         self._chunks.append(_Chunk(actions, begin, expires_s))
 
     def is_empty(self) -> bool:
@@ -248,21 +265,12 @@ def soft_mask(length: int, passed: int, delay: int) -> np.ndarray:
     return np.where(step < length - passed, weights, 0.0).astype(np.float32)
 
 
-def _expiry(steps: int, period_s: float, now_s: float) -> float:
-    # A chunk that the robot waited for is executed from when it comes, not from its observation.
-    # A missed period, or a measurement that fails, delays the steps after it.
-    return now_s + steps * period_s + _GRACE_S
-
-
-def make_plan(
-    execution: str, chunk_length: int, period_s: float, can_inpaint: bool = False
-) -> ChunkPlan:
+def make_plan(execution: str, timing: ChunkTiming, can_inpaint: bool = False) -> ChunkPlan:
     """A plan that executes chunks in this way.
 
     Args:
         execution: "chunk", "receding:STEPS", "ensemble[:DECAY]" or "realtime:STEPS".
-        chunk_length: steps a chunk.
-        period_s: of the control loop.
+        timing: of the policy and the loop.
         can_inpaint: the policy can join a chunk to another one.
 
     Raises:
@@ -273,18 +281,18 @@ def make_plan(
     # int() and float() raise ValueError as the plans do, so one handler names the argument.
     try:
         if name == "chunk" and not numbers:
-            return RecedingPlan(chunk_length, period_s, chunk_length)
+            return RecedingPlan(timing, timing.chunk_length)
         if name == "receding" and len(numbers) == 1:
-            return RecedingPlan(chunk_length, period_s, int(numbers[0]))
+            return RecedingPlan(timing, int(numbers[0]))
         if name == "ensemble" and len(numbers) < 2:
-            return TemporalEnsemble(chunk_length, period_s, *map(float, numbers))
+            return TemporalEnsemble(timing, *map(float, numbers))
         if name == "realtime" and len(numbers) == 1:
             if not can_inpaint:
                 raise ValueError(
                     "the policy cannot inpaint; receding:STEPS computes the next chunk meanwhile, "
                     "too, without joining it to the old one"
                 )
-            return RecedingPlan(chunk_length, period_s, int(numbers[0]), inpaint=True)
+            return RecedingPlan(timing, int(numbers[0]), inpaint=True)
     except ValueError as error:
         raise ValueError(f"execution {execution!r}: {error}") from error
     raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,8 @@ class InferenceProcess:
             raise InferenceError(f"policy {self._source}: {self.how_it_ended()}") from error
         assert answer is not None
         spec = RobotSpec.from_dict(answer["spec"])
-        self._robot.require_match(spec, f"robot {self._robot.robot!r}", f"policy {self._source}")
+        seen = _seen_by(spec, self._robot)
+        seen.require_match(spec, f"robot {seen.robot!r}", f"policy {self._source}")
         return answer["chunk_length"], answer["can_inpaint"]
 
     def ask(self, reading: Reading, time_s: float, inpainting: Inpainting | None) -> None:
@@ -158,6 +159,12 @@ class InferenceProcess:
         return answer
 
 
+def _seen_by(policy: RobotSpec, robot: RobotSpec) -> RobotSpec:
+    """The robot without the cameras that a policy does not look at."""
+    names = {camera.name for camera in policy.cameras}
+    return replace(robot, cameras=tuple(c for c in robot.cameras if c.name in names))
+
+
 def _image(camera: str) -> str:
     return f"image.{camera}"
 
@@ -179,15 +186,16 @@ def _serve(
     end_with_parent(parent)
     policy = load(source, robot)
     can_inpaint = isinstance(policy, InpaintingPolicy) and policy.can_inpaint
-    if not policy.spec.differences(robot):
-        _warm_up(policy, robot, instruction)
+    seen = _seen_by(policy.spec, robot)
+    if not policy.spec.differences(seen):
+        _warm_up(policy, seen, instruction)
     description = {"spec": policy.spec.to_dict(), "chunk_length": policy.chunk_length}
     messages.send(description | {"can_inpaint": can_inpaint})
     state = policy.initial_state()
     while True:
         asked = messages.receive()
         assert asked is not None
-        observation = _observe(shared, robot, instruction, asked["time_s"])
+        observation = _observe(shared, seen, instruction, asked["time_s"])
         if "target" in asked:
             assert isinstance(policy, InpaintingPolicy)
             target = np.frombuffer(asked["target"], np.float32).reshape(policy.chunk_length, -1)

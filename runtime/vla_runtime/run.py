@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from vla_runtime.contract import Robot, RobotPolicy, RobotSpec
-from vla_runtime.execution import ChunkPlan, make_plan
+from vla_runtime.execution import ChunkPlan, ChunkTiming, make_plan
 from vla_runtime.inference import InferenceProcess, PolicyLoader
 from vla_runtime.loop import ControlLoop
 from vla_runtime.run_config import RunConfig
@@ -84,8 +84,11 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
             stack.callback(recorder.end)
             recorder.wait_until_ready()
         chunk_length, can_inpaint = inference.wait_until_ready()
-        period_s = 1 / robot.spec.control_rate_hz
-        plan = make_plan(config.execution, chunk_length, period_s, can_inpaint)
+        # A chunk may end as late as the gate waits for a command.
+        timing = ChunkTiming(
+            chunk_length, 1 / robot.spec.control_rate_hz, config.safety.heartbeat_s
+        )
+        plan = make_plan(config.execution, timing, can_inpaint)
         details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
         # The robot stands still, so this may take its time.
         details["recording"] = {} if recorder is None else recorder.finish()

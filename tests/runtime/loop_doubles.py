@@ -117,6 +117,25 @@ class InpaintingRamp(RampPolicy):
         return ActionChunk(mixed.astype(np.float32)), state
 
 
+class BusyPolicy(RampPolicy):
+    """Computes for as long as it takes to fill a period, instead of sleeping; turns at ±0.9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._matrix = np.random.default_rng(0).standard_normal((400, 400))
+
+    def decide(self, observation: Observation, state: object) -> tuple[ActionChunk, object]:
+        """A ramp up for 400 decisions, then down."""
+        until_s = time.thread_time() + 0.015
+        while time.thread_time() < until_s:
+            self._matrix @ self._matrix
+        chunk, state = super().decide(observation, state)
+        assert isinstance(state, int)
+        if (state // 400) % 2:
+            return ActionChunk(2 * observation.proprio[None] - chunk.actions), state
+        return chunk, state
+
+
 class FailingPolicy(RampPolicy):
     """Fails in one way at its fifth decision after the warm-up."""
 
@@ -148,7 +167,7 @@ class FailingPolicy(RampPolicy):
 
 
 def load(source: str, robot: RobotSpec) -> RampPolicy:
-    """The policy that a text names: ramp[:DELAY_S], inpainting:DELAY_S, fails:HOW, or other."""
+    """The policy that a text names: ramp[:DELAY_S], inpainting:DELAY_S, busy, fails:HOW, blind, other."""
     kind, _, argument = source.partition(":")
     match kind:
         case "ramp":
@@ -157,6 +176,10 @@ def load(source: str, robot: RobotSpec) -> RampPolicy:
             return InpaintingRamp(delay_s=float(argument or 0))
         case "fails":
             return FailingPolicy(argument)
+        case "busy":
+            return BusyPolicy()
+        case "blind":
+            return RampPolicy(replace(SPEC, cameras=()))
         case "other":
             return RampPolicy(replace(SPEC, robot="another", control_rate_hz=10.0))
     raise ValueError(f"no policy {source!r}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from vla_runtime.execution import (
     ChunkPlan,
+    ChunkTiming,
     RecedingPlan,
     TemporalEnsemble,
     make_plan,
@@ -13,6 +14,7 @@ from vla_runtime.execution import (
 )
 
 LENGTH, PERIOD_S = 8, 0.02
+TIMING = ChunkTiming(LENGTH, PERIOD_S, grace_s=0.2)
 
 
 def chunk(number: int) -> np.ndarray:
@@ -40,7 +42,7 @@ def play(plan: ChunkPlan, ticks: int, delay: int) -> list[float | None]:
 
 def test_whole_chunks_skip_nothing_while_the_robot_waits() -> None:
     """The robot stands still during a decision, so the chunk still begins where the robot is."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, LENGTH)
+    plan = RecedingPlan(TIMING, LENGTH)
     assert play(plan, 22, delay=2) == [
         *(None, None, 0, 1, 2, 3, 4, 5, 6, 7),
         *(None, None, 100, 101, 102, 103, 104, 105, 106, 107),
@@ -51,28 +53,28 @@ def test_whole_chunks_skip_nothing_while_the_robot_waits() -> None:
 
 def test_a_late_chunk_skips_the_steps_that_were_executed_meanwhile() -> None:
     """Decided after 4 steps, there 2 ticks later: step 2 of it follows step 5 of the old one."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, 4)
+    plan = RecedingPlan(TIMING, 4)
     assert play(plan, 12, delay=2) == [None, None, 0, 1, 2, 3, 4, 5, 102, 103, 104, 105]
     assert plan.skipped == 2
 
 
 def test_a_chunk_that_comes_at_once_replaces_the_old_one() -> None:
     """Without a delay this is receding horizon as in simulation."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, 3)
+    plan = RecedingPlan(TIMING, 3)
     assert play(plan, 8, delay=0) == [0, 1, 2, 100, 101, 102, 200, 201]
 
 
 def test_a_chunk_that_comes_after_the_old_one_has_ended() -> None:
     """The 4 steps that were executed since its observation are skipped, the wait is not."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, 4)
+    plan = RecedingPlan(TIMING, 4)
     executed = play(plan, 16, delay=6)
     assert executed[6:] == [0, 1, 2, 3, 4, 5, 6, 7, None, None]
-    assert play(RecedingPlan(LENGTH, PERIOD_S, 4), 20, delay=6)[16:] == [104, 105, 106, 107]
+    assert play(RecedingPlan(TIMING, 4), 20, delay=6)[16:] == [104, 105, 106, 107]
 
 
 def test_expiry_counts_from_when_the_chunk_came() -> None:
     """8 steps, 2 of them skipped, take 6 periods; a delay of 0.2 s is forgiven."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, 4)
+    plan = RecedingPlan(TIMING, 4)
     plan.ask()
     plan.accept(chunk(0), 10.0)
     step = plan.step()
@@ -92,7 +94,7 @@ def test_expiry_counts_from_when_the_chunk_came() -> None:
 def test_ensemble_is_the_weighted_mean_by_hand() -> None:
     """Three chunks predict step 2: 2 (oldest), 101 and 200, with weights 1, e^-d, e^-2d."""
     decay = 0.5
-    plan = TemporalEnsemble(LENGTH, PERIOD_S, decay)
+    plan = TemporalEnsemble(TIMING, decay)
     executed = play(plan, 3, delay=0)
     weights = np.exp(-decay * np.arange(3))
     assert executed[2] == pytest.approx(weights @ [2, 101, 200] / weights.sum(), rel=1e-6)
@@ -100,16 +102,16 @@ def test_ensemble_is_the_weighted_mean_by_hand() -> None:
 
 def test_ensemble_aligns_late_chunks() -> None:
     """A chunk that came one tick late takes part with its second step."""
-    plan = TemporalEnsemble(LENGTH, PERIOD_S, 100.0)  # the oldest chunk alone
+    plan = TemporalEnsemble(TIMING, 100.0)  # the oldest chunk alone
     assert play(plan, 6, delay=1) == pytest.approx([None, 0, 1, 2, 3, 4], nan_ok=True)
-    newest = TemporalEnsemble(LENGTH, PERIOD_S, -100.0)
+    newest = TemporalEnsemble(TIMING, -100.0)
     # Chunk 1 is observed at tick 1, before step 0 is executed, and comes at tick 2: step 1 of it.
     assert play(newest, 5, delay=1) == [None, 0, 101, 201, 301]
 
 
 def test_ensemble_forgets_chunks_that_have_ended() -> None:
     """After the only chunk is played there is nothing, instead of an index out of range."""
-    plan = TemporalEnsemble(LENGTH, PERIOD_S)
+    plan = TemporalEnsemble(TIMING)
     plan.ask()
     plan.accept(chunk(0), 0.0)
     assert all(plan.step() is not None for _ in range(LENGTH))
@@ -129,7 +131,7 @@ def test_soft_mask_is_that_of_the_simulated_version() -> None:
 
 def test_real_time_chunks_keep_what_runs_meanwhile() -> None:
     """The measured delay decides which steps of the old chunk are fixed, and they stay exactly."""
-    plan = RecedingPlan(LENGTH, PERIOD_S, 3, inpaint=True)
+    plan = RecedingPlan(TIMING, 3, inpaint=True)
     assert plan.ask() is None, "the first chunk is free"
     plan.accept(chunk(0), 0.0)
     for _ in range(3):
@@ -167,13 +169,13 @@ def test_real_time_chunks_keep_what_runs_meanwhile() -> None:
 def test_unusable_executions_are_refused(execution: str, message: str) -> None:
     """With what is valid."""
     with pytest.raises(ValueError, match=f"execution '{execution}'.*{message}"):
-        make_plan(execution, LENGTH, PERIOD_S, can_inpaint=True)
+        make_plan(execution, TIMING, can_inpaint=True)
 
 
 def test_real_time_needs_a_policy_that_inpaints() -> None:
     """And the message has the way that works without."""
     with pytest.raises(ValueError, match="cannot inpaint; receding:STEPS"):
-        make_plan("realtime:3", LENGTH, PERIOD_S, can_inpaint=False)
+        make_plan("realtime:3", TIMING, can_inpaint=False)
 
 
 @pytest.mark.parametrize(
@@ -181,5 +183,5 @@ def test_real_time_needs_a_policy_that_inpaints() -> None:
 )
 def test_every_execution_plays(execution: str) -> None:
     """Each of them executes something once a chunk is there."""
-    plan = make_plan(execution, LENGTH, PERIOD_S, can_inpaint=True)
+    plan = make_plan(execution, TIMING, can_inpaint=True)
     assert None not in play(plan, 5, delay=0)

@@ -209,19 +209,23 @@ class Camera:
     is_connected = True
     frozen = ""
     _image = np.zeros((8, 8, 3), np.uint8)
-    latest_timestamp = 0.0
+    _taken_s = 0.0
 
     def connect(self) -> None:
-        """Its thread has taken an image."""
-        self.read_latest()
+        """Always there."""
 
     def disconnect(self) -> None:
         """Never gone."""
 
+    @property
+    def latest_timestamp(self) -> float:
+        """Now, until its thread freezes."""
+        if self.frozen != "thread":
+            self._taken_s = time.perf_counter()
+        return self._taken_s
+
     def read_latest(self) -> np.ndarray:
         """A new image unless it is frozen."""
-        if self.frozen != "thread":
-            self.latest_timestamp = time.perf_counter()
         if not self.frozen:
             self._image = self._image + np.uint8(1)
         return self._image

@@ -79,21 +79,20 @@ def test_a_long_pause_is_left_out(tmp_path: Path) -> None:
     assert robot.data.time == pytest.approx(0.27)
 
 
-def test_halting_holds_the_pose(tmp_path: Path) -> None:
-    """Where it is at that moment, inside its range; before `connect` there is nothing to do."""
+def test_halting_holds_the_last_command(tmp_path: Path) -> None:
+    """Before the first one the initial pose; after disconnecting there is nothing to read."""
     clock = Clock()
-    robot = MujocoRobot(write_arm(tmp_path), BLIND, clock)
+    robot = MujocoRobot(write_arm(tmp_path), MujocoOptions(cameras="", keyframe="left"), clock)
     robot.halt()
     robot.connect()
-    robot.write(np.array([1.0, 0.1]))
-    clock.sleep(0.06)
-    position = robot.read().position
-    assert 0.01 < position[0] < 0.8, "on its way"
-    robot.halt()
-    for _ in range(10):
-        clock.sleep(0.2)
-        held = robot.read().position
-    np.testing.assert_allclose(held, position, atol=1e-3)
+    for command in ([0.5, 0.1], [0.3, 0.04]):  # the keyframe's own, then another
+        if command[0] != 0.5:
+            robot.write(np.array(command))
+        robot.halt()
+        for _ in range(20):
+            clock.sleep(0.2)
+            held = robot.read().position
+        np.testing.assert_allclose(held, command, atol=1e-3)
     robot.disconnect()
     robot.disconnect()
     with pytest.raises(ConnectionError, match="not connected"):

@@ -88,6 +88,9 @@ def test_errors_are_text_frames_and_the_connection_lives_on(address: str) -> Non
         client.infer(fields | {"depth": np.zeros(3)})
     with pytest.raises(RuntimeError, match="'reset' is true or false"):
         client.infer(fields | {"reset": "yes"})
+    inpainting = {"inpaint_target": np.zeros((4, 3)), "inpaint_weight": np.zeros(4)}
+    with pytest.raises(RuntimeError, match="this policy cannot inpaint"):
+        client.infer(fields | inpainting)
     with pytest.raises(RuntimeError, match="the policy failed") as caught:
         client.infer(fields | {"prompt": "break"})
     assert "secret" not in str(caught.value)

@@ -8,9 +8,17 @@ import time
 
 import numpy as np
 import pytest
-from policy_server import SPEC, TOKEN, CountingPolicy, observe, serving, start_process
+from policy_server import (
+    SPEC,
+    TOKEN,
+    CountingPolicy,
+    JoiningPolicy,
+    observe,
+    serving,
+    start_process,
+)
 from vla_runtime.client import RemotePolicy, RemotePolicyError
-from vla_runtime.contract import ContractMismatchError, Observation, RobotPolicy
+from vla_runtime.contract import ContractMismatchError, InpaintingPolicy, Observation, RobotPolicy
 from vla_runtime.server.messages import pack
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as listen
@@ -56,6 +64,27 @@ def test_its_memory_is_the_servers() -> None:
         assert chunk.actions[0, 2] == 0
         with pytest.raises(ValueError, match="initial_state"):
             remote.decide(observe(), now)
+        remote.close()
+
+
+def test_inpainting_is_served_too() -> None:
+    """What real-time chunking needs: the part that runs meanwhile is given."""
+    target = np.arange(12, dtype=np.float32).reshape(4, 3)
+    weight = np.array([1, 1, 0.5, 0], np.float32)
+    with serving(JoiningPolicy()) as address:
+        remote = RemotePolicy(address)
+        assert isinstance(remote, InpaintingPolicy)
+        assert remote.can_inpaint
+        _, state = remote.decide(observe(), remote.initial_state())
+        chunk, state = remote.inpaint(observe(), state, target, weight)
+        assert chunk.actions.tolist() == [*target[:2].tolist(), [9] * 3, [9] * 3]
+        assert remote.decide(observe(), state)[0].actions[0, 2] == 2
+        remote.close()
+    with serving() as address:
+        remote = RemotePolicy(address)
+        assert not remote.can_inpaint
+        with pytest.raises(TypeError, match="cannot inpaint"):
+            remote.inpaint(observe(), remote.initial_state(), target, weight)
         remote.close()
 
 
@@ -158,7 +187,7 @@ def test_another_contract_after_a_reconnection_is_refused() -> None:
         remote.connect()
 
 
-GOOD = {"contract": SPEC.to_dict(), "chunk_length": 2}
+GOOD = {"contract": SPEC.to_dict(), "chunk_length": 2, "can_inpaint": False}
 WIDE, NAN = np.zeros((3, 3), np.float32), np.full((2, 3), np.nan, np.float32)
 
 

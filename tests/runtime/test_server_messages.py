@@ -13,14 +13,16 @@ from policy_server import SPEC, fields_of, observe
 from vla_runtime.contract import ContractMismatchError, Observation
 from vla_runtime.server.messages import (
     MAX_TEXT_BYTES,
+    Inpainting,
     MessageError,
-    ObservationCodec,
+    RequestCodec,
     pack,
     unpack,
     unpack_reply,
 )
 
-CODEC = ObservationCodec(SPEC)
+CODEC = RequestCodec(SPEC, 4)
+CHUNK = np.ones((4, 3))
 
 
 def same(one: Observation, other: Observation) -> bool:
@@ -43,15 +45,25 @@ def array(**changes: Any) -> dict[bytes, Any]:
 def test_an_observation_survives_the_wire() -> None:
     """Decode after encode is the identity, through bytes; dtypes are kept."""
     sent = observe(3)
-    received = CODEC.decode(unpack(pack(CODEC.encode(sent))))
+    received, inpainting = CODEC.decode(unpack(pack(CODEC.encode(sent))))
+    assert inpainting is None
     assert same(sent, received)
     assert received.proprio.dtype == np.float32
+
+
+def test_what_a_chunk_joins_to_survives_the_wire() -> None:
+    """Beside the observation."""
+    sent = Inpainting(np.arange(12, dtype="f4").reshape(4, 3), np.linspace(1, 0, 4, dtype="f4"))
+    _, received = CODEC.decode(unpack(pack(CODEC.encode(observe(), sent))))
+    assert received is not None
+    assert np.array_equal(received.target, sent.target)
+    assert np.array_equal(received.weight, sent.weight)
 
 
 def test_openpi_clients_bytes_are_read_and_ours_by_it() -> None:
     """Both directions against the real package."""
     sent = observe(1)
-    received = CODEC.decode(unpack(msgpack_numpy.packb(fields_of(sent))))
+    received, _ = CODEC.decode(unpack(msgpack_numpy.packb(fields_of(sent))))
     assert same(dataclasses.replace(sent, time_s=0.0), received)
     actions = np.arange(6, dtype=np.float32).reshape(2, 3)
     theirs = msgpack_numpy.unpackb(pack({"actions": actions, "timing": {"ms": 1.5}}))
@@ -64,7 +76,7 @@ def test_openpi_clients_bytes_are_read_and_ours_by_it() -> None:
 def test_float64_proprioception_is_taken() -> None:
     """Numpy's default; most clients never say float32."""
     fields = fields_of(observe()) | {"observation.state": np.array([0.25, 0.5])}
-    assert CODEC.decode(unpack(msgpack_numpy.packb(fields))).proprio.tolist() == [0.25, 0.5]
+    assert CODEC.decode(unpack(msgpack_numpy.packb(fields)))[0].proprio.tolist() == [0.25, 0.5]
 
 
 def test_the_longest_valid_message_is_within_the_limit() -> None:
@@ -76,6 +88,8 @@ def test_the_longest_valid_message_is_within_the_limit() -> None:
         "reset": True,
         "endpoint": "infer",
         "session_id": "s" * MAX_TEXT_BYTES,
+        "inpaint_target": np.zeros((4, 3)),
+        "inpaint_weight": np.zeros(4),
     }
     length = len(msgpack_numpy.packb(fields))
     assert length <= CODEC.max_bytes < length + 1024
@@ -83,15 +97,15 @@ def test_the_longest_valid_message_is_within_the_limit() -> None:
 
 def test_renamed_keys() -> None:
     """A client's own names stand instead of the contract's; nothing else may be renamed."""
-    codec = ObservationCodec(SPEC, {"observation.state": "observation/state"})
+    codec = RequestCodec(SPEC, 4, {"observation.state": "observation/state"})
     fields = fields_of(observe())
     fields["observation/state"] = fields.pop("observation.state")
-    assert same(codec.decode(fields), dataclasses.replace(observe(), time_s=0.0))
+    assert same(codec.decode(fields)[0], dataclasses.replace(observe(), time_s=0.0))
     assert "observation/state" in codec.describe()
     with pytest.raises(ValueError, match=r"cannot rename \['state'\]"):
-        ObservationCodec(SPEC, {"state": "a"})
+        RequestCodec(SPEC, 4, {"state": "a"})
     with pytest.raises(ValueError, match="one key"):
-        ObservationCodec(SPEC, {"observation.state": "prompt"})
+        RequestCodec(SPEC, 4, {"observation.state": "prompt"})
 
 
 @pytest.mark.parametrize(
@@ -110,6 +124,14 @@ def test_renamed_keys() -> None:
         ({"prompt": msgpack.ExtType(5, b"")}, "'prompt' is ExtType"),
         ({"time_s": float("inf")}, "finite number of seconds"),
         ({"time_s": True}, "finite number of seconds"),
+        ({"inpaint_target": CHUNK}, r"missing keys \['inpaint_weight'\]"),
+        ({"inpaint_target": CHUNK, "inpaint_weight": np.full(4, np.nan)}, "between 0 and 1"),
+        ({"inpaint_target": CHUNK, "inpaint_weight": np.full(4, 1.5)}, "between 0 and 1"),
+        ({"inpaint_target": CHUNK * np.inf, "inpaint_weight": np.ones(4)}, "is finite"),
+        (
+            {"inpaint_target": CHUNK[0], "inpaint_weight": np.ones(4)},
+            r"float64 \(3,\), .* \(4, 3\)",
+        ),
         ({"observation/image": 1}, r"unknown keys \['observation/image'\]"),
     ],
 )

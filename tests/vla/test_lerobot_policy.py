@@ -24,7 +24,8 @@ from vla.contract import ContractMismatchError
 from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin import modeling_vla
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
-from vla.lerobot_plugin.modeling_vla import DivergedError, LeRobotVLAPolicy, observation_of
+from vla.lerobot_plugin.modeling_vla import DivergedError, LeRobotVLAPolicy
+from vla.lerobot_plugin.observations import observation_of
 from vla.lerobot_plugin.safe_files import UnsafeFileError
 from vla.model.cloning_loss import cloning_loss
 from vla.policy import VLAPolicy, load_policy

@@ -52,23 +52,14 @@ class _Dual(Backbone):
         super().__init__()
         self.backbone, self.width = backbone, backbone.width
         self.images = _image_processing(policy)
-        self._pads_visibly = policy.processor.prompts.pads_visibly
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Of uint8 [n, cameras, 3, h, w]."""
-        mask = inputs.attention_mask
         # [n * cameras, 3, h, w], as the vision tower wants its images.
         pixels = self.images(inputs.pixel_values.flatten(0, 1)).unflatten(
             0, inputs.pixel_values.shape[:2]
         )
-        return self.backbone(
-            replace(
-                inputs,
-                pixel_values=pixels,
-                attention_mask=torch.ones_like(mask) if self._pads_visibly else mask,
-                flat=("pixel_values",),
-            )
-        )
+        return self.backbone(replace(inputs, pixel_values=pixels, flat=("pixel_values",)))
 
     def to_dict(self) -> dict[str, Any]:
         """As the backbone itself."""
@@ -84,9 +75,9 @@ class _ImageText(Backbone):
         kind = model.config.model_type
         if kind not in _IMAGE_FEATURES:
             raise ExportError(
-                f"a policy on {kind!r} cannot be exported: its vision tower cuts images up by "
-                f"numbers that it reads while it runs; those that can: {sorted(_IMAGE_FEATURES)}, "
-                "and two towers"
+                f"a policy on {kind!r} cannot be exported: its forward decides by the values of "
+                f"its inputs, which is replaced for {sorted(_IMAGE_FEATURES)} alone; two towers "
+                "can be exported, too"
             )
         self.model, self.readout = model, backbone.readout
         self.width, self.image_tokens = backbone.width, backbone.image_tokens

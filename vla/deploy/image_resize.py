@@ -1,8 +1,8 @@
 """Antialiased resizing of images as matrix products, which every runtime computes alike.
 
-Torchvision resizes bytes with rounded integer weights, as Pillow does: one pass along each axis,
-each rounded to bytes. The same integers are used here, so the result is equal to the last bit;
-ONNX's own `Resize` rounds elsewhere, and differs by a level in some pixels.
+Pillow and torchvision resize bytes with rounded weights: one pass along each axis, each rounded to
+bytes. The same weights are used here, so the result is equal to the last bit; ONNX's own `Resize`
+rounds elsewhere, and differs by a level in some pixels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_MOST_BITS = 22
-"""Of a weight's fraction; weights themselves have 16 bits with their sign."""
+_BITS = 22
+"""Of a weight's fraction in Pillow. In torchvision at most that many: its weights have 16 bits in
+all, with their sign."""
 
 
 def _bilinear(x: np.ndarray) -> np.ndarray:
@@ -29,10 +30,16 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    # Duchon 1979: a sinc under the main lobe of a wider one.
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
 # Name -> the kernel and half of its width.
 KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
 }
 
 
@@ -59,17 +66,22 @@ class ResizeBytes(nn.Module):
         before: height and width of the images.
         after: height and width to make of them.
         kernel: one of `KERNELS`.
+        library: "pillow" or "torchvision", which round weights in their own ways.
     """
 
-    def __init__(self, before: tuple[int, int], after: tuple[int, int], kernel: str):
+    def __init__(self, before: tuple[int, int], after: tuple[int, int], kernel: str, library: str):
         super().__init__()
+        self.rows: Tensor | None
+        self.columns: Tensor | None
         for axis, name in enumerate(("rows", "columns")):
             weights = None
             # An axis that keeps its size has no pass, and no second rounding.
             if before[axis] != after[axis]:
-                weights = torch.from_numpy(
-                    _rounded(resize_weights(before[axis], after[axis], kernel))
-                )
+                exact = resize_weights(before[axis], after[axis], kernel)
+                bits = _BITS if library == "pillow" else _torchvision_bits(exact)
+                # Half away from zero, as C rounds; `np.round` would take the even number.
+                whole = np.trunc(exact * 2**bits + np.copysign(0.5, exact))
+                weights = torch.from_numpy(whole / 2**bits)
             self.register_buffer(name, weights, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,14 +95,12 @@ class ResizeBytes(nn.Module):
         return images.float()
 
 
-def _rounded(weights: np.ndarray) -> np.ndarray:
-    """Weights as whole multiples of a power of two, each below 2^15 of them."""
+def _torchvision_bits(weights: np.ndarray) -> int:
+    """The most for which no weight needs more than 15 bits."""
     bits = 0
-    while bits < _MOST_BITS and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**15:
+    while bits < _BITS and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**15:
         bits += 1
-    # Half away from zero, as C++ rounds; `np.round` would take the even number.
-    whole = np.trunc(weights * 2**bits + np.copysign(0.5, weights))
-    return whole / 2**bits
+    return bits
 
 
 def _to_bytes(values: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from vla_runtime.exported.lerobot import ExportedLeRobotPolicy
 from vla_runtime.exported.lerobot_settings import LeRobotSettings
 
 from vla.contract import ActionChunk, Observation
-from vla.deploy.export import Check, write_exported
+from vla.deploy.export import write_exported
 from vla.deploy.graphs import Graph
 from vla.deploy.lerobot_denoising import diffusion_denoising, flow_denoising
 from vla.deploy.lerobot_graphs import act_graphs, diffusion_graphs, flow_graphs
@@ -22,12 +23,14 @@ from vla.deploy.prompt_settings import find_settings, tokenizer_json
 from vla.lerobot_plugin.foreign import ForeignPolicy, with_own_queues
 from vla.processing.processor import collate
 
-# Settings that change what a policy computes, and that no graph here has.
-_NOT_EXPORTED = {"adapt_to_pi_aloha": False, "use_relative_actions": False}
+_SEED = 0  # of the noise in comparisons
+
+LeRobotCheck = Callable[[ExportedLeRobotPolicy], dict[str, Any]]
+"""Compares an export with `LeRobotReference`; the result goes into policy.json."""
 
 
 def export_lerobot_policy(
-    foreign: ForeignPolicy, out: Path, source: dict[str, Any], check: Check
+    foreign: ForeignPolicy, out: Path, source: dict[str, Any], check: LeRobotCheck
 ) -> dict[str, Any]:
     """Write a LeRobot policy as graphs, and give it its name only if it decides as before.
 
@@ -47,8 +50,8 @@ def export_lerobot_policy(
     # bfloat16 would round in another way on every processor.
     foreign.policy.float().cpu()
     settings = lerobot_settings(foreign)
-    tokenizer, prompt = _words(foreign)
-    graphs = _graphs(foreign, prompt)
+    tokenizer, prompt = lerobot_words(foreign)
+    graphs = lerobot_graphs(foreign, prompt)
     description = PolicyDescription(
         head=f"lerobot {foreign.policy.config.type}",
         chunk_length=settings.chunk_length,
@@ -75,9 +78,8 @@ def lerobot_settings(foreign: ForeignPolicy) -> LeRobotSettings:
         ExportError: a setting that is not exported; names it.
     """
     config = foreign.policy.config
-    for name, exported in _NOT_EXPORTED.items():
-        if getattr(config, name, exported) != exported:
-            raise ExportError(f"a policy with {name}={getattr(config, name)} is not exported")
+    if getattr(config, "adapt_to_pi_aloha", False):
+        raise ExportError("a policy with adapt_to_pi_aloha is not exported: no graph converts so")
     if getattr(config, "rtc_config", None) is not None:
         raise ExportError(
             "a policy with rtc_config is not exported: LeRobot then blends chunks with each "
@@ -95,14 +97,19 @@ def lerobot_settings(foreign: ForeignPolicy) -> LeRobotSettings:
     return LeRobotSettings(config.n_obs_steps, config.n_action_steps, ensemble, denoising)
 
 
-def _graphs(foreign: ForeignPolicy, prompt: PromptSettings | None) -> dict[str, Graph]:
+def lerobot_graphs(foreign: ForeignPolicy, prompt: PromptSettings | None) -> dict[str, Graph]:
+    """Everything to export of a policy, by name; `encode` comes first."""
     if prompt is not None:
         return flow_graphs(foreign, prompt.length)
     return {"act": act_graphs, "diffusion": diffusion_graphs}[foreign.policy.config.type](foreign)
 
 
-def _words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
-    """Tokenizer and settings of a policy that reads instructions; its pipeline holds them."""
+def lerobot_words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
+    """Text of tokenizer.json, and how it is used; None twice for a policy that reads no words.
+
+    Raises:
+        ExportError: its prompts cannot be made without transformers.
+    """
     steps = [step for step in foreign.before.steps if hasattr(step, "input_tokenizer")]
     if not steps:
         return None, None
@@ -116,10 +123,8 @@ def _words(foreign: ForeignPolicy) -> tuple[str | None, PromptSettings | None]:
 
     pad = step.input_tokenizer.pad_token_id
     around = (("", "\n"),)
-    return file, find_settings(file, encode, around, pad, step.max_length, step.padding_side)
-
-
-_SEED = 0
+    found = find_settings(file, encode, around, pad, step.max_length, step.padding_side)
+    return file, replace(found, refused=tuple(step.input_tokenizer.all_special_tokens))
 
 
 def torch_noise(seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:

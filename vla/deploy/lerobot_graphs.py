@@ -233,7 +233,7 @@ def _denoise_graph(module: _Denoise, shape: tuple[int, int], context: dict[str, 
         "noise": torch.zeros(2, *shape),
         **context,
     }
-    return Graph(module, inputs, ("sample", "actions"), {})
+    return Graph(module, inputs, ("next.sample", "actions"), {})
 
 
 @contextmanager

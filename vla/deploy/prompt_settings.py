@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -50,13 +51,18 @@ def foreign_settings(prompts: ForeignPrompts) -> PromptSettings:
         ExportError: its prompts cannot be made without transformers.
     """
     tokenizer = prompts.tokenizer
-    return find_settings(
+    found = find_settings(
         tokenizer_json(tokenizer),
         prompts.unpadded,
         around=prompts.around(),
         pad=tokenizer.pad_token_id or 0,
         length=prompts.length,
         padding_side="left" if prompts.image_token_id is not None else tokenizer.padding_side,
+    )
+    return replace(
+        found,
+        padding_visible=prompts.pads_visibly,
+        refused=tuple(tokenizer.all_special_tokens),
     )
 
 

@@ -168,7 +168,8 @@ class ForeignPrompts:
     def pads_visibly(self) -> bool:
         """Whether a text encoder attends to padding, as SigLIP learned to."""
         # Its tokenizer says so by naming no mask.
-        return "attention_mask" not in self.tokenizer.model_input_names
+        towers = self.image_token_id is None
+        return towers and "attention_mask" not in self.tokenizer.model_input_names
 
     def unpadded(self, instruction: str) -> list[int]:
         """The tokens of a prompt of any length."""
@@ -251,6 +252,7 @@ class ForeignPrompts:
         return row | {"attention_mask": row["attention_mask"].bool()}
 
     def _text(self, instruction: str) -> dict[str, Tensor]:
+        self._refuse_special(instruction)
         made = self.tokenizer(
             [instruction],
             padding="max_length",

@@ -59,6 +59,8 @@ class PromptSettings:
         padding_side: "right" or "left".
         before: text that is joined to the words before they become tokens.
         after: the same behind them.
+        padding_visible: the mask is True at padding, too.
+        refused: texts that the model reads as more than words; no instruction may hold one.
     """
 
     prefix: tuple[int, ...]
@@ -69,6 +71,8 @@ class PromptSettings:
     padding_side: str = "right"
     before: str = ""
     after: str = ""
+    padding_visible: bool = False
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class PolicyDescription:
         """Rebuild from `dataclasses.asdict`, also after JSON."""
         fields = dict(data)
         if (prompt := fields["prompt"]) is not None:
-            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix")}
+            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix", "refused")}
             fields["prompt"] = PromptSettings(**{**prompt, **lists})
         fields["graphs"] = tuple(fields["graphs"])
         if (lerobot := fields["lerobot"]) is not None:

@@ -22,6 +22,9 @@ from vla_runtime.exported.prompts import Prompts
 NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
 """Seed, number of the decision, shape -> standard normal float32, equal for equal arguments."""
 
+Step = Callable[[Arrays], Arrays]
+"""Arrays by name to arrays by name: a graph."""
+
 
 def numpy_noise(seed: int, decision: int, shape: tuple[int, ...]) -> np.ndarray:
     """See `NoiseSource`."""
@@ -37,8 +40,8 @@ class LeRobotState:
         decisions: made so far.
         observations: the latest, oldest first; the graph's inputs, each with one row.
         queue: float32 [k, action.dim], the rest of the chunk that is being executed.
-        ensemble: float32 [chunk - 1, action.dim], averages of what was predicted for the control
-            steps to come; no rows where an episode begins.
+        averages: float32 [chunk - 1, action.dim], of what was predicted for the control steps to
+            come; no rows where an episode begins.
         counts: int64 [chunk - 1, 1], predictions in each average.
     """
 
@@ -46,7 +49,7 @@ class LeRobotState:
     decisions: int = 0
     observations: tuple[Arrays, ...] = ()
     queue: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    ensemble: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    averages: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), np.int64))
 
 
@@ -109,7 +112,7 @@ class ExportedLeRobotPolicy:
         observation.validate(self.spec)
         state = self._remember(self._inputs(observation), state)
         if self._settings.ensemble is not None:
-            actions, state = self._ensembled(self._settings.ensemble, self._predict(state), state)
+            actions, state = ensemble(self._settings.ensemble, self._predict(state), state)
         elif self.chunk_length == 1:
             queue = state.queue if len(state.queue) else self._predict(state)
             actions, state = queue[:1], replace(state, queue=queue[1:])
@@ -123,7 +126,8 @@ class ExportedLeRobotPolicy:
         inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
         inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
         if self._prompts is not None:
-            ids, mask = self._prompts.rows(observation.instruction)
+            # The settings end every instruction with a new line; LeRobot adds none where one is.
+            ids, mask = self._prompts.rows(observation.instruction.removesuffix("\n"))
             inputs |= {"input_ids": ids, "attention_mask": mask}
         return inputs
 
@@ -144,29 +148,54 @@ class ExportedLeRobotPolicy:
         if self._settings.observation_steps > 1:
             # All observations condition one chunk: [1, steps * features].
             encoded = {name: array.reshape(1, -1) for name, array in encoded.items()}
-        return self._denoise(loop, encoded, state)
-
-    def _denoise(self, loop: Denoising, context: Arrays, state: LeRobotState) -> np.ndarray:
         draws = 1 + len(loop.times) * loop.fresh_noise
         noise = self._noise(state.seed, state.decisions, (draws, 1, *loop.shape))
-        arrays = {"sample": noise[0], "noise": np.zeros_like(noise[0]), **context}
-        for index, (time, row) in enumerate(zip(loop.times, loop.coefficients, strict=True), 1):
-            arrays |= {"time": np.float32([time]), "coefficients": np.float32([row])}
-            if loop.fresh_noise:
-                arrays["noise"] = noise[index]
-            arrays |= self._graphs["denoise"](arrays)
-        return arrays["actions"][0]
+        return denoise(loop, self._graphs["denoise"], encoded, noise)
 
-    def _ensembled(
-        self, coefficient: float, chunk: np.ndarray, state: LeRobotState
-    ) -> tuple[np.ndarray, LeRobotState]:
-        """Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705); the first weight is the oldest."""
-        weights = np.exp(-coefficient * np.arange(len(chunk), dtype=np.float32))
-        sums = np.cumsum(weights)
-        ensemble, counts = chunk, np.ones((len(chunk), 1), np.int64)
-        if len(state.ensemble):
-            earlier = state.counts  # [chunk - 1, 1]
-            average = state.ensemble * sums[earlier - 1] + chunk[:-1] * weights[earlier]
-            ensemble = np.concatenate([average / sums[earlier], chunk[-1:]])
-            counts = np.concatenate([(earlier + 1).clip(max=len(chunk)), counts[-1:]])
-        return ensemble[:1], replace(state, ensemble=ensemble[1:], counts=counts[1:])
+
+def denoise(loop: Denoising, step: Step, context: Arrays, noise: np.ndarray) -> np.ndarray:
+    """The commands float32 [steps, action.dim] that a sample stands for after its last step.
+
+    Args:
+        loop: its constants.
+        step: the graph of one denoising step.
+        context: what the sample is conditioned on, under the graph's names.
+        noise: float32 [draws, 1, *loop.shape]; the sample at first, then what each step adds.
+    """
+    arrays = {"sample": noise[0], "noise": np.zeros_like(noise[0]), **context}
+    given: Arrays = {}
+    for index, (time, row) in enumerate(zip(loop.times, loop.coefficients, strict=True), 1):
+        arrays["time"] = np.array([time], np.float32)
+        arrays["coefficients"] = np.array([row], np.float32)
+        if loop.fresh_noise:
+            arrays["noise"] = noise[index]
+        given = step(arrays)
+        arrays["sample"] = given["next.sample"]
+    return given["actions"][0]
+
+
+def ensemble(
+    coefficient: float, chunk: np.ndarray, state: LeRobotState
+) -> tuple[np.ndarray, LeRobotState]:
+    """The average of all predictions for this control step, and the memory with this chunk.
+
+    Algorithm 2 of Zhao et al. 2023 (ACT, arXiv:2304.13705), online as in LeRobot: weight 0 is the
+    oldest prediction's.
+
+    Args:
+        coefficient: weight i is exp(-coefficient i).
+        chunk: float32 [chunk, action.dim], predicted now.
+        state: the memory before.
+
+    Returns:
+        Float32 [1, action.dim], and the memory after it.
+    """
+    weights = np.exp(-coefficient * np.arange(len(chunk), dtype=np.float32))
+    sums = np.cumsum(weights)
+    averages, counts = chunk, np.ones((len(chunk), 1), np.int64)
+    if len(state.averages):
+        earlier = state.counts  # [chunk - 1, 1]
+        mean = state.averages * sums[earlier - 1] + chunk[:-1] * weights[earlier]
+        averages = np.concatenate([mean / sums[earlier], chunk[-1:]])
+        counts = np.concatenate([(earlier + 1).clip(max=len(chunk)), counts[-1:]])
+    return averages[:1], replace(state, averages=averages[1:], counts=counts[1:])

@@ -12,7 +12,8 @@ from typing import Any
 from vla_runtime.contract import CameraSpec, ContractMismatchError, RobotSpec, VectorSpec
 
 UNKNOWN_UNIT = "unknown"
-_VELOCITY = ".vel"
+VELOCITY = ".vel"
+"""How LeRobot names what is commanded and not measured: it counts as measured at 0."""
 
 
 def serial_buses(device: Any) -> Iterator[tuple[str, Any]]:
@@ -51,7 +52,7 @@ def read_contract(device: Any, control_rate_hz: float) -> RobotSpec:
     if strange:
         raise ValueError(f"{device.name}: {strange} are neither numbers nor RGB images")
     actions = list(device.action_features)
-    if blind := [n for n in actions if n not in proprio and not n.endswith(_VELOCITY)]:
+    if blind := [n for n in actions if n not in proprio and not n.endswith(VELOCITY)]:
         raise ValueError(f"{device.name} does not measure {blind}, which it is commanded")
     ranges = dict(_motor_ranges(device))
     return RobotSpec(

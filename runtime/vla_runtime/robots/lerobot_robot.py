@@ -24,7 +24,12 @@ from vla_runtime.contract import Observation, Reading, Robot
 from vla_runtime.robots.bounded_bus import BoundedBus
 from vla_runtime.robots.bounded_calls import BoundedCalls
 from vla_runtime.robots.image_age import ImageAges
-from vla_runtime.robots.lerobot_contract import adopt_contract, read_contract, serial_buses
+from vla_runtime.robots.lerobot_contract import (
+    VELOCITY,
+    adopt_contract,
+    read_contract,
+    serial_buses,
+)
 from vla_runtime.robots.options import parse_options, split_argument
 
 logger = logging.getLogger(__name__)
@@ -35,11 +40,11 @@ _DISCONNECT_S = 1.0
 _MOVED = 0.02
 """Share of a dimension's range after which the same image counts as old."""
 _HOLDS = (
-    "its motors hold the pose in which it was halted. When LeRobot disconnects, it switches torque "
-    "off and the arm sinks, unless --disable_torque_on_disconnect=false: support it"
+    "its motors hold their last goal. When LeRobot disconnects, it switches torque off and the arm "
+    "sinks, unless --disable_torque_on_disconnect=false: support it"
 )
-_LAST_COMMAND = "LeRobot's driver was sent the pose in which it was halted, as its last command"
-_UNREACHABLE = "the motors do not answer: they hold their last goal, with torque on"
+_LAST_COMMAND = "LeRobot's driver holds its last command, with velocities of 0"
+_UNREACHABLE = "nothing reaches the motors: they hold their last goal, with torque on"
 _LOST = (
     "the connection is lost, so torque cannot be switched off: the motors hold their last goal "
     "until the power supply is switched off"
@@ -106,6 +111,8 @@ class LeRobotRobot:
         self._calls = None if list(serial_buses(device)) else BoundedCalls()
         self._holds = _HOLDS if self._calls is None else _LAST_COMMAND
         self.halted = self._holds
+        self._last: np.ndarray | None = None
+        self._is_velocity = np.array([n.endswith(VELOCITY) for n in self.spec.action.names])
         proprio = self.spec.proprio
         self._ages = ImageAges(_MOVED * np.subtract(proprio.high, proprio.low))
 
@@ -167,7 +174,9 @@ class LeRobotRobot:
         # LeRobot passes NaN on, and `max_relative_target` does, too.
         if np.shape(command) != (len(names),) or not np.isfinite(command).all():
             raise ValueError(f"{command} is not {len(names)} finite numbers")
-        action = dict(zip(names, np.asarray(command, float).tolist(), strict=True))
+        # Noted before it is sent: part of it may arrive although sending fails.
+        self._last = np.array(command, np.float64)
+        action = dict(zip(names, self._last.tolist(), strict=True))
         self._drive(
             "be commanded",
             lambda: self.device.send_action(action),
@@ -176,15 +185,19 @@ class LeRobotRobot:
         )
 
     def halt(self) -> None:
-        """Command the measured pose.
+        """Send the last command once more, with velocities of 0; nothing before the first one.
+
+        The measured pose would be no better: a servo stands a little beside its goal, so each
+        halt would move it, and beyond its limits, too.
 
         Raises:
-            ConnectionError: it does not answer; a servo that gets no goal holds its last one.
+            ConnectionError: it cannot be sent; a servo that gets no goal holds its last one.
         """
+        if self._last is None:
+            return
         try:
-            pose = self._drive("be read", self._pose, self._timeout_s)
-            self.write(np.array([pose.get(name, 0.0) for name in self.spec.action.names]))
-        except (ConnectionError, ValueError) as error:
+            self.write(np.where(self._is_velocity, 0.0, self._last))
+        except ConnectionError as error:
             self.halted = _UNREACHABLE
             raise ConnectionError(f"{self._name} could not be halted: {error}") from error
         self.halted = self._holds
@@ -202,16 +215,6 @@ class LeRobotRobot:
         except ConnectionError as error:
             self._close()
             logger.error("%s; %s", error, self.halted)
-
-    def _pose(self) -> dict[str, float]:
-        """Feature → position, without the cameras where that is possible."""
-        if self._calls is not None:
-            return self.device.get_observation()
-        return {
-            f"{prefix}{motor}.pos": value
-            for prefix, bus in serial_buses(self.device)
-            for motor, value in bus.sync_read("Present_Position").items()
-        }
 
     def _drive(
         self,

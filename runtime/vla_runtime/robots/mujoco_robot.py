@@ -65,8 +65,8 @@ class MujocoRobot:
     """
 
     halted = (
-        "its position servos hold the pose in which it was halted; the simulated world stands "
-        "still when nothing reads it"
+        "its position servos hold the last command; the simulated world stands still when nothing "
+        "reads it"
     )
     spec: RobotSpec
 
@@ -98,7 +98,8 @@ class MujocoRobot:
         if self._keyframe is not None:
             mujoco.mj_resetDataKeyframe(self.model, self.data, self._keyframe)
         mujoco.mj_forward(self.model, self.data)
-        self._hold()
+        low, high = self.spec.action.low, self.spec.action.high
+        self.data.ctrl[:] = np.clip(self.data.actuator_length, low, high)
         if self.spec.cameras and self._renderer is None:
             camera = self.spec.cameras[0]  # all are of one size
             self._renderer = make_renderer(self.model, self.spec.robot, camera.height, camera.width)
@@ -128,20 +129,13 @@ class MujocoRobot:
         self.data.ctrl[:] = command
 
     def halt(self) -> None:
-        """Hold the pose of this moment."""
-        if self._simulated_s is not None:
-            self._advance()
-            self._hold()
+        """Nothing to send: the servos hold the last command."""
 
     def disconnect(self) -> None:
         """Free the renderer; the model stays as it is."""
         if self._renderer is not None:
             self._renderer.close()
         self._renderer = self._simulated_s = None
-
-    def _hold(self) -> None:
-        low, high = self.spec.action.low, self.spec.action.high
-        self.data.ctrl[:] = np.clip(self.data.actuator_length, low, high)
 
     def _advance(self) -> float:
         """Bring the physics to this moment; which moment that is."""

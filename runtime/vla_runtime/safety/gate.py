@@ -27,7 +27,6 @@ from vla_runtime.safety.checks import (
     checked_command,
     seconds,
 )
-from vla_runtime.safety.jerk import MotionError
 from vla_runtime.safety.limiter import Limiter
 from vla_runtime.safety.limits import SafetyLimits
 from vla_runtime.safety.workspace import Kinematics
@@ -76,8 +75,8 @@ class SafetyGate:
         kinematics: where the limits have workspace boxes.
 
     Raises:
-        LimitsError: the kinematics does not know the workspace's points, or float64 does not
-            resolve a limit at the control rate.
+        LimitsError: a limit is wider than the contract's, the kinematics does not know the
+            workspace's points, or float64 does not resolve a limit at the control rate.
         ContractMismatchError: the limits are of other dimensions or another rate than the robot's.
     """
 
@@ -89,17 +88,7 @@ class SafetyGate:
         clock: Callable[[], float] = time.monotonic,
         kinematics: Kinematics | None = None,
     ) -> None:
-        spec = robot.spec
-        if limits.action.names != spec.action.names:
-            raise ContractMismatchError(
-                f"the limits are for {list(limits.action.names)}, robot {spec.robot!r} takes "
-                f"{list(spec.action.names)}"
-            )
-        if limits.control_rate_hz != spec.control_rate_hz:
-            raise ContractMismatchError(
-                f"the limits are for {limits.control_rate_hz} Hz, robot {spec.robot!r} runs at "
-                f"{spec.control_rate_hz} Hz"
-            )
+        limits.require_within(robot.spec)
         self._robot = robot
         self._limiter = Limiter(limits, kinematics)
         self._config = config or SafetyConfig()
@@ -128,6 +117,11 @@ class SafetyGate:
         if self._fault is None and (requested := self._requested) is not None:
             return Fault("stop", requested, self._last_s)
         return self._fault
+
+    @property
+    def command(self) -> np.ndarray:
+        """The last command, or where the robot was measured before the first; [action.dim]."""
+        return self._limiter.command
 
     @property
     def at_rest(self) -> bool:
@@ -272,7 +266,7 @@ class SafetyGate:
         if self._mode == "idle":
             raise SafetyError("start(reading) comes first")
         with self._alone():
-            now = self._now() if now is None else now
+            now = self._now() if now is None else seconds(now)
             may_write = self._keep_time(now)
             target = self._accept(given, now)
             if may_write:
@@ -284,10 +278,9 @@ class SafetyGate:
         elapsed = now - self._last_s
         if not 0 <= elapsed < math.inf:
             self._latch("clock", f"from {self._last_s} s to {now} s is no step forward", now)
-            # Only a stop follows, which needs no clock.
+            # Only a stop follows, which needs no clock; how long ago the last tick was is unknown.
+            self._last_s = self._due_s = now
             self._elapsed_s = 0.0
-            if math.isfinite(now):
-                self._last_s = self._due_s = now
             return True
         # Before the first tick nothing is owed: the first decision may take its time.
         if self._ticked and elapsed > self._config.heartbeat_s:
@@ -330,36 +323,39 @@ class SafetyGate:
         if self._fault is not None and self._fault.kind == "outside":
             return
         try:
-            self._move(target, now)
+            self._move(target)
+        except Exception as error:  # noqa: BLE001  Ruckig's, or the kinematics': nothing has moved
+            self._latch("motion", f"no next command: {type(error).__name__}: {error}", now)
+            try:
+                self._limiter.brake()
+            except Exception as stopping:  # noqa: BLE001  without a stop, only the robot can halt
+                self._fail("motion", f"no stop: {type(stopping).__name__}: {stopping}", now)
+                return
+        try:
             # A copy: the robot may keep or change what it is given.
             self._robot.write(self._limiter.command)
         except Exception as error:  # noqa: BLE001  whatever a driver raises, the robot is halted
-            self._fail(error, now)
+            self._fail("robot", f"write failed: {type(error).__name__}: {error}", now)
 
-    def _move(self, target: list[float] | None, now: float) -> None:
-        returning = self._mode == "returning"
-        try:
-            if self._elapsed_s > 1.5 * self._period_s:
-                self.counts["missed"] += 1
-                # The last command was in force all the while: after as long as a stop takes, it was
-                # one.
-                if self._elapsed_s > (1 + self._limiter.stop_steps) * self._period_s:
-                    self._limiter.hold()
-            if target is None:
-                self._limiter.brake()
-            elif not self._limiter.step(target, returning):
-                self.counts["workspace"] += 1
-        except MotionError as error:
-            self._latch("motion", str(error), now)
-            self._limiter.brake()
-        if target is not None and self._limiter.command.tolist() != target:
-            self.counts["limited"] += 1
-        if returning and self._mode == "returning" and not self._limiter.outside():
+    def _move(self, target: list[float] | None) -> None:
+        """Advance the limiter by one step; where this raises, it has not advanced."""
+        if self._elapsed_s > 1.5 * self._period_s:
+            self.counts["missed"] += 1
+            # The last command was in force all the while: for as long as a stop takes, it was one.
+            if self._elapsed_s > (1 + self._limiter.stop_steps) * self._period_s:
+                self._limiter.hold()
+        if self._mode == "returning" and not self._limiter.outside():
             self._mode = "running"
+        if target is None:
+            self._limiter.brake()
+            return
+        if not self._limiter.step(target, self._mode == "returning"):
+            self.counts["workspace"] += 1
+        if self._limiter.command.tolist() != target:
+            self.counts["limited"] += 1
 
-    def _fail(self, error: Exception, now: float) -> None:
-        kind, what = ("motion", "no stop") if isinstance(error, MotionError) else ("robot", "write")
-        reason = f"{what} failed: {type(error).__name__}: {error}"
+    def _fail(self, kind: FaultKind, reason: str, now: float) -> None:
+        """Latch, halt the robot and send it nothing more."""
         if self._fault is not None:
             reason += f"; before that: {self._fault.reason}"
         self._silent = True

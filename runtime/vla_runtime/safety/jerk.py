@@ -57,7 +57,9 @@ class JerkAxis(Axis):
         self._ruckig = Ruckig(1)
         self._to_target, self._to_rest = self._input(), self._input()
         self._to_rest.control_interface = ControlInterface.Velocity
-        self._trajectory = Trajectory(1)
+        # Ruckig takes the end of a stop to be where its trajectory's last plan to a position ended:
+        # the stop has a trajectory of its own, begins at 0, and so its extrema are right.
+        self._path, self._stop = Trajectory(1), Trajectory(1)
 
     def rest(self, command: float) -> Motion:
         """Standing still at a command."""
@@ -78,11 +80,12 @@ class JerkAxis(Axis):
             MotionError: Ruckig found no trajectory.
         """
         target, stream = self._stream(motion, target)
-        for plan in (self._exactly, self._planned):
-            moved = plan(motion, target, stream)
+        if abs(motion.command - motion.aim) <= self._rounding:
+            moved = self._exactly(motion, target)
             if moved is not None and self._can_stop(moved, motion.command):
                 return moved
-        return self.brake(motion)
+        moved = self._planned(motion, target, stream)
+        return moved if self._can_stop(moved, motion.command) else self.brake(motion)
 
     def brake(self, motion: Motion) -> Motion:
         """The next command of the quickest stop.
@@ -90,9 +93,10 @@ class JerkAxis(Axis):
         Raises:
             MotionError: Ruckig found no stop.
         """
-        self._plan(self._to_rest, motion)
-        moved = self._sample(motion, math.nan, 0.0)
-        return moved._replace(aim=moved.command)
+        self._plan_stop(motion)
+        x, v, a = self._sample(self._stop)
+        command = self._within(motion.command + x, motion.command)
+        return Motion(command, v, command, a, (motion.earlier[1], motion.command))
 
     def stop_path(self, motion: Motion) -> list[float]:
         """Commands of the quickest stop, until it stands still; empty at rest.
@@ -100,12 +104,13 @@ class JerkAxis(Axis):
         Raises:
             MotionError: Ruckig found no stop.
         """
-        self._plan(self._to_rest, motion)
-        steps = math.ceil(self._trajectory.duration / self._dt)
-        return [self._trajectory.at_time((k + 1) * self._dt)[0][0] for k in range(steps)]
+        self._plan_stop(motion)
+        at_time = self._stop.at_time
+        steps = math.ceil(self._stop.duration / self._dt)
+        return [motion.command + at_time((k + 1) * self._dt)[0][0] for k in range(steps)]
 
-    def _exactly(self, motion: Motion, target: float, _: float) -> Motion | None:
-        """The target itself, where its differences from the last commands keep the limits.
+    def _exactly(self, motion: Motion, target: float) -> Motion | None:
+        """The next target of a stream that is followed, where the differences keep the limits.
 
         The state is that of the parabola through the last three commands: with it, the differences
         that span old and new commands keep the limit on jerk too.
@@ -127,16 +132,36 @@ class JerkAxis(Axis):
         return None
 
     def _planned(self, motion: Motion, target: float, stream: float) -> Motion:
-        self._to_target.target_position = [target]
-        self._to_target.target_velocity = [stream]
-        self._plan(self._to_target, motion)
-        return self._sample(motion, target, stream)
+        """A step of the quickest way to rest relative to the stream of targets.
+
+        In a frame that moves with the stream the target stands still, at 0 when the step ends.
+        """
+        # The limit on velocity in the moving frame has to leave something in both directions.
+        stream = min(max(stream, -0.9 * self._velocity), 0.9 * self._velocity)
+        plan = self._to_target
+        plan.max_velocity = [self._velocity - stream]
+        plan.min_velocity = [-self._velocity - stream]
+        plan.current_position = [motion.command - (target - stream * self._dt)]
+        plan.current_velocity = [motion.velocity - stream]
+        plan.current_acceleration = [motion.acceleration]
+        self._calculate(plan, self._path)
+        x, v, a = self._sample(self._path)
+        command = self._within(target + x, motion.command)
+        return Motion(command, v + stream, target, a, (motion.earlier[1], motion.command))
 
     def _can_stop(self, moved: Motion, last: float) -> bool:
-        self._plan(self._to_rest, moved)
-        reached = self._trajectory.position_extrema[0]
-        low, high = min(self._low, last), max(self._high, last)
-        return low - self._rounding <= reached.min and reached.max <= high + self._rounding
+        self._plan_stop(moved)
+        between = self._stop.position_extrema[0]
+        ((stopped,), _, _) = self._stop.at_time(self._stop.duration)
+        end = moved.command + stopped
+        least = moved.command + min(between.min, stopped) + self._rounding
+        most = moved.command + max(between.max, stopped) - self._rounding
+        if self._low <= last <= self._high:
+            return self._low <= least and most <= self._high
+        # Outside its range the stop may not turn back: that would be further out again.
+        if last < self._low:
+            return moved.command <= least and most <= min(end, self._high)
+        return most <= moved.command and max(end, self._low) <= least
 
     def _input(self) -> InputParameter:
         parameter = InputParameter(1)
@@ -145,25 +170,29 @@ class JerkAxis(Axis):
         parameter.max_jerk = [self._jerk]
         return parameter
 
-    def _plan(self, parameter: InputParameter, motion: Motion) -> None:
-        parameter.current_position = [motion.command]
-        parameter.current_velocity = [motion.velocity]
-        parameter.current_acceleration = [motion.acceleration]
-        try:
-            result = self._ruckig.calculate(parameter, self._trajectory)
-        except Exception as error:  # whatever Ruckig raises, the gate latches
-            raise MotionError(f"no trajectory from {motion}: {error}") from error
-        if result.value < 0:
-            raise MotionError(f"no trajectory from {motion}: {result}")
+    def _plan_stop(self, motion: Motion) -> None:
+        self._to_rest.current_velocity = [motion.velocity]
+        self._to_rest.current_acceleration = [motion.acceleration]
+        self._calculate(self._to_rest, self._stop)
 
-    def _sample(self, motion: Motion, target: float, final: float) -> Motion:
-        """The planned trajectory one control period on."""
-        (x,), (v,), (a,) = self._trajectory.at_time(self._dt)
+    def _calculate(self, parameter: InputParameter, trajectory: Trajectory) -> None:
+        try:
+            result = self._ruckig.calculate(parameter, trajectory)
+        except Exception as error:  # whatever Ruckig raises, the gate latches
+            raise MotionError(f"Ruckig finds no trajectory: {error}") from error
+        if result.value < 0:
+            raise MotionError(f"Ruckig finds no trajectory: {result}")
+
+    def _sample(self, trajectory: Trajectory) -> tuple[float, float, float]:
+        """Position, velocity and acceleration one control period on."""
+        (x,), (v,), (a,) = trajectory.at_time(self._dt)
+        if trajectory.duration <= self._dt:
+            # Both plans end at rest; numerically nearly so.
+            v = a = 0.0
         if not (math.isfinite(x) and math.isfinite(v) and math.isfinite(a)):
-            raise MotionError(f"no finite trajectory from {motion}: {x}, {v}, {a}")
-        if self._trajectory.duration <= self._dt:
-            v, a = final, 0.0
-        low, high = min(self._low, motion.command), max(self._high, motion.command)
-        # Only rounding is cut off here: `_can_stop` has been asked.
-        command = min(max(x, low), high) + 0.0
-        return Motion(command, v, target, a, (motion.earlier[1], motion.command))
+            raise MotionError(f"Ruckig's trajectory leads to {x}, {v}, {a}")
+        return x, v, a
+
+    def _within(self, command: float, last: float) -> float:
+        # Only rounding is cut off here: `_can_stop` has been asked. `+ 0.0` makes 0.0 of -0.0.
+        return min(max(command, min(self._low, last)), max(self._high, last)) + 0.0

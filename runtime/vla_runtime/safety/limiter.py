@@ -144,8 +144,8 @@ class Limiter:
             )
         ]
         if self._workspace is not None:
-            now = self._workspace.excess(self._configuration)
-            if not self._workspace.allows(self._configurations(self._stop_commands(moved)), now):
+            path = self._configurations(self._stop_commands(moved))
+            if not self._workspace.allows(self._configuration, path):
                 self.brake()
                 return False
         self._become(moved)
@@ -153,17 +153,19 @@ class Limiter:
 
     def _become(self, motions: list[Motion]) -> None:
         self._motions = motions
-        self._travelled += np.where(self._displaces, self.command, 0.0)
+        if self._displaces.any():
+            self._travelled += np.where(self._displaces, self.command, 0.0)
 
     def _stop_commands(self, motions: list[Motion]) -> np.ndarray:
         """The command and those of the quickest stop after it, [step, action.dim]."""
-        paths = [
-            [motion.command, *axis.stop_path(motion)]
-            for axis, motion in zip(self._axes, motions, strict=True)
-        ]
-        longest = max(len(path) for path in paths)
-        # A dimension that has stopped repeats its last command, which is 0 for a displacement.
-        return np.array([path + path[-1:] * (longest - len(path)) for path in paths]).T
+        paths = [axis.stop_path(motion) for axis, motion in zip(self._axes, motions, strict=True)]
+        commands = np.empty((1 + max(map(len, paths)), len(paths)))
+        for i, (motion, path) in enumerate(zip(motions, paths, strict=True)):
+            commands[0, i] = motion.command
+            commands[1 : 1 + len(path), i] = path
+            # A dimension that has stopped repeats its last command, which is 0 for a displacement.
+            commands[1 + len(path) :, i] = commands[len(path), i]
+        return commands
 
     @property
     def _configuration(self) -> np.ndarray:
@@ -172,13 +174,16 @@ class Limiter:
 
     def _configurations(self, commands: np.ndarray) -> np.ndarray:
         """Where the robot is once it has done each of the next commands, [step, action.dim]."""
+        if not self._displaces.any():
+            return commands
         return np.where(self._displaces, self._travelled + commands.cumsum(axis=0), commands)
 
 
 def _axis(limits: SafetyLimits, i: int, start: float) -> Axis:
-    low, high = limits.action.low[i], limits.action.high[i]
-    velocity, acceleration = limits.velocity[i], limits.acceleration[i]
-    jerk = limits.jerk[i] if limits.jerk else None
+    # Plain floats: numpy's take twice as long, one by one.
+    low, high = float(limits.action.low[i]), float(limits.action.high[i])
+    velocity, acceleration = float(limits.velocity[i]), float(limits.acceleration[i])
+    jerk = float(limits.jerk[i]) if limits.jerk else None
     try:
         if limits.kinds[i] == "displacement":
             return DisplacementAxis(low, high, velocity, acceleration, jerk, limits.period_s)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import get_args
 
-from vla_runtime.contract import CommandKind, RobotSpec, VectorSpec
+from vla_runtime.contract import (
+    CommandKind,
+    ContractMismatchError,
+    MotionLimits,
+    RobotSpec,
+    VectorSpec,
+)
+
+# Beyond this a number limits nothing, and below its inverse nothing moves.
+_LARGEST = 1e12
 
 
 class LimitsError(ValueError):
@@ -58,43 +67,85 @@ class SafetyLimits:
     workspace: dict[str, Box] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.control_rate_hz < math.inf:
+        # A gate in Python does not tick faster; slower than this nothing is controlled.
+        if not 0.01 <= self.control_rate_hz <= 10_000:
             raise LimitsError(
-                f"the control rate has to be positive and finite, got {self.control_rate_hz} Hz"
+                f"the control rate is {self.control_rate_hz} Hz, valid is 0.01 to 10,000 Hz"
             )
-        columns = {"kinds": self.kinds, "velocity": self.velocity}
-        columns |= {"acceleration": self.acceleration}
-        columns |= {"jerk": self.jerk} if self.jerk else {}
-        for label, values in columns.items():
+        columns: dict[str, tuple[object, ...]] = {
+            "kinds": self.kinds,
+            "velocity": self.velocity,
+            "acceleration": self.acceleration,
+        }
+        for label, values in (columns | ({"jerk": self.jerk} if self.jerk else {})).items():
             if len(values) != self.action.dim:
                 raise LimitsError(
                     f"{label} has {len(values)} entries, the action has {self.action.dim}: "
                     f"{list(self.action.names)}"
                 )
-            if label == "kinds":
-                continue
-            # `not 0 < value`, which NaN does not pass.
-            for name, value in zip(self.action.names, values, strict=True):
-                if not 0 < value < math.inf:
-                    raise LimitsError(
-                        f"{label} of {name!r} has to be positive and finite, got {value}"
-                    )
-        self._check_ranges()
+        for i in range(self.action.dim):
+            self._check_dimension(i)
 
-    def _check_ranges(self) -> None:
-        action = self.action
-        for name, kind, low, high in zip(
-            action.names, self.kinds, action.low, action.high, strict=True
+    def _check_dimension(self, i: int) -> None:
+        name, kind = self.action.names[i], self.kinds[i]
+        low, high = self.action.low[i], self.action.high[i]
+        if kind not in get_args(CommandKind):
+            raise LimitsError(f"kind of {name!r} is {kind!r}, valid: {get_args(CommandKind)}")
+        if kind == "displacement" and not low <= 0 <= high:
+            # Stopping means a displacement of 0: it must be a command that may be sent.
+            raise LimitsError(
+                f"the range of displacement {name!r} is [{low}, {high}]: it has to contain 0"
+            )
+        if kind == "position" and not max(abs(low), abs(high)) <= _LARGEST:
+            raise LimitsError(
+                f"the range of position {name!r} is [{low}, {high}]: state finite limits, in the "
+                "contract or in a limits file"
+            )
+        for label, values in (
+            ("velocity", self.velocity),
+            ("acceleration", self.acceleration),
+            ("jerk", self.jerk),
         ):
-            if kind == "displacement" and not low <= 0 <= high:
-                # Stopping means a displacement of 0: it must be a command that may be sent.
+            # Not `value < ...`, which NaN would pass.
+            if values and not 1 / _LARGEST <= values[i] <= _LARGEST:
                 raise LimitsError(
-                    f"the range of displacement {name!r} is [{low}, {high}]: it has to contain 0"
+                    f"{label} of {name!r} has to be positive and finite, got {values[i]}"
                 )
-            if kind == "position" and not (math.isfinite(low) and math.isfinite(high)):
+
+    def require_within(self, spec: RobotSpec) -> None:
+        """Refuse limits for another robot, and limits that are wider than its contract's.
+
+        Raises:
+            ContractMismatchError: other dimensions, units or another rate than the contract's.
+            LimitsError: naming the dimension, the limit and what the contract says.
+        """
+        ours = (self.action.names, self.action.units, self.control_rate_hz)
+        theirs = (spec.action.names, spec.action.units, spec.control_rate_hz)
+        if ours != theirs:
+            raise ContractMismatchError(
+                f"the limits are for (names, units, Hz) {ours}, robot {spec.robot!r} has {theirs}"
+            )
+        for i, name in enumerate(self.action.names):
+            low, high = spec.action.low[i], spec.action.high[i]
+            if not (low <= self.action.low[i] and self.action.high[i] <= high):
                 raise LimitsError(
-                    f"the range of position {name!r} is [{low}, {high}]: state finite limits, in "
-                    "the contract or in a limits file"
+                    f"the range of {name!r} is [{self.action.low[i]}, {self.action.high[i]}], "
+                    f"wider than the contract's [{low}, {high}]"
+                )
+            if spec.motion is not None:
+                self._require_within_motion(i, name, spec.motion)
+
+    def _require_within_motion(self, i: int, name: str, motion: MotionLimits) -> None:
+        if self.kinds[i] != motion.kinds[i]:
+            raise LimitsError(
+                f"kind of {name!r} is {self.kinds[i]!r}, the contract says {motion.kinds[i]!r}"
+            )
+        for label in ("velocity", "acceleration", "jerk"):
+            given, contract = getattr(self, label), getattr(motion, label)
+            if contract and not (given and given[i] <= contract[i]):
+                raise LimitsError(
+                    f"{label} of {name!r} is {given[i] if given else 'not limited'}, wider than "
+                    f"the contract's {contract[i]}"
                 )
 
     @property

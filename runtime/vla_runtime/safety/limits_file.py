@@ -62,7 +62,7 @@ def _limits(document: dict[str, Any], spec: RobotSpec) -> SafetyLimits:
     if jerks and len(jerks) != len(rows):
         missing = [name for name, row in zip(names, rows, strict=True) if row["jerk"] is None]
         raise LimitsError(f"jerk is limited for every dimension or for none: {missing} have none")
-    return SafetyLimits(
+    limits = SafetyLimits(
         action=replace(
             spec.action,
             low=tuple(row["low"] for row in rows),
@@ -78,31 +78,26 @@ def _limits(document: dict[str, Any], spec: RobotSpec) -> SafetyLimits:
             for point, table in _tables(document, "workspace").items()
         },
     )
+    limits.require_within(spec)
+    return limits
 
 
 def _dimension(spec: RobotSpec, i: int, table: dict[str, Any]) -> dict[str, Any]:
     """One dimension's limits, from its table and the contract; jerk None where neither has it."""
     place = f"[action.{_quoted(spec.action.names[i])}]"
     _only(table, _KEYS, f"keys of {place}")
-    given = {key: _number(f"{place} {key}", value) for key, value in table.items() if key != "kind"}
-    low, high = spec.action.low[i], spec.action.high[i]
-    for key in ("low", "high"):
-        # Not `given < low`, so that the message also serves a value above the range.
-        if key in given and not low <= given[key] <= high:
-            raise LimitsError(
-                f"{place} {key} = {given[key]} widens the contract's range [{low}, {high}]"
-            )
-    row: dict[str, Any] = {"low": low, "high": high, "jerk": None}
+    row: dict[str, Any] = {"low": spec.action.low[i], "high": spec.action.high[i], "jerk": None}
     if spec.motion is not None:
+        row["kind"] = spec.motion.kinds[i]
         for key in ("velocity", "acceleration", "jerk"):
             if limits := getattr(spec.motion, key):
                 row[key] = limits[i]
-                if given.get(key, 0) > limits[i]:
-                    raise LimitsError(
-                        f"{place} {key} = {given[key]} widens the contract's limit {limits[i]}"
-                    )
-    row |= given
-    row["kind"] = _kind(place, table.get("kind"), spec.motion.kinds[i] if spec.motion else None)
+    row |= {key: _number(f"{place} {key}", value) for key, value in table.items() if key != "kind"}
+    row["kind"] = table.get("kind", row.get("kind"))
+    if row["kind"] not in get_args(CommandKind):
+        raise LimitsError(
+            f"{place} kind = {row['kind']!r}, valid is one of {list(get_args(CommandKind))}"
+        )
     if missing := [key for key in ("velocity", "acceleration") if key not in row]:
         raise LimitsError(
             f"{place} has no {' and no '.join(missing)}, and the contract states none: measure "
@@ -110,21 +105,7 @@ def _dimension(spec: RobotSpec, i: int, table: dict[str, Any]) -> dict[str, Any]
         )
     if not row["low"] < row["high"]:
         raise LimitsError(f"{place} low = {row['low']} is not below high = {row['high']}")
-    for key in ("velocity", "acceleration", "jerk"):
-        if row[key] is not None and not row[key] > 0:
-            raise LimitsError(f"{place} {key} = {row[key]} has to be positive")
     return row
-
-
-def _kind(place: str, given: Any, contract: CommandKind | None) -> CommandKind:
-    valid = get_args(CommandKind)
-    if given is None and contract is not None:
-        return contract
-    if given not in valid:
-        raise LimitsError(f"{place} kind = {given!r}, valid is one of {list(valid)}")
-    if contract not in (None, given):
-        raise LimitsError(f"{place} kind = {given!r}, the contract says {contract!r}")
-    return given
 
 
 def _number(place: str, value: Any) -> float:

@@ -124,17 +124,19 @@ class Axis:
 
     def stop_path(self, motion: Motion) -> list[float]:
         """Commands of the quickest stop, until it stands still; empty at rest."""
-        path = []
-        while not self.at_rest(motion):
-            motion = self.brake(motion)
-            path.append(motion.command)
-        return path
+        x, speed = motion.command, abs(motion.velocity)
+        change = self._acceleration * self._dt
+        moving = math.floor(speed / change)
+        # The sum in S(u) up to step j; the last step's velocity is 0.
+        sums = [j * speed - change * j * (j + 1) / 2 for j in range(1, moving + 1)]
+        sums += [sums[-1] if sums else 0.0] * (math.ceil(speed / change) - moving)
+        return [x + math.copysign(distance * self._dt, motion.velocity) for distance in sums]
 
     def _tightened(self, label: str, limit: float, roundings: float) -> float:
         tightened = limit - roundings * self._rounding
         if not tightened > limit / 2:
             raise ValueError(
-                f"64-bit numbers do not resolve a {label} of {limit} between {self._low} and "
+                f"64-bit numbers do not resolve the {label} limit {limit} between {self._low} and "
                 f"{self._high} at {1 / self._dt:g} Hz"
             )
         return tightened
@@ -143,16 +145,19 @@ class Axis:
         """The target within the range, and the velocity at which targets move."""
         target = min(max(target, self._low), self._high)
         velocity = (target - motion.aim) / self._dt
-        return target, min(max(velocity, -self._velocity), self._velocity)
+        # Targets that move faster than allowed jump.
+        return target, velocity if abs(velocity) <= self._velocity else 0.0
 
     def _step(self, motion: Motion, velocity: float, target: float) -> Motion:
         x, v = motion.command, motion.velocity
         # Outside its range a command may stay or come back, never go further out.
         low, high = min(self._low, x), max(self._high, x)
         change = self._acceleration * self._dt
-        least = max(v - change, -self._velocity, -self._speed(x - low))
-        most = min(v + change, self._velocity, self._speed(high - x))
-        command = x + min(max(velocity, least), most) * self._dt
+        u = min(max(velocity, v - change, -self._velocity), v + change, self._velocity)
+        # The stopping speeds come last: a stop that is off by rounding is put right at each step,
+        # instead of adding up to a jump at the limit.
+        u = min(max(u, -self._speed(x - low)), self._speed(high - x))
+        command = x + u * self._dt
         if abs(command - target) <= self._rounding / 2:
             command = target
         # The range comes last: rounding never exceeds it. `+ 0.0` makes 0.0 of -0.0.
@@ -201,3 +206,11 @@ class DisplacementAxis(Axis):
     def brake(self, motion: Motion) -> Motion:
         """The next command of the quickest way to a displacement of 0."""
         return self.toward(motion._replace(aim=0.0), 0.0)
+
+    def stop_path(self, motion: Motion) -> list[float]:
+        """Displacements of the quickest way to 0, until it stands still; empty at rest."""
+        path = []
+        while not self.at_rest(motion):
+            motion = self.brake(motion)
+            path.append(motion.command)
+        return path

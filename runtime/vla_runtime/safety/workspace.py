@@ -25,11 +25,11 @@ class Kinematics(Protocol):
         """Take note of where the robot stands now; from here displacements are counted."""
         ...
 
-    def locate(self, configuration: np.ndarray) -> np.ndarray:
-        """Positions in metres, in one fixed frame, float64 [point, 3].
+    def locate(self, configurations: np.ndarray) -> np.ndarray:
+        """Positions in metres, in one fixed frame, float64 [step, point, 3].
 
         Args:
-            configuration: float64 [action.dim]: the command of a "position" dimension; for a
+            configurations: float64 [step, action.dim]: the command of a "position" dimension; for a
                 "displacement" the sum of all commands since `measure`.
         """
         ...
@@ -57,24 +57,32 @@ class Workspace:
         self._high = np.array([box.high for box in boxes.values()])
         self._names = tuple(boxes)
 
-    def excess(self, configuration: np.ndarray) -> np.ndarray:
-        """How far each point is out of its box, metres [box, 3]; 0 inside, NaN where not known."""
-        points = self.kinematics.locate(configuration)[self._rows]
+    def excess(self, configurations: np.ndarray) -> np.ndarray:
+        """How far each point is out of its box; 0 inside, NaN where not known.
+
+        Args:
+            configurations: [step, action.dim].
+
+        Returns:
+            Metres, [step, box, 3].
+        """
+        points = self.kinematics.locate(configurations)[:, self._rows]
         return np.maximum(np.maximum(self._low - points, points - self._high), 0.0)
 
-    def allows(self, path: np.ndarray, now: np.ndarray) -> bool:
+    def allows(self, now: np.ndarray, path: np.ndarray) -> bool:
         """Whether no point goes further out than it is.
 
         Args:
-            path: the next configuration and those of the stop after it, [step, action.dim].
-            now: excess of the current configuration.
+            now: the current configuration, [action.dim].
+            path: the next one and those of the stop after it, [step, action.dim].
         """
-        # Not `> now`, which NaN would pass.
-        return all((self.excess(configuration) <= now).all() for configuration in path)
+        excess = self.excess(np.vstack([now, path]))
+        # Not `> excess[0]`, which NaN would pass.
+        return bool((excess[1:] <= excess[0]).all())
 
     def outside(self, configuration: np.ndarray) -> list[str]:
         """The points that are out of their boxes, in words."""
-        far = self.excess(configuration).max(axis=1)
+        far = self.excess(configuration[None])[0].max(axis=1)
         return [
             f"{name} is {distance:.4g} m out of its workspace"
             for name, distance in zip(self._names, far, strict=True)
@@ -108,12 +116,13 @@ class MujocoKinematics:
             model = mujoco.MjModel.from_xml_path(str(model))
         self._kinematics = mujoco.mj_kinematics
         self._model, self._data = model, mujoco.MjData(model)
+        self._qpos = self._data.qpos
         names = {model.joint(i).name: int(model.jnt_qposadr[i]) for i in range(model.njnt)}
         if unknown := [joint for joint in joints if joint is not None and joint not in names]:
             raise LimitsError(f"the model has no joint {unknown}; it has {list(names)}")
         used = [(i, joint) for i, joint in enumerate(joints) if joint is not None]
-        self._from = [i for i, _ in used]
-        self._to = [names[joint] for _, joint in used]
+        self._from = np.array([i for i, _ in used], int)
+        self._to = np.array([names[joint] for _, joint in used], int)
         self._scale = np.ones(len(joints)) if scale is None else np.asarray(scale, np.float64)
         self.points = tuple(points)
         sites = {model.site(i).name: self._data.site_xpos[i] for i in range(model.nsite)}
@@ -127,11 +136,17 @@ class MujocoKinematics:
     def measure(self, reading: Reading) -> None:
         """Nothing to note: the commands are absolute."""
 
-    def locate(self, configuration: np.ndarray) -> np.ndarray:
-        """Positions of the points in the model's world frame, [point, 3]."""
-        self._data.qpos[self._to] = (configuration * self._scale)[self._from]
-        self._kinematics(self._model, self._data)
-        return np.array(self._located)
+    def locate(self, configurations: np.ndarray) -> np.ndarray:
+        """Positions of the points in the model's world frame, [step, point, 3]."""
+        joints = (configurations * self._scale)[:, self._from]
+        positions = np.empty((len(joints), len(self._located), 3))
+        mj_kinematics, model, data, qpos = self._kinematics, self._model, self._data, self._qpos
+        for k, angles in enumerate(joints):
+            qpos[self._to] = angles
+            mj_kinematics(model, data)
+            for i, point in enumerate(self._located):
+                positions[k, i] = point
+        return positions
 
 
 class EndEffectorKinematics:
@@ -160,6 +175,6 @@ class EndEffectorKinematics:
         """Where the point was measured; NaN there makes every later position NaN: no motion."""
         self._measured = np.asarray(reading.proprio, np.float64)[self._proprio]
 
-    def locate(self, configuration: np.ndarray) -> np.ndarray:
-        """The measured position moved by the displacements since, [1, 3]."""
-        return (self._measured + configuration[self._action] * self._scale)[None]
+    def locate(self, configurations: np.ndarray) -> np.ndarray:
+        """The measured position moved by the displacements since, [step, 1, 3]."""
+        return (self._measured + configurations[:, self._action] * self._scale)[:, None]

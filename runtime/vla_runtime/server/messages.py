@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -18,6 +19,7 @@ import numpy as np
 from vla_runtime.contract import ContractMismatchError, Observation, RobotSpec
 
 PROMPT, TIME, RESET = "prompt", "time_s", "reset"
+TARGET, WEIGHT = "inpaint_target", "inpaint_weight"
 MAX_TEXT_BYTES = 4096
 """Longest string in a message: an instruction, or a key."""
 
@@ -134,34 +136,49 @@ def _read_array(fields: dict[Any, Any]) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-class ObservationCodec:
-    """Observations of one contract as fields of a message, and back.
+@dataclass(frozen=True)
+class Inpainting:
+    """What a chunk has to join to, see `InpaintingPolicy.inpaint`.
+
+    Attributes:
+        target: float32 [chunk_length, action.dim].
+        weight: float32 [chunk_length], 0 to 1.
+    """
+
+    target: np.ndarray
+    weight: np.ndarray
+
+
+class RequestCodec:
+    """Requests of one contract as fields of a message, and back.
 
     A camera's image and proprioception have the names of the contract's features, the instruction
-    is `prompt`, and `time_s` may be left out.
+    is `prompt`. `time_s` may be left out, and so may `inpaint_target` and `inpaint_weight`.
 
     Args:
         spec: the contract.
+        chunk_length: of the policy.
         rename: feature of the contract → the key that clients use for it.
 
     Raises:
         ValueError: `rename` names a feature that the contract does not have, or a key twice.
     """
 
-    def __init__(self, spec: RobotSpec, rename: Mapping[str, str] = {}):
+    def __init__(self, spec: RobotSpec, chunk_length: int, rename: Mapping[str, str] = {}):
         features = spec.features
-        images = {features.camera(c.name): c for c in spec.cameras}
+        images = {features.camera(camera.name): camera for camera in spec.cameras}
         if unknown := set(rename) - {*images, features.proprio}:
             raise ValueError(
                 f"cannot rename {sorted(unknown)}; features of the contract are "
                 f"{[*images, features.proprio]}"
             )
-        self._spec = spec
+        self._spec, self._chunk_shape = spec, (chunk_length, spec.action.dim)
         self._images = {rename.get(name, name): camera for name, camera in images.items()}
         self._proprio = rename.get(features.proprio, features.proprio)
         self._required = {*self._images, self._proprio, PROMPT}
-        if len(self._required) != len(images) + 2 or self._required & {TIME, RESET}:
-            raise ValueError(f"two fields of an observation have one key: {dict(rename)}")
+        self._optional = {TIME, TARGET, WEIGHT}
+        if len(self._required) != len(images) + 2 or self._required & {*self._optional, RESET}:
+            raise ValueError(f"two fields of a request have one key: {dict(rename)}")
 
     def describe(self) -> dict[str, Any]:
         """Key → dtype and shape of every array, for people who write a client."""
@@ -175,33 +192,34 @@ class ObservationCodec:
     def max_bytes(self) -> int:
         """Length of the longest message that can be valid."""
         pixels = sum(camera.height * camera.width * 3 for camera in self._images.values())
-        # Twice the keys' text: they are strings of any alphabet, and controls come beside them.
-        keys = sum(_MARKUP_BYTES + 2 * len(key.encode()) for key in self._required)
-        return pixels + 8 * self._spec.proprio.dim + 2 * MAX_TEXT_BYTES + keys
+        chunk_length, dim = self._chunk_shape
+        floats = self._spec.proprio.dim + chunk_length * (dim + 1)
+        markup = sum(_MARKUP_BYTES + len(key.encode()) for key in self._required | self._optional)
+        # Two texts: the instruction, and the session that vLLM-Omni's clients name.
+        return pixels + 8 * floats + 2 * MAX_TEXT_BYTES + markup
 
-    def encode(self, observation: Observation) -> dict[str, Any]:
-        """The fields of an observation that follows the contract."""
+    def encode(
+        self, observation: Observation, inpainting: Inpainting | None = None
+    ) -> dict[str, Any]:
+        """The fields of a request that follows the contract."""
         images = {key: observation.images[c.name] for key, c in self._images.items()}
-        return images | {
+        given = inpainting and {TARGET: inpainting.target, WEIGHT: inpainting.weight}
+        return {
+            **images,
             self._proprio: observation.proprio,
             PROMPT: observation.instruction,
             TIME: observation.time_s,
+            **(given or {}),
         }
 
-    def decode(self, fields: Mapping[str, Any]) -> Observation:
-        """The observation that fields describe, checked against the contract.
+    def decode(self, fields: Mapping[str, Any]) -> tuple[Observation, Inpainting | None]:
+        """What fields ask for, checked against the contract.
 
         Raises:
             ContractMismatchError: naming every key that is missing or unknown, or the field that
                 has another type, shape or a value that is not finite.
         """
-        missing, unknown = self._required - set(fields), set(fields) - self._required - {TIME}
-        if missing or unknown:
-            shown = [key[:60] for key in sorted(unknown)]
-            raise ContractMismatchError(
-                f"missing keys {sorted(missing)}, unknown keys {shown}; an observation has "
-                f"{sorted(self._required)}, and may have {TIME!r}"
-            )
+        self._require_keys(set(fields))
         if not isinstance(prompt := fields[PROMPT], str):
             raise ContractMismatchError(f"{PROMPT!r} is {type(prompt).__name__}, expected a string")
         time_s = fields.get(TIME, 0.0)
@@ -211,13 +229,27 @@ class ObservationCodec:
             camera.name: _array(key, fields[key], ("|u1",), (camera.height, camera.width, 3))
             for key, camera in self._images.items()
         }
-        floats = ("<f4", "<f8")
-        proprio = _array(self._proprio, fields[self._proprio], floats, (self._spec.proprio.dim,))
-        with np.errstate(over="ignore"):  # 1e308 becomes infinite, which `validate` refuses
-            proprio = proprio.astype(np.float32, copy=False)
+        proprio = _floats(self._proprio, fields[self._proprio], (self._spec.proprio.dim,))
         observation = Observation(images, proprio, prompt, float(time_s))
-        observation.validate(self._spec)
-        return observation
+        observation.validate(self._spec)  # names the dimension that is not finite
+        if TARGET not in fields:
+            return observation, None
+        target = _floats(TARGET, fields[TARGET], self._chunk_shape)
+        weight = _floats(WEIGHT, fields[WEIGHT], self._chunk_shape[:1])
+        # NaN fails both comparisons.
+        if not (np.isfinite(target).all() and ((weight >= 0) & (weight <= 1)).all()):
+            raise ContractMismatchError(f"{TARGET!r} is finite, and {WEIGHT!r} between 0 and 1")
+        return observation, Inpainting(target, weight)
+
+    def _require_keys(self, keys: set[str]) -> None:
+        required = self._required | ({TARGET, WEIGHT} if keys & {TARGET, WEIGHT} else set())
+        missing, unknown = required - keys, keys - required - self._optional
+        if missing or unknown:
+            shown = [key[:60] for key in sorted(unknown)]
+            raise ContractMismatchError(
+                f"missing keys {sorted(missing)}, unknown keys {shown}; a request has "
+                f"{sorted(self._required)}, and may have {sorted(self._optional)}"
+            )
 
 
 def _array(key: str, value: Any, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -228,3 +260,9 @@ def _array(key: str, value: Any, dtypes: tuple[str, ...], shape: tuple[int, ...]
         got = f"{value.dtype} {value.shape}"
     expected = " or ".join(_DTYPES[name].name for name in dtypes)
     raise ContractMismatchError(f"{key!r} is {got}, the contract says {expected} {shape}")
+
+
+def _floats(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = _array(key, value, ("<f4", "<f8"), shape)
+    with np.errstate(over="ignore"):  # 1e308 becomes infinite, which is refused afterwards
+        return array.astype(np.float32, copy=False)

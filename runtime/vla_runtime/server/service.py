@@ -23,11 +23,19 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from vla_runtime.contract import ContractMismatchError, Observation, RobotPolicy
+from vla_runtime.contract import ContractMismatchError, InpaintingPolicy, Observation, RobotPolicy
+from vla_runtime.loading import load_policy
 from vla_runtime.server.authentication import is_authorized
 from vla_runtime.server.config import ServeConfig
 from vla_runtime.server.dialects import Dialect, Session, dialect_of
-from vla_runtime.server.messages import RESET, MessageError, ObservationCodec, pack, unpack
+from vla_runtime.server.messages import (
+    RESET,
+    Inpainting,
+    MessageError,
+    RequestCodec,
+    pack,
+    unpack,
+)
 from vla_runtime.server.metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
@@ -52,15 +60,17 @@ class PolicyServer:
     def __init__(self, policy: RobotPolicy, config: ServeConfig):
         self._policy, self._config = policy, config
         self._token = config.token()
-        self._codec = ObservationCodec(policy.spec, config.keys())
+        self._codec = RequestCodec(policy.spec, policy.chunk_length, config.keys())
         self._metrics = ServerMetrics()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._connected = self._answering = 0
+        can_inpaint = isinstance(policy, InpaintingPolicy) and policy.can_inpaint
         self._stopping = False
         self._metadata = {
             "server": "vla-runtime",
             "contract": policy.spec.to_dict(),
             "chunk_length": policy.chunk_length,
+            "can_inpaint": can_inpaint,
             "observation": self._codec.describe(),
             "reset_key": RESET,
             "max_message_bytes": self._codec.max_bytes,
@@ -160,7 +170,10 @@ class PolicyServer:
         self._answering += 1
         try:
             reply, outcome = await self._reply(connection, message, dialect, session), "answered"
-        except (ContractMismatchError, MessageError) as error:
+        except ValueError as error:
+            # A policy refuses what it cannot take, such as an instruction that is too long, so too.
+            known = isinstance(error, ContractMismatchError | MessageError)
+            logger.info("%s: %s", connection.remote_address, error, exc_info=not known)
             reply, outcome = dialect.error(str(error)), "refused"
         except ConnectionClosed:
             raise
@@ -189,26 +202,38 @@ class PolicyServer:
         fields = unpack(message)
         if (done := dialect.control(fields, session)) is not None:
             return done
-        observation = self._codec.decode(fields)
+        observation, inpainting = self._codec.decode(fields)
+        if inpainting is not None and not self._metadata["can_inpaint"]:
+            raise MessageError("this policy cannot inpaint")
         loop = asyncio.get_running_loop()
         # A connection waits for its reply before it is read on: at most one decision a client
         # waits here.
         actions, seconds = await loop.run_in_executor(
-            self._worker, self._decide, connection, observation, session
+            self._worker, self._decide, connection, session, observation, inpainting
         )
         self._metrics.inference.observe(seconds)
         return dialect.reply(actions, seconds * 1e3, session)
 
     def _decide(
-        self, connection: ServerConnection, observation: Observation, session: Session
+        self,
+        connection: ServerConnection,
+        session: Session,
+        observation: Observation,
+        inpainting: Inpainting | None,
     ) -> tuple[np.ndarray, float]:
         """In the worker thread: actions and the seconds that they took."""
         if connection.state is not State.OPEN:  # gone while it waited: nobody wants the result
             raise connection.protocol.close_exc
+        policy = self._policy
         if session.state is None:
-            session.state = self._policy.initial_state()
+            session.state = policy.initial_state()
         began = time.perf_counter()
-        chunk, after = self._policy.decide(observation, session.state)
+        if inpainting is not None and isinstance(policy, InpaintingPolicy):
+            chunk, after = policy.inpaint(
+                observation, session.state, inpainting.target, inpainting.weight
+            )
+        else:
+            chunk, after = policy.decide(observation, session.state)
         seconds = time.perf_counter() - began
         chunk.validate(self._policy.spec)
         session.state = after
@@ -246,8 +271,7 @@ def serve(config: ServeConfig) -> None:
             address.
         ValueError: the policy cannot be loaded, or the token is missing or too short.
     """
-    from vla_runtime.loading import load_policy
-
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config.token()  # a bad token ends here, and not after a large policy was loaded
     server = PolicyServer(load_policy(config.policy), config)
     asyncio.run(_until_a_signal(server, config))

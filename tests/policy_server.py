@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from vla_runtime.contract import (
@@ -69,6 +70,19 @@ class CountingPolicy:
         return ActionChunk(actions), state + 1
 
 
+class JoiningPolicy(CountingPolicy):
+    """Follows the target as far as the weight says, and has 9 elsewhere."""
+
+    can_inpaint = True
+
+    def inpaint(
+        self, observation: Observation, state: object, target: np.ndarray, weight: np.ndarray
+    ) -> tuple[ActionChunk, object]:
+        """The target where the weight is 1."""
+        _, state = self.decide(observation, state)
+        return ActionChunk(np.where(weight[:, None] == 1, target, np.float32(9))), state
+
+
 def observe(
     seed: int = 0, instruction: str = "lift the block", spec: RobotSpec = SPEC
 ) -> Observation:
@@ -119,10 +133,12 @@ def serving(policy: object | None = None, **settings: object) -> Iterator[str]:
             running.result(30)
 
 
-def start_process(port: int = 0, *flags: str) -> tuple[subprocess.Popen[str], str]:
+def start_process(
+    port: int = 0, stderr: IO[str] | int = subprocess.PIPE
+) -> tuple[subprocess.Popen[str], str]:
     """A server in a process of its own, and its address."""
-    command = [sys.executable, str(Path(__file__)), f"--port={port}", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(Path(__file__)), f"--port={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "serving" in line, (line, process.stderr and process.stderr.read())
