@@ -30,6 +30,8 @@ EXTRAS = {
     "runtime/": (),
     "runtime/vla_runtime/dataset_files.py": ("record",),
     "runtime/vla_runtime/run_recording.py": ("record",),
+    "runtime/vla_runtime/robots/config_emulated_camera.py": ("lerobot",),
+    "runtime/vla_runtime/robots/emulated_camera.py": ("lerobot",),
     "runtime/vla_runtime/robots/lerobot": ("lerobot",),
     "runtime/vla_runtime/robots/mujoco": ("mujoco",),
     "runtime/vla_runtime/robots/so101": ("mujoco",),

@@ -93,7 +93,8 @@ def test_python_blocks_run(block: Block, workplace: Path) -> None:
     # What starts processes needs to be the main module of one.
     run = subprocess.run(
         [sys.executable, "block.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'runtime'}", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
