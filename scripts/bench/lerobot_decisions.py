@@ -97,9 +97,9 @@ def deciders(
     # References come first in the order: `measure` compares the others with their commands.
     act, vla = "ACT, LeRobot", "our model, LeRobot"
     chosen = {
-        act: _lerobots(act, spec, network, before, after),
+        act: lerobot_decider(act, spec, network, before, after),
         "ACT, ours": _ours(act, ours),
-        vla: _lerobots(vla, native.spec, plugin, *around),
+        vla: lerobot_decider(vla, native.spec, plugin, *around),
         "our model, ours": _ours(vla, native),
     }
     if reduced is not None:
@@ -111,7 +111,7 @@ def deciders(
     return chosen
 
 
-def _lerobots(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) -> Decider:
+def lerobot_decider(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) -> Decider:
     """What `lerobot-eval` does a step."""
     prefix = "observation.images."
 
