@@ -14,7 +14,7 @@ from vla_runtime.exported.policy import ExportedPolicy
 from policies.imitation.dataset import DemoDataset
 from scripts.export_lerobot import export_lerobot
 from scripts.initial_states import choose_seeds
-from scripts.policy_loading import Candidate, find_checkpoint, make_env, require_comparable
+from scripts.policy_loading import Candidate, make_env, require_comparable
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.contract import Observation, VectorSpec
@@ -29,6 +29,7 @@ from vla.deploy.parity import (
     single,
 )
 from vla.deploy.reference import Reference
+from vla.deploy.torch_policy import find_checkpoint
 from vla.lerobot_plugin.foreign import is_lerobot_checkpoint
 from vla.policy import VLAPolicy, load_policy
 
