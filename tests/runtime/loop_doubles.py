@@ -167,7 +167,7 @@ class FailingPolicy(RampPolicy):
 
 
 def load(source: str, robot: RobotSpec) -> RampPolicy:
-    """The policy that a text names: ramp[:DELAY_S], inpainting:DELAY_S, busy, fails:HOW, blind, other."""
+    """A policy: ramp[:DELAY_S], inpainting:DELAY_S, busy, fails:HOW, blind, or other."""
     kind, _, argument = source.partition(":")
     match kind:
         case "ramp":

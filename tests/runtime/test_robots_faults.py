@@ -244,7 +244,7 @@ def test_a_camera_that_freezes_stops_the_arm(arm: EmulatedArm, tmp_path: Path) -
     run, camera = Run(arm, tmp_path), Camera()
     report = run.go(lambda: setattr(camera, "frozen", "pixels"), with_camera(run, camera))
     assert report.fault is not None
-    assert re.search("^observation: .* old", report.fault)
+    assert re.search("^observation: observed", report.fault)
     require_rest(arm)
 
 
@@ -298,8 +298,8 @@ def test_a_killed_run_leaves_the_last_goal(arm: EmulatedArm, tmp_path: Path) -> 
         ("kill", 1.0, "SIGKILL"),
         ("hang", 1.0, "heartbeat: no command.*had been deciding"),
         ("nan", 1.0, "not finite"),
-        ("thread", 2.0, "^observation: .* old"),
-        ("pixels", 2.0, "^observation: .* old"),
+        ("thread", 2.0, "^observation: observed"),
+        ("pixels", 2.0, "^observation: observed"),
     ],
 )
 def test_every_fault_in_time(tmp_path: Path, fault: str, within_s: float, reason: str) -> None:

@@ -102,7 +102,8 @@ def test_halting_keeps_the_last_goal(arm: EmulatedArm, robot: LeRobotRobot) -> N
     """Also when no reply comes; disconnecting switches torque off, as `halted` says."""
     robot.halt()
     robot.write(np.array([-40.0, 10.0, 5.0, 0.0, 30.0, 20.0]))
-    before = arm.tell()
+    before = settled(arm)
+    assert before["goal"][0] == pytest.approx(np.radians(-40.0), abs=2e-3)
     arm.tell("drop 1000000")
     robot.halt()
     state = settled(arm)
@@ -369,6 +370,10 @@ def test_velocities_stand_at_zero_and_halt_at_zero() -> None:
     robot.write(np.array([0.6, 2.0]))
     robot.halt()
     assert device.sent[1:] == [{"a.pos": 0.6, "wheel.vel": 0.0}]
+    robot.disconnect()
+    robot.connect()
+    robot.halt()
+    assert len(device.sent) == 2, "a new connection has commanded nothing"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Wait for its end; what its report says, or nothing where it was killed."""
-        out, err = self.process.communicate(timeout=300)
+        out, err = self.process.communicate(timeout=1200)
         assert self.process.returncode in (0, -signal.SIGKILL), err
         return json.loads(out.splitlines()[-1]) if self.process.returncode == 0 else {}
 
