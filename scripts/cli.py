@@ -24,8 +24,10 @@ COMMANDS = {
     "refine": "improve a cloned policy by reinforcement learning: PPO, A2C or REINFORCE",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
+    "run": "run a policy on a robot, behind the safety gate, and record what happens",
     "demo": "do all of the above on a small scale and print where the report is",
     "export": "write a checkpoint as graphs that a robot runs without torch",
+    "serve": "answer robots' observations with a policy's actions, over a websocket",
     "convert": "rewrite a checkpoint of an older format in today's",
     "doctor": "check versions, device, rendering and disk",
 }

@@ -12,8 +12,9 @@ import tyro
 from vla_runtime.exported.policy import ExportedPolicy
 
 from policies.imitation.dataset import DemoDataset
+from scripts.export_lerobot import export_lerobot
 from scripts.initial_states import choose_seeds
-from scripts.policy_loading import Candidate, find_checkpoint, make_env, require_comparable
+from scripts.policy_loading import Candidate, make_env, require_comparable
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.contract import Observation, VectorSpec
@@ -28,6 +29,8 @@ from vla.deploy.parity import (
     single,
 )
 from vla.deploy.reference import Reference
+from vla.deploy.torch_policy import find_checkpoint
+from vla.lerobot_plugin.foreign import is_lerobot_checkpoint
 from vla.policy import VLAPolicy, load_policy
 
 
@@ -68,11 +71,15 @@ class ExportConfig:
 def main(config: ExportConfig) -> int:
     """Export, compare, and say where the folder is and how far decisions are apart."""
     folder = find_checkpoint(config.checkpoint)
-    policy = load_policy(folder, embodiment=config.embodiment)
-    name = policy.embodiments.choose(config.embodiment)
-    comparison = _Comparison(config, policy)
-    source = {"checkpoint": fingerprint(folder), "embodiment": name}
-    found = export_policy(policy, config.out, source, comparison.run)
+    if is_lerobot_checkpoint(folder):
+        places = config.out, config.task, config.data
+        found = export_lerobot(folder, *places, config.observations, config.shadow_episodes)
+    else:
+        policy = load_policy(folder, embodiment=config.embodiment)
+        name = policy.embodiments.choose(config.embodiment)
+        comparison = _Comparison(config, policy)
+        source = {"checkpoint": fingerprint(folder), "embodiment": name}
+        found = export_policy(policy, config.out, source, comparison.run)
     for what, result in found.items():
         print(f"{what}: {_in_words(result)}")
     print(f"exported: {config.out}")

@@ -16,8 +16,8 @@ from scripts.plan import PlanConfig, make_policy
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
-from vla.checkpoint.folder import latest_complete
 from vla.contract import Policy, RobotSpec
+from vla.deploy.torch_policy import find_checkpoint
 from vla.execution import make_executor
 from vla.lerobot_plugin.foreign import Description, is_lerobot_checkpoint, load_lerobot_policy
 from vla.policy import load_policy
@@ -172,16 +172,6 @@ def _image_size_px(folder: Path) -> int:
     """Of the images a LeRobot policy was trained on; the task's usual ones if it has no camera."""
     sizes = [height for height, _ in Description.read(folder).images.values()]
     return sizes[0] if sizes else 96
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """A checkpoint itself, or of a run its best one, else its latest."""
-    if (folder / "manifest.json").is_file() or is_lerobot_checkpoint(folder):
-        return folder
-    if (last := folder / "checkpoints" / "last" / "pretrained_model").is_dir():  # of lerobot-train
-        return last
-    best = folder / "best"
-    return best if best.is_dir() else latest_complete(folder) or folder
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
 readonly EXTRAS=sim,train,lerobot,export,dev
+readonly WITHOUT_DEPENDENCIES=(openpi-client==0.1.2) # the tests' peer; it asks for numpy below 2, but runs on 2
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 
@@ -84,6 +85,8 @@ rm -f "$STAMP"
 say "installing the packages that constraints.txt pins"
 "$uv" pip install --python .venv/bin/python --constraints constraints.txt --editable ./runtime --editable ".[$EXTRAS]" >&2 ||
   die "the packages did not install; the lines above say why, and a repeat goes on from here"
+"$uv" pip install --python .venv/bin/python --no-deps "${WITHOUT_DEPENDENCIES[@]}" >&2 ||
+  die "${WITHOUT_DEPENDENCIES[*]} did not install; the lines above say why, and a repeat goes on from here"
 ensure_gl
 fingerprint >"$STAMP"
 say "ready: .venv/bin/vla --help"

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from vla_runtime.dataset_files import import_lerobot
 
 from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepare_worker
-from sim.recording_store import EpisodeKey, RecordingStore, import_lerobot
+from sim.recording_store import EpisodeKey, RecordingStore
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
 from sim.worker_pool import WorkerPool

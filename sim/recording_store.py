@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
-import os
-import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from vla_runtime.dataset_files import (
+    add_episodes,
+    finish_interrupted,
+    robot_features,
+    vector_feature,
+    write_atomically,
+)
 
 from sim.tasks.base import Task
 from vla.contract import RobotSpec
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
 
 EpisodeKey = tuple[str, int]
 """Task name and seed."""
-
-# Two threads that import one package at once may each see it half made.
-_IMPORT_LOCK = threading.Lock()
 
 
 class RecordingStore:
@@ -88,25 +88,19 @@ class RecordingStore:
         """Append spooled episodes to the data set; it is readable before and after."""
         if not keys:
             return
-        staging, ready = self._work / "staging", self._work / "ready"
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            writer = self._writer(staging)
-            _silence_progress_bars()
+        features = _features(self._spec, self._privileged_names)
+
+        def add(writer: LeRobotDataset, meta: Path) -> None:
             for key in keys:
                 with np.load(self._spooled(key), allow_pickle=False) as arrays:
                     _add_episode(writer, dict(arrays))
-            writer.finalize()
-            self._describe(staging, keys)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)  # on a full disk, its room is needed
-            raise
-        staging.rename(ready)  # from here on the group counts, whatever happens
-        self._publish(ready)
+            self._describe(meta, keys)
+
+        add_episodes(self._root, self._work, self._spec, features, add)
         self._read_journal()
         self._clean_spool()  # also the failures' marks: the journal has all that were registered
 
-    def _describe(self, staging: Path, keys: Sequence[EpisodeKey]) -> None:
+    def _describe(self, meta: Path, keys: Sequence[EpisodeKey]) -> None:
         """Put our own metadata, with `keys` added, beside LeRobot's."""
         journal = {
             "settings": self._settings,
@@ -114,15 +108,13 @@ class RecordingStore:
             "episodes": [*self.episodes, *keys],
             "failed": sorted(self.failed),
         }
-        (staging / "meta" / "recording.json").write_text(json.dumps(journal, indent=1))
+        (meta / "recording.json").write_text(json.dumps(journal, indent=1))
         contract = json.dumps(self._spec.to_dict(), indent=1)
-        (staging / "meta" / "contract.json").write_text(contract)
+        (meta / "contract.json").write_text(contract)
 
     def _recover(self) -> None:
         """Finish or undo what an earlier process left half done, then load the outcomes."""
-        shutil.rmtree(self._work / "staging", ignore_errors=True)
-        if (ready := self._work / "ready").is_dir():
-            self._publish(ready)
+        finish_interrupted(self._root, self._work)
         self._read_journal()
         self._clean_spool()
         for path in self.spool.iterdir():
@@ -132,7 +124,7 @@ class RecordingStore:
         if self.succeeded or self.failed:
             self._require_equal_settings(json.loads(settings.read_text()))
         else:  # nothing was recorded yet, so there is nothing to differ from
-            _write_atomically(settings, json.dumps(self._stamp(), indent=1))
+            write_atomically(settings, json.dumps(self._stamp(), indent=1))
 
     def _stamp(self) -> dict[str, Any]:
         stamp = {
@@ -179,48 +171,6 @@ class RecordingStore:
     def _spooled(self, key: EpisodeKey, suffix: str = ".npz") -> Path:
         return self.spool / f"{key[0]}-{key[1]}{suffix}"
 
-    def _writer(self, staging: Path) -> LeRobotDataset:
-        writer = import_lerobot()
-        repo_id = f"local/{self._root.name}"
-        if not (self._root / "meta" / "info.json").exists():
-            return writer.create(
-                repo_id,
-                round(self._spec.control_rate_hz),
-                _features(self._spec, self._privileged_names),
-                root=staging,
-                robot_type=self._spec.robot,
-                use_videos=False,
-                video_backend="pyav",
-            )
-        # The writer reads the metadata only, and always begins new files.
-        shutil.copytree(self._root / "meta", staging / "meta")
-        return writer.resume(repo_id, root=staging, video_backend="pyav")
-
-    def _publish(self, ready: Path) -> None:
-        """Move a complete group in; may be repeated after an interruption."""
-        files = [path for part in ("data", "meta") for path in (ready / part).rglob("*.*")]
-        # info.json last: it is what makes LeRobot see the new episodes
-        for path in sorted(files, key=lambda path: (path.name == "info.json", path)):
-            target = self._root / path.relative_to(ready)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)  # also where data/ is a link to another disk
-        shutil.rmtree(ready)
-
-
-def import_lerobot() -> type[LeRobotDataset]:
-    """LeRobot's data set class, quiet; imported late, since a refusal should not wait for it."""
-    with _IMPORT_LOCK:
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    logging.getLogger("lerobot").setLevel(logging.WARNING)
-    return LeRobotDataset
-
-
-def _silence_progress_bars() -> None:
-    # Before each group, since LeRobot switches them on again when it has read its metadata.
-    import datasets
-
-    datasets.disable_progress_bars()
-
 
 def _require_one_contract(tasks: Sequence[Task]) -> None:
     first, *others = tasks
@@ -235,26 +185,11 @@ def _require_one_contract(tasks: Sequence[Task]) -> None:
 
 
 def _features(spec: RobotSpec, privileged_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    def vector(names: Sequence[str]) -> dict[str, Any]:
-        return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
-
-    # PNG rather than video: on Fetch at 96 px it took 1.8 kB an image where H.264 (GOP 2, CRF 18)
-    # took 0.5, gave 788 random frames/s where that gave 276, and changes no pixel.
-    images = {
-        f"observation.images.{camera.name}": {
-            "dtype": "image",
-            "shape": (camera.height, camera.width, 3),
-            "names": ["height", "width", "channels"],
-        }
-        for camera in spec.cameras
-    }
     # LeRobot gives a policy every `observation.*` and trains on every `action*`; the names of what
     # neither may see begin otherwise.
-    return images | {
-        "observation.state": vector(spec.proprio.names),
-        "action": vector(spec.action.names),
-        "executed.action": vector(spec.action.names),
-        "privileged.state": vector(privileged_names),
+    return robot_features(spec) | {
+        "executed.action": vector_feature(spec.action.names),
+        "privileged.state": vector_feature(privileged_names),
         "next.success": {"dtype": "bool", "shape": (1,), "names": None},
     }
 
@@ -277,9 +212,3 @@ def _add_episode(writer: LeRobotDataset, arrays: dict[str, np.ndarray]) -> None:
         success = arrays["success"][step : step + 1]
         writer.add_frame(frame | {"next.success": success, "task": instruction})
     writer.save_episode()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vla_runtime.shared_arrays import Layout, SharedArrays
 
-from sim.shared_arrays import Layout, SharedArrays
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.worker import WorkerConfig, serve

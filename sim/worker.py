@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from vla_runtime.shared_arrays import SharedArrays
 
 from sim.instruction_swap import swap_instruction
-from sim.shared_arrays import SharedArrays
 from sim.tasks.base import Episode, Phrasing, Task, pack_state
 from sim.worker_channel import WorkerChannel
 

@@ -83,7 +83,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
         if rest[0] == "scripts/demo.sh":
             return parse_vla(["demo", *rest[1:]], monkeypatch)
         return rest
-    if program == "python" and rest[0] == "-m" and rest[1].startswith("scripts."):
+    if program == "python" and rest[0] == "-m" and rest[1].startswith(("scripts.", "vla_runtime.")):
         return parse_module(rest[1], rest[2:])
     if program == "python" and rest[0] == "-c":
         return compile(rest[1], "python -c", "exec")

@@ -42,11 +42,12 @@ def project_table() -> dict[str, Any]:
 
 
 def direct_requirements() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included; two may ask for the same."""
+    """What pyproject.toml asks of others, extras included; two may ask for the same."""
     listed = set(project_table()["dependencies"]).union(
         *project_table()["optional-dependencies"].values()
     )
-    return [Requirement(line) for line in sorted(listed)]
+    ours = {"vla-runtime"}  # this repository's other distribution has no pin
+    return [asked for line in sorted(listed) if (asked := Requirement(line)).name not in ours]
 
 
 def test_constraints_hold_plain_pins_only() -> None:
@@ -101,7 +102,9 @@ def write_script(path: Path, text: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """A copy with the real scripts, a fake uv, and an `id` that says: not root."""
-    for name in ("pyproject.toml", "constraints.txt", ".python-version"):
+    (tmp_path / "runtime").mkdir()
+    files = ("pyproject.toml", "runtime/pyproject.toml", "constraints.txt", ".python-version")
+    for name in files:
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("setup.sh", "demo.sh", "test.sh"):
         write_script(tmp_path / "scripts" / name, (ROOT / "scripts" / name).read_text())
@@ -114,20 +117,28 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_setup_is_idempotent(checkout: Checkout) -> None:
     """First everything, then nothing; changed pins only install again."""
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["venv --clear", "pip install"]
+    assert checkout.uv_calls() == ["venv --clear", "pip install", "pip install"]
     again = checkout.run("scripts/setup.sh")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert checkout.uv_calls() == []
     with (checkout.path / "constraints.txt").open("a") as pinned:
         pinned.write("another==1.0\n")
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["pip install"]
+    assert checkout.uv_calls() == ["pip install", "pip install"]
 
 
 def test_setup_installs_every_extra() -> None:
     """A checkout can do everything: simulate, train, meet LeRobot, and test itself."""
     [listed] = re.findall(r"^readonly EXTRAS=(.*)$", (ROOT / "scripts/setup.sh").read_text(), re.M)
     assert set(listed.split(",")) == set(project_table()["optional-dependencies"])
+
+
+def test_the_peers_without_dependencies_are_installed() -> None:
+    """What setup.sh pins beside constraints.txt is what runs here."""
+    script = (ROOT / "scripts/setup.sh").read_text()
+    [listed] = re.findall(r"^readonly WITHOUT_DEPENDENCIES=\((.*?)\)", script, re.M)
+    for name, pinned in (word.split("==") for word in listed.split()):
+        assert version(name) == pinned
 
 
 def test_a_failed_install_is_repeated(checkout: Checkout) -> None:
@@ -137,7 +148,7 @@ def test_a_failed_install_is_repeated(checkout: Checkout) -> None:
     assert "did not install" in failed.stderr
     checkout.uv_calls()
     assert checkout.run("scripts/setup.sh").returncode == 0
-    assert checkout.uv_calls() == ["pip install"]
+    assert checkout.uv_calls() == ["pip install", "pip install"]
 
 
 def test_a_python_without_pip_is_passed_over(checkout: Checkout) -> None:
@@ -149,7 +160,7 @@ def test_a_python_without_pip_is_passed_over(checkout: Checkout) -> None:
     write_script(checkout.path / "other" / "python3", f"#!/bin/sh\n{brings_uv}")
     path = f"{checkout.path}/bin:{checkout.path}/other:/usr/bin:/bin"
     assert checkout.run("scripts/setup.sh", PATH=path).returncode == 0
-    assert checkout.uv_calls() == ["venv --clear", "pip install"]
+    assert checkout.uv_calls() == ["venv --clear", "pip install", "pip install"]
 
 
 def test_no_python_and_no_way_to_fetch_one(checkout: Checkout) -> None:
@@ -201,7 +212,8 @@ def test_every_check_runs_and_any_failure_fails(checkout: Checkout) -> None:
         write_script(checkout.path / ".venv" / "bin" / tool, f'#!/bin/sh\necho ran {tool} "$@"\n')
     good = checkout.run("scripts/test.sh", "-k", "spec")
     assert good.returncode == 0
-    assert good.stdout.splitlines()[-1] == "ran pytest -m not slow and not gpu -k spec"
+    assert good.stdout.splitlines()[-1].startswith("ran pytest --numprocesses 2 ")
+    assert good.stdout.splitlines()[-1].endswith("-m not slow and not gpu -k spec")
     assert {"ran ruff check .", "ran ruff format --check ."} < set(good.stdout.splitlines())
     write_script(checkout.path / ".venv" / "bin" / "pyright", "#!/bin/sh\nexit 1\n")
     bad = checkout.run("scripts/test.sh")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vla_runtime import shared_arrays
+from vla_runtime.shared_arrays import SharedArrays
 
-from sim import shared_arrays
 from sim.render import NoRendererError
-from sim.shared_arrays import SharedArrays
 from sim.vector import CpuVecEnv
 from sim.worker_channel import WorkerChannel
 from sim.worker_pool import WorkerPool
@@ -31,7 +31,7 @@ def run_script(folder: Path, text: str, *before: str) -> subprocess.CompletedPro
     path.write_text(text)
     return subprocess.run(
         [*before, sys.executable, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"},
         capture_output=True,
         text=True,
         check=False,
@@ -93,7 +93,7 @@ def test_no_process_holds_anything_that_has_a_name(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen(
         [sys.executable, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -34,18 +34,23 @@ INPUTS = {
 OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (4,))}
 
 
-def make_checkpoint(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+def make_checkpoint(
+    kind: str, folder: Path, patch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[Any, Any, Any]:
     """Save an untrained policy; returns it with its pipelines, as LeRobot would play it.
 
     Args:
         kind: "act", "diffusion", "smolvla" or "pi0".
         folder: of the checkpoint; what it refers to goes beside it.
         patch: makes pi0 small, which no setting of LeRobot's does.
+        settings: of the policy, in the place of those below.
     """
     torch.manual_seed(0)
     config = {"act": _act, "diffusion": _diffusion, "smolvla": _smolvla, "pi0": _pi0}[kind](
         folder.parent, patch
     )
+    for name, value in settings.items():
+        setattr(config, name, value)
     policy = get_policy_class(kind)(config).eval()
     before, after = make_pre_post_processors(config, dataset_stats=statistics())
     for part in (policy, before, after):

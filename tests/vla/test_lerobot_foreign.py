@@ -46,13 +46,13 @@ def observe(seed: int, rows: int = 2) -> ObservationBatch:
 
 def as_lerobot(observation: ObservationBatch) -> dict[str, Any]:
     """The same as `lerobot-eval` makes it."""
-    pictures = {
+    images = {
         f"observation.images.{name}": image.permute(0, 3, 1, 2).float() / 255
         for name, image in observation.images.items()
         if name in ("front", "wrist")
     }
     return {
-        **pictures,
+        **images,
         "observation.state": observation.proprio,
         "task": observation.instructions,
     }
@@ -114,8 +114,8 @@ def test_in_bfloat16_the_actions_are_nearly_those(act: Path) -> None:
 def test_a_chunk_is_played_without_looking(act: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Observations that ACT would drop are not prepared: one of three is."""
     policy = load_lerobot_policy(act, ROBOT)
-    prepared, prepare = [], policy._batch
-    monkeypatch.setattr(policy, "_batch", lambda seen: prepared.append(seen) or prepare(seen))
+    prepared, prepare = [], policy.batch
+    monkeypatch.setattr(policy, "batch", lambda seen: prepared.append(seen) or prepare(seen))
     policy.reset([0, 1])
     for step in range(6):
         policy.act(observe(step))

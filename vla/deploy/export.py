@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from vla_runtime.exported.folder import (
 )
 from vla_runtime.exported.policy import ExportedPolicy
 
+from vla.contract import RobotSpec
 from vla.deploy.card import exported_card
-from vla.deploy.graphs import Graph, graphs_of
+from vla.deploy.foreign_backbones import exportable
+from vla.deploy.graphs import Chain, Graph, graphs_of
 from vla.deploy.onnx_graphs import ExportError, write_graph
+from vla.deploy.prompt_settings import foreign_settings, tokenizer_json
 from vla.model.heads.autoregressive import AutoregressiveHead
 from vla.model.heads.registry import head_name
 from vla.policy import VLAPolicy
@@ -51,21 +55,53 @@ def export_policy(
     # bfloat16 would round in another way on every processor.
     policy.model.float().cpu()
     policy.model.backbone.bf16 = False
-    graphs = graphs_of(policy)
+    graphs = graphs_of(exportable(policy))
+    return write_exported(
+        out,
+        policy.spec,
+        _describe(policy, graphs, settings, source),
+        graphs,
+        _tokenizer(policy),
+        lambda folder: check(ExportedPolicy(folder)),
+    )
+
+
+def write_exported(
+    out: Path,
+    spec: RobotSpec,
+    description: PolicyDescription,
+    graphs: Mapping[str, Graph | Chain],
+    tokenizer: str | None,
+    check: Callable[[Path], dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the folder, and give it its name only if `check` passes.
+
+    Args:
+        out: a new folder.
+        spec: the robot's contract.
+        description: without what `check` will find.
+        graphs: to export.
+        tokenizer: text of tokenizer.json; None for a policy that reads no words.
+        check: is given the written folder under a hidden name.
+
+    Returns:
+        What `check` found.
+    """
     with new_exported_folder(out) as partial:
         for name, graph in graphs.items():
             begun = time.perf_counter()
             write_graph(graph, partial / f"{name}.onnx")
             print(f"exported {name} in {time.perf_counter() - begun:.0f} s", flush=True)
-        policy.processor.prompts.save(partial)
-        description = _describe(policy, graphs, settings, source, {})
-        write_description(partial, policy.spec, description)
+        if tokenizer is not None:
+            (partial / "tokenizer").mkdir()
+            (partial / "tokenizer" / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        write_description(partial, spec, description)
         # It is loaded here as it will be on the robot, hashes and all.
         write_manifest(partial)
-        parity = check(ExportedPolicy(partial))
-        description = _describe(policy, graphs, settings, source, parity)
-        write_description(partial, policy.spec, description)
-        card = exported_card(policy.spec, description)
+        parity = check(partial)
+        description = replace(description, parity=parity)
+        write_description(partial, spec, description)
+        card = exported_card(spec, description)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return parity
 
@@ -78,7 +114,7 @@ def prompt_settings(policy: VLAPolicy) -> PromptSettings:
     """
     prompts = policy.processor.prompts
     if not isinstance(prompts, EmbeddedPrompts):
-        raise ExportError("only policies with the embedded model can be exported")
+        return foreign_settings(prompts)
     if prompts.padding != "fixed":
         raise ExportError("prompts with padding='longest' have no fixed length: not exported")
     return PromptSettings(
@@ -92,14 +128,15 @@ def prompt_settings(policy: VLAPolicy) -> PromptSettings:
 
 def _describe(
     policy: VLAPolicy,
-    graphs: dict[str, Graph],
+    graphs: Mapping[str, Graph | Chain],
     settings: PromptSettings,
     source: dict[str, Any],
-    parity: dict[str, Any],
 ) -> PolicyDescription:
+    encode = graphs["encode"]
+    assert isinstance(encode, Graph)
     memory = {
         name.removeprefix("state."): StateTensor(tuple(tensor.shape[1:]))
-        for name, tensor in graphs["encode"].inputs.items()
+        for name, tensor in encode.inputs.items()
         if name.startswith("state.")
     }
     head = policy.actor.head
@@ -111,5 +148,9 @@ def _describe(
         prompt=settings,
         state=memory,
         source=source,
-        parity=parity,
     )
+
+
+def _tokenizer(policy: VLAPolicy) -> str:
+    language: Any = policy.processor.language
+    return tokenizer_json(getattr(language, "tokenizer", language))

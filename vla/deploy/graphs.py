@@ -84,7 +84,9 @@ def _encode_graph(policy: VLAPolicy) -> Graph:
         memory, output = {"state.evidence": torch.ones(2, points, 4)}, ("next.evidence",)
     numbers = {"proprio": torch.zeros(2, spec.proprio.dim)}
     prompt = ("prompt", "prompt_mask") if policy.actor.head.attends else ()
-    inputs = {**images, **texts, **numbers, **memory}
+    # What else a pretrained model reads of a prompt follows from these two.
+    words = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    inputs = {**images, **words, **numbers, **memory}
     return Graph(_Encode(policy), inputs, ("vector", *prompt, *output))
 
 

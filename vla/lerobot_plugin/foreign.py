@@ -139,24 +139,30 @@ class ForeignPolicy:
         after: from its outputs to physical actions.
         spec: the robot that it controls.
         bf16: autocast its computations to bfloat16.
+
+    Attributes:
+        policy: LeRobot's; its own queues are never used.
+        before: see above.
+        after: see above.
+        spec: see above.
     """
 
     def __init__(self, policy: Any, before: Any, after: Any, spec: RobotSpec, bf16: bool = False):
         self.spec, self._bf16 = spec, bf16
         self._device = next(policy.parameters()).device
-        self._policy, self._before, self._after = policy, before, after
+        self.policy, self.before, self.after = policy, before, after
         # Rows that began together with their policy, and for each row the index of its group.
         self._groups: list[tuple[list[int], Any]] = []
         self._group_of: dict[int, int] = {}
 
     def fresh(self) -> ForeignPolicy:
         """The same policy at the beginning of its first episode."""
-        return ForeignPolicy(self._policy, self._before, self._after, self.spec, self._bf16)
+        return ForeignPolicy(self.policy, self.before, self.after, self.spec, self._bf16)
 
     def reset(self, indices: Sequence[int]) -> None:
         """New episodes begin in these environments, with empty queues."""
         rows = [int(index) for index in indices]
-        self._groups.append((rows, _with_own_queues(self._policy)))
+        self._groups.append((rows, with_own_queues(self.policy)))
         self._group_of |= dict.fromkeys(rows, len(self._groups) - 1)
         # A group without current rows is dropped, and the queues that it held with it.
         kept = sorted(set(self._group_of.values()))
@@ -170,7 +176,7 @@ class ForeignPolicy:
         # A group's queues need all rows that began together, also those that have left it since:
         # their actions are computed and not used.
         for group, (rows, policy) in enumerate(self._groups):
-            actions = self._after(self._select(policy, observation.select(rows)).float()).cpu()
+            actions = self.after(self._select(policy, observation.select(rows)).float()).cpu()
             for row, action in zip(rows, actions, strict=True):
                 # The row may have begun a later episode, and belongs to that group now.
                 if self._group_of[row] == group:
@@ -180,11 +186,12 @@ class ForeignPolicy:
     def _select(self, policy: Any, observation: ObservationBatch) -> Tensor:
         # act and pi0 read no observation before the last chunk is used up.
         waiting = getattr(policy, "_action_queue", ())
-        batch = {} if waiting else self._before(self._batch(observation))
+        batch = {} if waiting else self.before(self.batch(observation))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return policy.select_action(batch)
 
-    def _batch(self, observation: ObservationBatch) -> dict[str, Any]:
+    def batch(self, observation: ObservationBatch) -> dict[str, Any]:
+        """An observation as LeRobot's data sets and environments give it."""
         names = self.spec.features
         images = {
             # uint8 [n, h, w, 3] to float32 [n, 3, h, w] in 0..1, as LeRobot's data sets give
@@ -196,7 +203,7 @@ class ForeignPolicy:
         return {**images, names.proprio: observation.proprio, "task": observation.instructions}
 
 
-def _with_own_queues(policy: Any) -> Any:
+def with_own_queues(policy: Any) -> Any:
     """The same weights with queues of its own."""
     # Shallow: weights are shared. `reset` assigns new queues instead of clearing the old ones.
     twin = copy.copy(policy)

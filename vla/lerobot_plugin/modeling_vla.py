@@ -23,12 +23,13 @@ from torch import Tensor
 from vla.checkpoint.folder import require_current
 from vla.checkpoint.initialisation import GROUNDED, load_start, same_inputs, start_policy
 from vla.checkpoint.lerobot_files import POLICY_TYPE
-from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
+from vla.contract import ContractMismatchError, RobotSpec
 from vla.data.dataset_contract import read_contract, require_statistics
 from vla.data.paraphrases import Paraphrases
 from vla.data.recorded_actions import read_chunks
 from vla.data.video_integrity import require_intact_videos
 from vla.lerobot_plugin.configuration_vla import LeRobotVLAConfig
+from vla.lerobot_plugin.observations import observation_of
 from vla.lerobot_plugin.safe_files import require_safe_pipelines
 from vla.model.cloning_loss import cloning_loss
 from vla.model.heads.registry import HEADS, head_name
@@ -211,29 +212,6 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
             # [n, chunk, action.dim] to one [n, action.dim] a control step.
             self._waiting.extend(self.predict_action_chunk(batch).unbind(1))
         return self._waiting.popleft()
-
-
-def observation_of(batch: dict[str, Any], spec: RobotSpec) -> ObservationBatch:
-    """A batch of LeRobot as our observations.
-
-    Raises:
-        ContractMismatchError: a camera, the state or the instruction is missing.
-    """
-    names = spec.features
-    wanted = [names.proprio, *(names.camera(camera.name) for camera in spec.cameras), "task"]
-    if missing := [name for name in wanted if name not in batch]:
-        raise ContractMismatchError(f"the policy needs {missing}; there are {sorted(batch)}")
-    images = {camera.name: _as_bytes(batch[names.camera(camera.name)]) for camera in spec.cameras}
-    state = batch[names.proprio]
-    return ObservationBatch(images, state, list(batch["task"]), torch.zeros(len(state)))
-
-
-def _as_bytes(image: Tensor) -> Tensor:
-    """LeRobot's [n, 3, height, width], floats in 0..1 or bytes, as uint8 [n, height, width, 3]."""
-    if image.dtype != torch.uint8:
-        # Back to bytes, exactly: LeRobot divided bytes by 255.
-        image = (image * 255).round().clamp(0, 255).byte()
-    return image.permute(0, 2, 3, 1)
 
 
 def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:

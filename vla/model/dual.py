@@ -104,7 +104,8 @@ class DualBackbone(Backbone):
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Hidden states after the last layer of the joining transformer."""
-        tensors, count = inputs.for_model(), len(inputs)
+        # `shape` and not `len`, which would fix the number of rows in an exported graph.
+        tensors, count = inputs.for_model(), inputs.proprio.shape[0]
         pixels = tensors["pixel_values"].to(self.vision.dtype)
         # [n * cameras, patches, width of the tower]; special tokens come first, the slice drops
         # them.

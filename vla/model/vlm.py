@@ -26,6 +26,11 @@ from vla.processing.model_inputs import ModelInputs
 _ANSWER_TYPES = {"paligemma": {"token_type_ids": 1}}
 
 
+def answer_types(architecture: str) -> dict[str, int]:
+    """Inputs of this architecture that hold a type for every token, and the type of an answer."""
+    return _ANSWER_TYPES.get(architecture, {})
+
+
 class VLMBackbone(Backbone):
     """Hidden states of an image-text model's language model.
 
@@ -52,7 +57,7 @@ class VLMBackbone(Backbone):
         cut_layers(base.get_decoder(), int(text.num_hidden_layers), config.layer)
         tune(base, config)
         self.language_model = base
-        self._answer_types = _ANSWER_TYPES.get(model.config.model_type, {})
+        self._answer_types = answer_types(model.config.model_type)
         table = base.get_input_embeddings()
         # As large as the embeddings that the model is used to, scaled as it scales them.
         with torch.no_grad():

@@ -21,6 +21,7 @@ from vla.processing.tokenizer import load_tokenizer
 _CACHED_INSTRUCTIONS = 4096
 _TOKENIZER, _PROCESSOR = "tokenizer", "vlm_processor"
 _NOT_INPUTS = {"labels"}  # what a processor may add for training on text
+_MARK = "INSTRUCTION"  # stands for one in a template
 
 
 class EmbeddedPrompts:
@@ -144,7 +145,7 @@ class ForeignPrompts:
     ) -> None:
         self.processor, self.max_text_tokens = processor, max_text_tokens
         self.image_token_id: int | None = getattr(processor, "image_token_id", None)
-        self._tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  no typed attribute
+        self.tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009  no typed attribute
         self._image_processor: Callable[..., Any] = getattr(processor, "image_processor")  # noqa: B009
         # A prompt depends on the number and size of images, not on what they show.
         self._blank = torch.zeros(cameras, 3, *size_px, dtype=torch.uint8)
@@ -162,6 +163,32 @@ class ForeignPrompts:
             # The processor itself knows how many tokens it makes of an image: counted in a prompt.
             self.image_tokens_per_camera = int((ids == self.image_token_id).sum()) // cameras
             self.length += ids.shape[1]
+
+    @property
+    def pads_visibly(self) -> bool:
+        """Whether a text encoder attends to padding, as SigLIP learned to."""
+        # Its tokenizer says so by naming no mask.
+        towers = self.image_token_id is None
+        return towers and "attention_mask" not in self.tokenizer.model_input_names
+
+    def unpadded(self, instruction: str) -> list[int]:
+        """The tokens of a prompt of any length."""
+        if self.image_token_id is None:
+            return self.tokenizer(instruction)["input_ids"]
+        return self._tokens(instruction)["input_ids"][0].tolist()
+
+    def around(self) -> tuple[tuple[str, str], ...]:
+        """Texts that may be joined to an instruction, before and after it, between special tokens.
+
+        The first is the template's, the others what a processor may put there itself.
+        """
+        nothing = (("", ""), ("", "\n"))
+        if self.image_token_id is None or not getattr(self.processor, "chat_template", None):
+            return nothing
+        before, after = self._text_of(_MARK).split(_MARK)
+        for token in self.tokenizer.get_added_vocab():
+            before, after = before.split(token)[-1], after.split(token)[0]
+        return ((before, after), *nothing)
 
     def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """Prompts [n, length]: input_ids, attention_mask and what else the model reads.
@@ -192,22 +219,25 @@ class ForeignPrompts:
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     def _tokens(self, instruction: str) -> dict[str, Tensor]:
-        cameras = len(self._blank)
-        if (template := getattr(self.processor, "chat_template", None)) is not None:
-            content = [{"type": "image"}] * cameras + [{"type": "text", "text": instruction}]
-            # As text: the processor below still has to expand every image into its tokens.
-            prompt = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        else:
-            prompt = getattr(self.processor, "image_token") * cameras + instruction  # noqa: B009
         # With the blank images, since some processors make no image tokens without images.
         process: Any = self.processor
-        made = process(text=[prompt], images=[list(self._blank)], return_tensors="pt")
+        text = self._text_of(instruction)
+        made = process(text=[text], images=[list(self._blank)], return_tensors="pt")
         return {n: t for n, t in made.items() if n not in self._image_names | _NOT_INPUTS}
+
+    def _text_of(self, instruction: str) -> str:
+        """What the processor is given, with one token an image."""
+        cameras = len(self._blank)
+        if (template := getattr(self.processor, "chat_template", None)) is None:
+            return getattr(self.processor, "image_token") * cameras + instruction  # noqa: B009
+        content = [{"type": "image"}] * cameras + [{"type": "text", "text": instruction}]
+        # As text: the processor still has to expand every image into its tokens.
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
 
     def _prompt(self, instruction: str) -> dict[str, Tensor]:
         self._refuse_special(instruction)
@@ -216,13 +246,14 @@ class ForeignPrompts:
         # instruction adds.
         free = self.length - made["input_ids"].shape[1]
         _refuse_long(instruction, self.max_text_tokens - free, self.max_text_tokens)
-        pad = {"input_ids": self._tokenizer.pad_token_id or 0}
+        pad = {"input_ids": self.tokenizer.pad_token_id or 0}
         # Padding on the left; masks and token types are 0 there.
         row = {name: F.pad(t, (free, 0), value=pad.get(name, 0)) for name, t in made.items()}
         return row | {"attention_mask": row["attention_mask"].bool()}
 
     def _text(self, instruction: str) -> dict[str, Tensor]:
-        made = self._tokenizer(
+        self._refuse_special(instruction)
+        made = self.tokenizer(
             [instruction],
             padding="max_length",
             max_length=self.max_text_tokens,
@@ -232,13 +263,12 @@ class ForeignPrompts:
         ids, mask = made["input_ids"], made["attention_mask"].bool()
         # Not truncated by the tokenizer: a cut instruction could mean something else.
         _refuse_long(instruction, ids.shape[1], self.max_text_tokens)
-        # SigLIP learned with its padding visible, and its tokenizer says so by naming no mask.
-        if "attention_mask" not in self._tokenizer.model_input_names:
+        if self.pads_visibly:
             mask = torch.ones_like(mask)
         return {"input_ids": ids, "attention_mask": mask}
 
     def _refuse_special(self, instruction: str) -> None:
-        special = [token for token in self._tokenizer.all_special_tokens if token in instruction]
+        special = [token for token in self.tokenizer.all_special_tokens if token in instruction]
         if special:
             raise ValueError(
                 f"the model reads {special} as more than words: say {instruction!r} without"

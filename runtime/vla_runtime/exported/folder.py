@@ -21,6 +21,7 @@ from typing import Any
 
 from vla_runtime.atomic_folder import describe_files, digest, hidden, new_folder
 from vla_runtime.contract import RobotSpec
+from vla_runtime.exported.lerobot_settings import LeRobotSettings
 
 FORMAT_VERSION = 1
 _KIND = "exported policy"
@@ -58,6 +59,10 @@ class PromptSettings:
         length: tokens of every prompt.
         max_text_tokens: longest instruction, `suffix` included.
         padding_side: "right" or "left".
+        before: text that is joined to the words before they become tokens.
+        after: the same behind them.
+        padding_visible: the mask is True at padding, too.
+        refused: texts that the model reads as more than words; no instruction may hold one.
     """
 
     prefix: tuple[int, ...]
@@ -66,6 +71,10 @@ class PromptSettings:
     length: int
     max_text_tokens: int
     padding_side: str = "right"
+    before: str = ""
+    after: str = ""
+    padding_visible: bool = False
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class PolicyDescription:
         state: memory by name.
         source: what was exported: `fingerprint` of the checkpoint and `embodiment`.
         parity: how it was compared with the policy that it was made from, and what differed.
+        lerobot: what LeRobot does around its policy; None for one of ours.
     """
 
     head: str
@@ -92,15 +102,18 @@ class PolicyDescription:
     state: dict[str, StateTensor] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
+    lerobot: LeRobotSettings | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PolicyDescription:
         """Rebuild from `dataclasses.asdict`, also after JSON."""
         fields = dict(data)
         if (prompt := fields["prompt"]) is not None:
-            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix")}
+            lists = {name: tuple(prompt[name]) for name in ("prefix", "suffix", "refused")}
             fields["prompt"] = PromptSettings(**{**prompt, **lists})
         fields["graphs"] = tuple(fields["graphs"])
+        if (lerobot := fields["lerobot"]) is not None:
+            fields["lerobot"] = LeRobotSettings.from_dict(lerobot)
         fields["state"] = {
             name: StateTensor(tuple(tensor["shape"]), tensor["dtype"])
             for name, tensor in fields["state"].items()
@@ -137,6 +150,14 @@ def write_manifest(folder: Path) -> None:
 def is_exported(folder: Path) -> bool:
     """Whether this is the folder of an exported policy, complete or not."""
     return any((folder / name).is_file() for name in (_POLICY, "encode.onnx"))
+
+
+def is_lerobot(folder: Path) -> bool:
+    """Whether an exported policy is one of LeRobot's; whoever opens it verifies the folder."""
+    try:
+        return _read_json(folder / _POLICY)["lerobot"] is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_exported(folder: Path) -> tuple[RobotSpec, PolicyDescription]:

@@ -36,22 +36,27 @@ class Prompts:
         """Ids int64 [1, length], and a mask bool [1, length], False at padding.
 
         Raises:
-            ValueError: the instruction is too long.
+            ValueError: the instruction is too long, or holds what is more than words to the model.
         """
         return self._row(instruction)
 
     def _make_row(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         settings = self._settings
-        words = self._tokenizer.encode(instruction, add_special_tokens=False).ids
-        text = [*words, *settings.suffix]
-        if len(text) > settings.max_text_tokens:
+        if special := [token for token in settings.refused if token in instruction]:
             raise ValueError(
-                f"instruction has {len(text)} tokens with its end token, the policy reads "
+                f"the model reads {special} as more than words: say {instruction!r} without"
+            )
+        text = f"{settings.before}{instruction}{settings.after}"
+        words = self._tokenizer.encode(text, add_special_tokens=False).ids
+        words += settings.suffix
+        if len(words) > settings.max_text_tokens:
+            raise ValueError(
+                f"instruction has {len(words)} tokens with its end token, the policy reads "
                 f"{settings.max_text_tokens}; shorten it: {instruction!r}"
             )
-        tokens = [*settings.prefix, *text]
+        tokens = [*settings.prefix, *words]
         ids = np.full((1, settings.length), settings.pad, dtype=np.int64)
-        mask = np.zeros((1, settings.length), dtype=bool)
+        mask = np.full((1, settings.length), settings.padding_visible)
         left = settings.length - len(tokens) if settings.padding_side == "left" else 0
         where = slice(left, left + len(tokens))
         ids[0, where], mask[0, where] = tokens, True

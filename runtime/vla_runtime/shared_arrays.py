@@ -84,6 +84,6 @@ def _reserve(size: int) -> int:
         raise OSError(
             error.errno,
             f"{size / 1e6:.1f} MB of shared memory are needed, {free / 1e6:.1f} MB are free in "
-            f"{SHARED_MEMORY} ({error.strerror}): use fewer environments or smaller images, or "
+            f"{SHARED_MEMORY} ({error.strerror}): use smaller images or fewer processes, or "
             "give it more memory (in a container: --shm-size)",
         ) from error

@@ -1,0 +1,57 @@
+"""A run as it happens in Rerun, which the extra `rerun` installs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.contract import RobotSpec
+from vla_runtime.run_log import RunStep
+
+HERE = "spawn"
+"""Stands for a new viewer on this machine."""
+
+
+class LiveView:
+    """Shows images, proprioception and commands of control steps.
+
+    Its first calls take up to half a minute, so they are made here, before anything moves.
+
+    Args:
+        viewer: "spawn", or the address of a running one, such as rerun+http://10.0.0.2:9876/proxy.
+        spec: the robot's contract.
+
+    Raises:
+        ValueError: Rerun is not installed.
+    """
+
+    def __init__(self, viewer: str, spec: RobotSpec):
+        try:
+            self._rerun: Any = importlib.import_module("rerun")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                'rerun is not installed: pip install "vla-runtime[rerun]", or leave --rerun out'
+            ) from error
+        self._spec = spec
+        self._rerun.init("vla run", spawn=viewer == HERE)
+        if viewer != HERE:
+            self._rerun.connect_grpc(viewer)
+        images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in spec.cameras}
+        action = np.zeros(spec.action.dim, np.float32)
+        self.show(RunStep(0.0, images, np.zeros(spec.proprio.dim, np.float32), action, action))
+
+    def show(self, step: RunStep) -> None:
+        """Show one control step."""
+        rerun = self._rerun
+        rerun.set_time("run", duration=step.time_s)
+        for name, image in step.images.items():
+            rerun.log(f"camera/{name}", rerun.Image(image))
+        for group, names, values in (
+            ("proprio", self._spec.proprio.names, step.proprio),
+            ("action", self._spec.action.names, step.action),
+            ("requested", self._spec.action.names, step.requested),
+        ):
+            for name, value in zip(names, values, strict=True):
+                rerun.log(f"{group}/{name}", rerun.Scalars(float(value)))

@@ -1,0 +1,1 @@
+"""Robots behind `vla_runtime.contract.Robot`, one file each; `registry` makes them by name."""

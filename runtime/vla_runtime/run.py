@@ -1,0 +1,162 @@
+"""From a run's flags to a moving robot, and to a robot that stands still again."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+from vla_runtime.contract import Robot, RobotPolicy, RobotSpec, SimulatedEpisode
+from vla_runtime.execution import ChunkPlan, ChunkTiming, make_plan
+from vla_runtime.inference import InferenceProcess, PolicyLoader
+from vla_runtime.loop import ControlLoop
+from vla_runtime.run_config import RunConfig
+from vla_runtime.run_log import RunHeader
+from vla_runtime.run_recording import RecordingTarget, RunRecorder
+from vla_runtime.run_report import FILM, RunReport, write_report
+from vla_runtime.safety.gate import SafetyGate
+from vla_runtime.safety.limits import LimitsError, SafetyLimits
+from vla_runtime.safety.limits_file import load_limits
+from vla_runtime.safety.workspace import Kinematics, MujocoKinematics
+from vla_runtime.stop_request import StopRequest
+from vla_runtime.timing import real_time
+
+_MODEL_UNITS = {"rad": 1.0, "m": 1.0, "deg": math.pi / 180}
+"""Unit of an action → its size in the unit of a MuJoCo model's joint."""
+
+
+def main(config: RunConfig) -> int:
+    """Run, show the report; 0 after an orderly end, 1 after a fault."""
+    report = run(config)
+    print(*report.lines(), f"report: {config.out / 'report.html'}", sep="\n")
+    return 0 if report.succeeded else 1
+
+
+def run(config: RunConfig) -> RunReport:
+    """Make the robot that the flags name, and `run_robot` it.
+
+    Raises:
+        ValueError: see `run_robot`; also an unknown kind of robot.
+    """
+    from vla_runtime.robots.registry import make_robot
+
+    return run_robot(make_robot(config.robot), config)
+
+
+def load_policy(source: str, robot: RobotSpec) -> RobotPolicy:
+    """See `vla_runtime.loading`, which is imported where the policy runs: it needs ONNX Runtime."""
+    from vla_runtime import loading
+
+    return loading.load_policy(source, robot)
+
+
+def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy) -> RunReport:
+    """Run the policy on the robot until time is over, somebody stops it, or something fails.
+
+    The robot is connected here, and halted and disconnected however the run ends. Everything that
+    can be refused is refused before it is connected.
+
+    Args:
+        robot: not connected yet.
+        config: the flags; `config.robot` is used for messages alone.
+        load: makes the policy, in the inference process; a function of a module.
+
+    Returns:
+        The report, which has also been written to `config.out`.
+
+    Raises:
+        ContractMismatchError: policy and robot do not share one contract.
+        LimitsError: limits are missing, or are no usable numbers.
+        ValueError: the execution does not fit the policy.
+        ConnectionError: the robot does not answer.
+        InferenceError: the policy cannot be loaded.
+        RecordingError: the run cannot be recorded.
+        SafetyError: the robot's first measurement is not fresh.
+    """
+    limits = _limits(robot.spec, config)
+    kinematics = _kinematics(robot.spec, config, limits)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        inference = InferenceProcess(load, config.policy, robot.spec, config.instruction)
+        stack.callback(inference.end)
+        recorder = _recorder(robot, config)
+        if recorder is not None:
+            stack.callback(recorder.end)
+            recorder.wait_until_ready()
+        chunk_length, can_inpaint = inference.wait_until_ready()
+        # A chunk may end as late as the gate waits for a command.
+        timing = ChunkTiming(
+            chunk_length, 1 / robot.spec.control_rate_hz, config.safety.heartbeat_s
+        )
+        plan = make_plan(config.execution, timing, can_inpaint)
+        details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
+        # The robot stands still, so this may take its time.
+        details["recording"] = {} if recorder is None else recorder.finish()
+    if isinstance(robot, SimulatedEpisode):
+        details["success"] = robot.success
+        robot.film(config.out / FILM)
+    report = RunReport.of(config, robot.spec, details)
+    write_report(config.out, report)
+    return report
+
+
+def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:
+    if config.limits is not None:
+        return load_limits(config.limits, spec)
+    try:
+        return SafetyLimits.from_spec(spec)
+    except LimitsError as error:
+        raise LimitsError(f"{error} (--limits FILE)") from error
+
+
+def _kinematics(spec: RobotSpec, config: RunConfig, limits: SafetyLimits) -> Kinematics | None:
+    if not limits.workspace:
+        return None
+    if config.kinematics is None:
+        raise LimitsError(
+            f"{config.limits} limits the workspace of {sorted(limits.workspace)}: name the robot's "
+            "MJCF or URDF with --kinematics FILE"
+        )
+    # A gripper in percent is no joint of the model: where it stands moves none of the points.
+    joints = [
+        name.removesuffix(".pos") if unit in _MODEL_UNITS else None
+        for name, unit in zip(spec.action.names, spec.action.units, strict=True)
+    ]
+    scale = [_MODEL_UNITS.get(unit, 0.0) for unit in spec.action.units]
+    return MujocoKinematics(config.kinematics, joints, list(limits.workspace), scale)
+
+
+def _recorder(robot: Robot, config: RunConfig) -> RunRecorder | None:
+    if config.record is None and config.rerun is None:
+        return None
+    source = {"robot": config.robot, "policy": config.policy, "execution": config.execution}
+    header = RunHeader(robot.spec, config.instruction, source)
+    return RunRecorder(RecordingTarget(header, config.record, config.rerun))
+
+
+def _drive(
+    robot: Robot,
+    config: RunConfig,
+    limits: SafetyLimits,
+    kinematics: Kinematics | None,
+    plan: ChunkPlan,
+    inference: InferenceProcess,
+    recorder: RunRecorder | None,
+) -> dict[str, Any]:
+    """Connect, run the loop, disconnect; what the report says of it."""
+    with StopRequest() as stop:
+        robot.connect()
+        trouble: list[str] = []
+        try:
+            gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)
+            loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
+            print(f"running; to stop: {stop.how}", flush=True)
+            with real_time(config.priority) as scheduling:
+                ended = loop.run(config.seconds, config.return_inside)
+        finally:
+            try:
+                robot.disconnect()
+            except OSError as error:  # the report is still to be written
+                trouble.append(f"disconnecting failed: {error}; what holds: {robot.halted}")
+    fault = "; ".join([loop.fault, *trouble] if loop.fault else trouble) or None
+    return {"ended": fault or ended, "fault": fault, "scheduling": scheduling, **loop.measured()}

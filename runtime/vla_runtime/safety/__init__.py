@@ -1,0 +1,1 @@
+"""The safety gate: the only code that writes to a robot, and what its commands have to keep."""

@@ -1,0 +1,1 @@
+"""Serve a policy to robots over openpi's websocket protocol."""

@@ -1,0 +1,66 @@
+"""How a person stops a run: SIGINT, SIGTERM, or a key."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import tty
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_KEYS = {"q": "key q", " ": "space bar"}
+
+
+class StopRequest:
+    """Notes that somebody wants the run to stop; as a context, it listens while it is open.
+
+    Signals ask, they do not interrupt: the loop looks at `reason` once a period and stops through
+    the safety gate.
+    """
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._before: dict[int, Any] = {}
+        self._terminal: list[Any] | None = None
+        self._keyboard = select.poll()
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
+        # A job in the background must not touch the terminal: the kernel would stop it.
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        if terminal and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
+            self._terminal = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)  # keys arrive without Enter; Ctrl-C still is SIGINT
+            self._keyboard.register(sys.stdin, select.POLLIN)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._terminal is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def how(self) -> str:
+        """What a person can do, for a message."""
+        keys = "" if self._terminal is None else f"{', '.join(_KEYS.values())}, "
+        return f"{keys}Ctrl-C or SIGTERM"
+
+    def reason(self) -> str | None:
+        """Who wants the run to stop; None while nobody does. Never waits."""
+        if self._terminal is not None and self._keyboard.poll(0):
+            for key in os.read(sys.stdin.fileno(), 64).decode(errors="replace"):
+                self._reason = self._reason or _KEYS.get(key)
+        return self._reason
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._reason = self._reason or signal.Signals(number).name

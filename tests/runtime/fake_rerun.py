@@ -1,0 +1,45 @@
+"""Stands for Rerun in tests, as `rerun.py` in a folder on the path: writes down its calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+
+def _note(*call: object) -> None:
+    with Path(os.environ["FAKE_RERUN"]).open("a") as file:
+        file.write(json.dumps(call) + "\n")
+
+
+def init(application: str, spawn: bool = False) -> None:
+    """A viewer opens, which takes its time."""
+    _note("init", application, spawn)
+
+
+def connect_grpc(address: str) -> None:
+    """A viewer elsewhere."""
+    _note("connect_grpc", address)
+
+
+def set_time(timeline: str, duration: float) -> None:
+    """The time of what follows; stays away for as long as a test says."""
+    _note("set_time", timeline, duration)
+    if duration > 0:
+        time.sleep(float(os.environ.get("FAKE_RERUN_DELAY_S", "0")))
+
+
+def log(path: str, value: object) -> None:
+    """One value."""
+    _note("log", path, value)
+
+
+def Image(image: object) -> list[int]:  # noqa: N802 Rerun's name
+    """Its shape."""
+    return list(image.shape)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def Scalars(value: float) -> float:  # noqa: N802 Rerun's name
+    """The number."""
+    return value
