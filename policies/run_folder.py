@@ -11,17 +11,19 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from policies.folder_lock import lock_folder
 
 # Those whose version can change a figure.
 _PACKAGES = ("torch", "transformers", "mujoco", "gymnasium-robotics", "lerobot", "numpy")
 
 
 class RunFolder:
-    """Where one training writes. Nothing is written before `open`.
+    """Where one training writes, and no other process meanwhile. Nothing is written before `open`.
 
     Args:
         path: made by `open` if it is missing.
@@ -32,6 +34,7 @@ class RunFolder:
 
     Raises:
         OSError: the folder cannot be made or written to.
+        FolderInUseError: another process writes it.
     """
 
     def __init__(
@@ -46,15 +49,24 @@ class RunFolder:
         # A copy: what is written is what the run was started with.
         self._config = plain(config)
         self._writer: SummaryWriter | None = None
+        self._lock: TextIO | None = None
         _require_writable(self.path)
+        # At once where there is a folder: refused before data are read, not after.
+        if self.path.is_dir():
+            self._lock = lock_folder(self.path)
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Make the folder and write `run.json`, whole or not at all.
 
         Args:
             settings: what a resumed run is compared with, beside the command's configuration.
+
+        Raises:
+            FolderInUseError: another process has made the folder and writes it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = lock_folder(self.path)
         described = {"config": self._config, "command": self.command, **describe_machine()}
         text = json.dumps(described | {"settings": settings}, indent=2)
         # Renamed once it is whole: a kill while writing leaves the file that was there.
@@ -97,7 +109,10 @@ class RunFolder:
         return self._writer
 
     def close(self) -> None:
-        """Flush the events."""
+        """Flush the events; other processes may write the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,18 +1,24 @@
-"""`vla demo`: the main job on a small scale: collect, clone, refine, compare, report."""
+"""`vla demo`: the main job on a small scale: collect, clone, refine, compare, export, run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scripts import collect, evaluate, pretrain, refine
+from vla_runtime.run import run_robot
+from vla_runtime.run_config import RunConfig
+
+from scripts import collect, evaluate, export, pretrain, refine
 from scripts.presets import preset
 from scripts.progress import stages
+from sim.robot import TaskRobot
+from sim.tasks.registry import make_task
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """From demonstrations to a report.
+    """From demonstrations to a report, and to a policy that runs a simulated robot in real time.
 
     Attributes:
         task: a preset's name.
@@ -31,6 +37,11 @@ class DemoConfig:
     episodes: int = 100
     out: Path = Path("runs/demo")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self, at_least_1=("demonstrations", "cloning_updates", "iterations", "episodes")
+        )
 
 
 def main(config: DemoConfig) -> int:
@@ -74,5 +85,20 @@ def main(config: DemoConfig) -> int:
     refine.main(refining)
     announce("comparing on held-out initial states")
     evaluate.main(comparison)
-    announce(f"done: open {config.out / 'report' / 'report.html'}")
+    announce("exporting the refined policy, and comparing it with the checkpoint in closed loop")
+    exported = config.out / "exported"
+    if not exported.exists():
+        export.main(export.ExportConfig(refined, exported, task=config.task))
+    announce("running it on the simulated robot in real time, without torch")
+    run = _run_robot(config.task, exported, config.out / "run")
+    announce(f"done: open {config.out / 'report' / 'report.html'} and {run.out / 'report.html'}")
     return 0
+
+
+def _run_robot(task: str, policy: Path, out: Path) -> RunConfig:
+    """One episode of the first held-out initial state, through control loop and safety gate."""
+    robot, steps = TaskRobot(task), make_task(task).episode_length
+    seconds = steps / robot.spec.control_rate_hz
+    config = RunConfig(f"fetch:{task}", str(policy), robot.instruction, seconds=seconds, out=out)
+    print(*run_robot(robot, config).lines(), sep="\n", flush=True)
+    return config

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sim import gl_environment
+from vla.settings import require_numbers
 
 # An EGL that hangs on a broken driver must not hang the doctor.
 PROBE_LIMIT_S = 60.0
@@ -68,6 +69,9 @@ class DoctorConfig:
 
     directory: Path = Path()
     free_gb: float = 5.0
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from scripts.policy_loading import make_env, policy_for, read_policy, require_co
 from sim.film import replay
 from sim.seeds import DEVELOPMENT
 from sim.tasks.registry import make_task
+from vla.settings import require_numbers
 
 _INK = (40, 40, 40)
 
@@ -42,8 +43,9 @@ class DrawFilmConfig:
     every: int = 2
 
     def __post_init__(self) -> None:
-        if not (self.policies and self.seeds) or min(self.size, self.every) < 1:
-            raise ValueError("need policies and seeds, and size and every of at least 1")
+        if not (self.policies and self.seeds):
+            raise ValueError("need policies and seeds")
+        require_numbers(self, at_least_1=("size", "every"))
 
 
 def draw_row(name: str, episodes: tuple[Episode, ...], config: DrawFilmConfig) -> np.ndarray:

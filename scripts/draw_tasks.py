@@ -11,6 +11,7 @@ import tyro
 
 from sim.render import CameraRenderer
 from sim.tasks.registry import TASKS, make_task
+from vla.settings import require_numbers
 
 _INK = (40, 40, 40)
 
@@ -36,6 +37,9 @@ class DrawTasksConfig:
     size: int = 96
     zoom: int = 2
     antialias: bool = False
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("size", "zoom"))
 
 
 def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:

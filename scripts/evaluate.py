@@ -20,6 +20,7 @@ from policies.evaluation.report.curves import Log, read_log
 from policies.evaluation.report.data import PolicyResult, Report, Unfinished, table
 from policies.evaluation.report.page import REPORT_FILES, write_report
 from policies.evaluation.speed import Speed, time_decisions
+from policies.folder_lock import lock_folder
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import Episode, Episodes, rollout
 from scripts.initial_states import States, choose_seeds, goals_of
@@ -38,6 +39,7 @@ from sim.instruction_swap import original_success, swap_instruction
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
+from vla.settings import require_numbers
 
 # Pixels a side of each of two cameras: an H.264 frame is at most 8,192 wide.
 _LARGEST_FILM = 4096
@@ -100,17 +102,14 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.num_envs, len(self.policies)) < 1 or self.films < 0:
-            raise ValueError("need policies, episodes >= 1, num_envs >= 1 and films >= 0")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        if not self.policies:
+            raise ValueError("need at least one of --policies")
+        require_numbers(self, at_least_1=("episodes", "num_envs", "num_workers"))
         if not 2 <= self.film_size <= _LARGEST_FILM or self.film_size % 2:
             raise ValueError(
                 f"film_size must be even, as H.264 needs it, and 2 to {_LARGEST_FILM}: "
                 f"{self.film_size}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
 
 
 def main(config: EvaluateConfig) -> int:
@@ -127,6 +126,12 @@ def main(config: EvaluateConfig) -> int:
     # Reads the logs and the machine's facts before it plays: a damaged run.json is refused here.
     evaluation = Evaluation(config, candidates, reference, seeds)
     _require_possible(config, seeds, [candidate.name for candidate in candidates])
+    with lock_folder(config.out):
+        _play_and_report(config, evaluation)
+    return 0
+
+
+def _play_and_report(config: EvaluateConfig, evaluation: Evaluation) -> None:
     with Progress() as progress:
         report = evaluation.run(progress)
     print_table(table(report), report.reference)
@@ -141,7 +146,6 @@ def main(config: EvaluateConfig) -> int:
             results = add_films(report.results, config.task, config.films, size, each)
         # The same report once more, now with films.
         write_report(config.out, dataclasses.replace(report, results=tuple(results)))
-    return 0
 
 
 def _require_possible(config: EvaluateConfig, seeds: Sequence[int], names: Sequence[str]) -> None:
@@ -279,7 +283,8 @@ class Evaluation:
             results=tuple(results),
             reference=reference,
             configuration={
-                **{name: run["config"] for name, run in self._runs.items()},
+                # Apart from our own key: a policy may have any name, "evaluate" too.
+                "policies": {name: run["config"] for name, run in self._runs.items()},
                 "evaluate": dataclasses.asdict(config),
             },
             commands=[*commands, command_line("evaluate", config)],

@@ -34,6 +34,7 @@ from vla.processing.embodiments import Embodiment
 from vla.processing.normalisation import Statistics
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.tokenizer import train_tokenizer
+from vla.settings import require_numbers
 
 QUESTIONS: Mapping[Phrasing, tuple[str, ...]] = {
     "train": ("where is the {phrase}", "point to the {phrase}", "find the {phrase}"),
@@ -79,6 +80,9 @@ class GroundConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     model: VLAConfig = field(default_factory=VLAConfig)
     training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("frames", "image_size"))
 
 
 def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:

@@ -15,6 +15,7 @@ from policies.rollout import Episode, Episodes, rollout
 from scripts.initial_states import States, choose_seeds
 from sim.dynamics import ExactDynamics
 from sim.vector import CpuVecEnv
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class PlanConfig:
     mppi: MppiConfig = field(default_factory=MppiConfig)
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.seed < 0:
-            raise ValueError(f"need episodes >= 1 and seed >= 0: {self.episodes}, {self.seed}")
+        require_numbers(self, at_least_1=("episodes", "execute_steps", "threads"))
 
 
 def make_policy(config: PlanConfig, env: CpuVecEnv) -> PlannerPolicy:

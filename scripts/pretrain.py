@@ -28,6 +28,7 @@ from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.processor import ProcessorConfig
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class PretrainConfig:
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
         device: where to train.
-        num_envs: environments stepped together when a checkpoint is evaluated.
+        num_envs: environments stepped together when a checkpoint is evaluated. They decide in one
+            batch, about four times as fast as one by one; another number rounds otherwise and can
+            change single outcomes, hence which of two equally good checkpoints is chosen. `vla
+            evaluate`, whose scores are reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint.
         training: how to clone.
     """
@@ -92,11 +96,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.task is None and not self.data:
             raise ValueError("no task and no data: name the folders with --data")
-        for name in ("chunk_length", "num_envs", "selection_episodes"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.tolerance_s >= 0:  # NaN, too
-            raise ValueError(f"tolerance_s must be at least 0, got {self.tolerance_s}")
+        counts = ("episodes", "chunk_length", "num_envs", "selection_episodes")
+        require_numbers(self, at_least_1=counts, above_0=("weights",))
 
 
 def main(config: PretrainConfig) -> int:

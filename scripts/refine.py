@@ -19,6 +19,7 @@ from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class RefineConfig:
         embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
-        num_envs: environments stepped together.
+        num_envs: environments stepped together. They decide in one batch, about four times as fast
+            as one by one; another number rounds otherwise, changes what is collected and can change
+            which of two equally good checkpoints is chosen. `vla evaluate`, whose scores are
+            reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
         stop_at: end early once greedy success on them reaches this; None never does.
@@ -52,11 +56,7 @@ class RefineConfig:
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "selection_episodes"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.stop_at is not None and not 0 <= self.stop_at <= 1:  # NaN would never be reached
-            raise ValueError(f"stop_at is a share from 0 to 1, got {self.stop_at}")
+        require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
 
 
 def main(config: RefineConfig) -> int:

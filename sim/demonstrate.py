@@ -17,6 +17,7 @@ from sim.render import CameraRenderer
 from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Task
 from sim.tasks.registry import make_task
+from vla.settings import require_numbers
 
 # Failures for each success (and one more) at which the expert is declared unfit.
 FAILURES_PER_EPISODE = 20
@@ -31,8 +32,10 @@ class RecordConfig:
         episodes: successful episodes to keep of each task.
         root: folder of the data set; by default data/<task>.
         first_seed: seeds count up from here, within `sim.seeds.DEMONSTRATIONS`.
-        noise: standard deviation of the Gaussian noise on executed actions, in action units; the
-            recorded action is the expert's own at the state that the noise led to.
+        noise: standard deviation of the Gaussian noise on executed actions, one number in each
+            dimension's own unit of the contract: 0.2 is 1 cm a control step for the Fetch gripper,
+            whose unit is 5 cm. The recorded action is the expert's own at the state that the noise
+            led to.
         noisy_fraction: share of the episodes that are played with noise.
         hold_steps: control steps that an episode goes on once success holds, so that staying is
             shown too.
@@ -53,12 +56,10 @@ class RecordConfig:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        counts = ("episodes", "workers", "image_size")
+        require_numbers(self, at_least_1=counts, at_most={"noisy_fraction": 1})
         if not self.task or len(set(self.task)) != len(self.task):
             raise ValueError(f"task needs one or several different names, got {self.task}")
-        if self.episodes < 1 or self.workers < 1 or self.hold_steps < 0 or self.image_size < 1:
-            raise ValueError(f"episodes, workers, hold_steps and image_size must count: {self}")
-        if not (0.0 <= self.noisy_fraction <= 1.0 and 0.0 <= self.noise < np.inf):
-            raise ValueError(f"noise must be >= 0 and noisy_fraction in [0, 1]: {self}")
         # Refused now rather than when the expert has failed often.
         DEMONSTRATIONS.seeds(self.attempts, self.first_seed - DEMONSTRATIONS.start)
 

@@ -9,6 +9,7 @@ frames, and one target each would be few.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from sim.tasks.base import Task
 from sim.tasks.registry import make_task
 from sim.worker_channel import WorkerChannel
 from sim.worker_process import WorkerProcess
+from vla.settings import require_numbers
 
 _ANOTHER_FOLDER = "name another folder with --scenes"
 
@@ -53,8 +55,7 @@ class ScenesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.frames_per_task, self.image_size, self.workers) < 1:
-            raise ValueError(f"frames_per_task, image_size and workers must be at least 1: {self}")
+        require_numbers(self, at_least_1=("frames_per_task", "image_size", "workers"))
         grounding_seeds(self.seed, self.episodes)
 
     @property
@@ -119,21 +120,30 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
     for name in config.tasks:
         folder = config.root / name
         task = make_task(name, config.image_size)
-        about = _describe(config, task)
-        drawn = _read_about(folder)
-        if drawn is None:
-            _make_arrays(folder, about)
-        # Compared by what decides the pixels: frames of other cameras or seeds must not mix in one
-        # file.
-        elif differing := [key for key in about if drawn.get(key) != about[key]]:
-            raise ValueError(
-                f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
-                f"{_ANOTHER_FOLDER}"
-            )
-        _draw_missing(config, task, about, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            # Another process may be drawing them: then they are read once it is done. Freed by the
+            # system when that process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _draw(config, task, folder)
         # Opened anew, which checks that every frame is there.
         opened.append(Scenes.open(folder))
     return opened
+
+
+def _draw(config: ScenesConfig, task: Task, folder: Path) -> None:
+    about = _describe(config, task)
+    drawn = _read_about(folder)
+    if drawn is None:
+        _make_arrays(folder, about)
+    # Compared by what decides the pixels: frames of other cameras or seeds must not mix in one
+    # file.
+    elif differing := [key for key in about if drawn.get(key) != about[key]]:
+        raise ValueError(
+            f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
+            f"{_ANOTHER_FOLDER}"
+        )
+    _draw_missing(config, task, about, folder)
 
 
 def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
@@ -197,7 +207,6 @@ def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is too full for all of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for key, shape in _shapes(about).items():
         kind = np.uint8 if key == "images" else np.float32
         array = np.lib.format.open_memmap(folder / f"{key}.npy", "w+", kind, shape)

@@ -58,6 +58,7 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
     "accelerate": "lerobot-train",
     "datasets": "LeRobot's data sets, which vla_runtime.dataset_files writes",
+    "onnxscript": "torch's ONNX exporter",
     "diffusers": "the diffusion policy of LeRobot",
     "vla-runtime": "the same repository",
 }
@@ -275,6 +276,13 @@ def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
         if pattern.search(line)
     }
     assert not offenders, broken(offenders)
+
+
+def test_one_word_for_images() -> None:
+    """The field's word; the change log alone tells of earlier ones."""
+    other_word = re.compile("pict" + "ure", re.IGNORECASE)
+    texts = [path for path in tracked_files() if path.name != "CHANGELOG.md"]
+    assert not [str(path) for path in texts if other_word.search(path.read_text(errors="replace"))]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_it_runs_small_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
         "cpu",
         tiny=True,
         batch_size=2,
-        horizon=4,
+        chunk_length=4,
         updates=2,
         decisions=3,
         compiled=False,
@@ -39,7 +39,7 @@ def test_it_runs_small_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_chunk_is_one_graph() -> None:
     """Nothing in it waits for a value, so that it can be captured."""
-    config = BenchCudaConfig("cpu", tiny=True, horizon=4, steps=2)
+    config = BenchCudaConfig("cpu", tiny=True, chunk_length=4, steps=2)
     model = make_model(config).eval()
     inputs = make_inputs(config, model, 1)
 
@@ -52,7 +52,7 @@ def test_a_chunk_is_one_graph() -> None:
 
 
 def test_the_model_has_smolvlas_size() -> None:
-    """450M parameters within a tenth, 64 tokens a picture; without memory for them."""
+    """450M parameters within a tenth, 64 tokens an image; without memory for them."""
     config = BenchCudaConfig()
     with torch.device("meta"):
         model = make_model(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -349,13 +350,12 @@ def test_a_wrong_setting_advises_nothing_that_shows_other_help(
     assert "--clip-range" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_shares_and_tolerances_out_of_range_are_refused(value: float) -> None:
-    """A share that no success can reach would never stop a refinement."""
-    from scripts.pretrain import PretrainConfig
-    from scripts.refine import RefineConfig
-
-    with pytest.raises(ValueError, match="stop_at is a share"):
-        RefineConfig(stop_at=value)
-    with pytest.raises(ValueError, match="tolerance_s must be at least 0"):
-        PretrainConfig(tolerance_s=-abs(value))
+@pytest.mark.parametrize("flags", [["doctor", "--free-gb", "nan"], ["refine", "--stop-at", "1.1"]])
+def test_numbers_out_of_range_are_refused_in_the_words_of_the_setting(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No disk has NaN gigabytes free, and no success reaches a share above 1."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(flags)
+    captured = capsys.readouterr()
+    assert re.search(r"(free_gb|stop_at) must be at least 0", captured.out + captured.err)

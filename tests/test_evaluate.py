@@ -95,7 +95,7 @@ def test_the_command_writes_a_report_with_films_that_play(run, tmp_path, capsys)
         assert 0 < speed["latency_median_s"] <= speed["latency_p90_s"]
         assert speed["throughput_hz"] > 0
         assert speed["batch"] == 2
-    assert data["configuration"]["clone"] == {"learning_rate": 3e-4}
+    assert data["configuration"]["policies"]["clone"] == {"learning_rate": 3e-4}
     assert data["commands"][0] == "vla pretrain --seed 3"
     assert "100.0%" in capsys.readouterr().out
 
@@ -126,6 +126,14 @@ def test_blank_images_hide_the_world_from_a_checkpoint(run, tmp_path, blank):
     assert planning is None
     played = episodes.episodes[0].actions
     assert (played == (0 if blank else 1)).all()
+
+
+def test_a_policy_may_have_any_name(run, tmp_path):
+    """The settings of its training do not give way to the evaluation's own."""
+    assert main(_config(tmp_path / "out", policies=(f"evaluate={run}",), episodes=1)) == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["configuration"]
+    assert told["policies"] == {"evaluate": {"learning_rate": 3e-4}}
+    assert told["evaluate"]["episodes"] == 1
 
 
 def test_a_run_stands_for_its_best_checkpoint(run):
@@ -436,12 +444,7 @@ def test_states_have_names(capsys):
         choose_seeds("FetchPush", "selection", 200_000)
 
 
-def test_impossible_counts_are_refused():
-    """Before any process is started."""
-    for wrong in ({"episodes": 0}, {"num_envs": 0}, {"films": -1}, {"policies": ()}):
-        with pytest.raises(ValueError, match="need policies"):
-            EvaluateConfig(**wrong)
-    with pytest.raises(ValueError, match="num_workers"):
-        EvaluateConfig(num_workers=0)
-    with pytest.raises(ValueError, match="seed must not be negative"):
-        EvaluateConfig(seed=-1)
+def test_nothing_to_evaluate_is_refused():
+    """Numbers are checked in test_settings.py."""
+    with pytest.raises(ValueError, match="at least one of --policies"):
+        EvaluateConfig(policies=())

@@ -60,7 +60,7 @@ _VISION = {
 }
 _CHAT = (
     "{% for m in messages %}User:{% for c in m['content'] %}{% if c['type'] == 'image' %}"
-    "PICTURE{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}Assistant:"
+    "IMAGE_PLACEHOLDER{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}Assistant:"
 )
 
 
@@ -85,7 +85,7 @@ def make_tokenizer(*special: str, **options: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def _idefics_like(folder: Path, config: Any, model: Any, pictures: Any, wrap: Any) -> None:
+def _idefics_like(folder: Path, config: Any, model: Any, make_images: Any, wrap: Any) -> None:
     special = ("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
     tokenizer = make_tokenizer(*special)
     sizes = {
@@ -96,20 +96,20 @@ def _idefics_like(folder: Path, config: Any, model: Any, pictures: Any, wrap: An
         "text_config": {"model_type": "llama", "vocab_size": len(tokenizer), **_TEXT},
     }
     model(config.from_dict(sizes)).save_pretrained(folder)
-    image_processor = pictures(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-    chat = _CHAT.replace("PICTURE", "<image>")
+    image_processor = make_images(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    chat = _CHAT.replace("IMAGE_PLACEHOLDER", "<image>")
     wrap(image_processor, tokenizer, 4, chat).save_pretrained(folder)
 
 
 def smolvlm(folder: Path) -> None:
-    """SmolVLM: 4 tokens a picture."""
+    """SmolVLM: 4 tokens an image."""
 
-    def wrap(pictures: Any, tokenizer: Any, tokens: int, chat: str) -> SmolVLMProcessor:
+    def wrap(image_processor: Any, tokenizer: Any, tokens: int, chat: str) -> SmolVLMProcessor:
         video = SmolVLMVideoProcessor(
             size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
         )
         return SmolVLMProcessor(
-            pictures, tokenizer, video, image_seq_len=tokens, chat_template=chat
+            image_processor, tokenizer, video, image_seq_len=tokens, chat_template=chat
         )
 
     model = SmolVLMForConditionalGeneration
@@ -117,20 +117,22 @@ def smolvlm(folder: Path) -> None:
 
 
 def idefics3(folder: Path) -> None:
-    """Idefics 3: 4 tokens a picture."""
+    """Idefics 3: 4 tokens an image."""
 
-    def wrap(pictures: Any, tokenizer: Any, tokens: int, chat: str) -> Idefics3Processor:
-        return Idefics3Processor(pictures, tokenizer, image_seq_len=tokens, chat_template=chat)
+    def wrap(image_processor: Any, tokenizer: Any, tokens: int, chat: str) -> Idefics3Processor:
+        return Idefics3Processor(
+            image_processor, tokenizer, image_seq_len=tokens, chat_template=chat
+        )
 
     model = Idefics3ForConditionalGeneration
     _idefics_like(folder, Idefics3Config, model, Idefics3ImageProcessor, wrap)
 
 
 def paligemma(folder: Path) -> None:
-    """PaliGemma: 16 tokens a picture."""
-    pictures = SiglipImageProcessor(size={"height": 28, "width": 28})
-    pictures.image_seq_length = 16
-    processor = PaliGemmaProcessor(pictures, make_tokenizer("<image>"))
+    """PaliGemma: 16 tokens an image."""
+    image_processor = SiglipImageProcessor(size={"height": 28, "width": 28})
+    image_processor.image_seq_length = 16
+    processor = PaliGemmaProcessor(image_processor, make_tokenizer("<image>"))
     vision = {
         "model_type": "siglip_vision_model",
         "projection_dim": WIDTH,
@@ -185,7 +187,7 @@ def qwen2_5_vl(folder: Path) -> None:
         }
     )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    chat = _CHAT.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>")
+    chat = _CHAT.replace("IMAGE_PLACEHOLDER", "<|vision_start|><|image_pad|><|vision_end|>")
     limits = {"min_pixels": 28 * 28, "max_pixels": 112 * 112}
     Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(**limits),
@@ -196,15 +198,15 @@ def qwen2_5_vl(folder: Path) -> None:
 
 
 def siglip(folder: Path) -> None:
-    """SigLIP: 16 patches a picture, words of 24 tokens with the padding visible."""
+    """SigLIP: 16 patches an image, words of 24 tokens with the padding visible."""
     tokenizer = make_tokenizer(model_max_length=24, model_input_names=["input_ids"])
     text = {**_TEXT, "max_position_embeddings": 24, "vocab_size": len(tokenizer)}
     config = SiglipConfig.from_dict(
         {"text_config": {**text, "projection_size": WIDTH}, "vision_config": _VISION}
     )
     SiglipModel(config).save_pretrained(folder)
-    pictures = SiglipImageProcessor(size={"height": 28, "width": 28})
-    SiglipProcessor(pictures, tokenizer).save_pretrained(folder)
+    image_processor = SiglipImageProcessor(size={"height": 28, "width": 28})
+    SiglipProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
 def vision_tower(folder: Path) -> None:
@@ -214,7 +216,7 @@ def vision_tower(folder: Path) -> None:
 
 
 def text_tower(folder: Path) -> None:
-    """A BERT without pictures."""
+    """A BERT without images."""
     tokenizer = make_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),

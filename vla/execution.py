@@ -18,6 +18,8 @@ from vla.policy import VLAPolicy
 _MOST_DECAY = 100.0
 """Of either sign: beyond that one chunk has all the weight."""
 
+_EXECUTIONS = "chunk, receding:STEPS, ensemble[:DECAY], realtime:STEPS:DELAY"
+
 
 class RecedingHorizon:
     """Execute the first steps of a chunk, then decide again.
@@ -171,23 +173,26 @@ def make_executor(policy: VLAPolicy, execution: str) -> Policy:
     Raises:
         ValueError: none of these, or numbers out of range.
     """
-    # int() and float() raise ValueError as the executors do, so one handler names the argument.
-    name, *numbers = execution.split(":")
+    name, *words = execution.split(":")
     try:
-        if name == "chunk" and not numbers:
+        if name == "chunk" and not words:
             return policy
-        if name == "receding" and len(numbers) == 1:
-            return RecedingHorizon(policy, int(numbers[0]))
-        if name == "ensemble" and len(numbers) < 2:
-            return TemporalEnsemble(policy, *map(float, numbers))
-        if name == "realtime" and len(numbers) == 2:
-            return RealTimeChunking(policy, *map(int, numbers))
+        if name == "receding" and len(words) == 1:
+            return RecedingHorizon(policy, _number(int, words[0]))
+        if name == "ensemble" and len(words) < 2:
+            return TemporalEnsemble(policy, *(_number(float, word) for word in words))
+        if name == "realtime" and len(words) == 2:
+            return RealTimeChunking(policy, *(_number(int, word) for word in words))
     except ValueError as error:
-        raise ValueError(f"execution {execution!r}: {error}") from error
-    raise ValueError(
-        f"execution {execution!r} is none of chunk, receding:STEPS, ensemble[:DECAY], "
-        "realtime:STEPS:DELAY"
-    )
+        raise ValueError(f"execution {execution!r}: {error}; valid: {_EXECUTIONS}") from error
+    raise ValueError(f"execution {execution!r} is none of {_EXECUTIONS}")
+
+
+def _number[Number: (int, float)](kind: type[Number], word: str) -> Number:
+    try:
+        return kind(word)
+    except ValueError:  # its message speaks of Python's literals
+        raise ValueError(f"{word!r} is no {'whole ' * (kind is int)}number") from None
 
 
 def _require_steps(name: str, value: int, low: int, high: int) -> None:

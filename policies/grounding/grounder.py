@@ -24,13 +24,13 @@ from policies.grounding.grounding_set import GroundingSet, Prompt, observe
 from policies.grounding.vqa_sampler import VqaSampler
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
-from policies.settings import require_settings
 from vla.model.pointer import POINTS
 from vla.model.vla import VLA
 from vla.model.vqa import answer_loss
 from vla.policy import VLAPolicy
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor
+from vla.settings import require_numbers
 
 _TOTAL = "training.updates"  # a resumed run may be made longer
 _MAX_GRAD_NORM = 1.0
@@ -70,7 +70,9 @@ class GroundingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_settings(self)
+        require_numbers(
+            self, at_least_1=("batch", "log_every", "evaluate_every"), at_most={"heldout": 1 - 1e-6}
+        )
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
-from policies.settings import require_settings
 from vla.contract import VecEnv
 from vla.model.cloning_loss import cloning_loss
 from vla.model.features import Features
 from vla.model.point_filter import PolicyState
 from vla.policy import VLAPolicy
+from vla.settings import require_numbers
 
 _ENCODE_BATCH = 64  # frames that pass through the backbone at once
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -95,9 +95,11 @@ class CloningConfig:
             raise ValueError(
                 "images are augmented only with perception='trained': a frozen one reads each once"
             )
-        require_settings(self)
-        if self.updates < 1:
-            raise ValueError(f"updates must be at least 1, got {self.updates}")
+        require_numbers(
+            self,
+            at_least_1=("updates", "batch", "evaluate_every", "phrasings"),
+            above_0=("max_grad_norm",),
+        )
 
     @property
     def augmentation(self) -> Augmentation:

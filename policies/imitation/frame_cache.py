@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,14 +175,12 @@ def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: fl
     # All of them are checked before the first is decoded, which may take hours.
     sources = [open_images(frames, key, tolerance_s) for key in keys]
     shapes = [(len(frames), camera.height, camera.width, 3) for camera in spec.cameras]
-    need, free = sum(map(math.prod, shapes)), shutil.disk_usage(folder).free
-    if free < need:
-        raise OSError(errno.ENOSPC, f"needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+    _reserve(folder, shapes)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     with Progress(transient=True) as progress:
-        for index, (source, shape) in enumerate(zip(sources, shapes, strict=True)):
-            images = np.lib.format.open_memmap(_images(folder, index), "w+", np.uint8, shape)
+        for index, source in enumerate(sources):
+            images = np.lib.format.open_memmap(_images(folder, index), "r+")
             label = f"decoding {frames.root.name} {spec.cameras[index].name}"
             bar, decoded = progress.add_task(label, total=len(frames)), 0
             for count in source.decode(images):
@@ -191,6 +190,19 @@ def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: fl
                 raise RuntimeError(f"{keys[index]}: {decoded} of {len(frames)} images were decoded")
             images.flush()
     (folder / "manifest.json").write_text(json.dumps({"instructions": [*numbers]}, indent=1))
+
+
+def _reserve(folder: Path, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Make images of zeros that the disk holds: writing to a mapped file may end in SIGBUS."""
+    need, free = sum(map(math.prod, shapes)), shutil.disk_usage(folder).free
+    try:
+        for path, shape in ((_images(folder, index), shape) for index, shape in enumerate(shapes)):
+            np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        reason = f"needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free ({error.strerror})"
+        raise OSError(error.errno, reason) from error
 
 
 def _images(cache: Path, camera: int) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 
 from policies.planning.plan import Plan, coloured_noise, fall_back, limits, rollout_costs
 from vla.contract import Dynamics
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,17 @@ class CemConfig:
     noise_exponent: float = 2.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_elites <= self.elites <= self.samples or self.elites < 1:
-            raise ValueError(f"need 0 <= keep_elites <= elites <= samples, 1 <= elites: {self}")
-        if self.planning_horizon < 2 or self.iterations < 1:
-            raise ValueError(f"need planning_horizon >= 2 and iterations >= 1: {self}")
-        # Comparisons that NaN fails, too.
-        if not (0 < self.initial_std < math.inf and 0 <= self.min_std < math.inf):
-            raise ValueError(f"need finite initial_std > 0 and min_std >= 0: {self}")
-        if not (0 <= self.momentum < 1 and math.isfinite(self.noise_exponent)):
-            raise ValueError(f"need 0 <= momentum < 1 and a finite noise_exponent: {self}")
+        require_numbers(
+            self,
+            at_least_1=("iterations", "elites"),
+            above_0=("initial_std",),
+            any_sign=("noise_exponent",),
+            at_most={"momentum": 1 - 1e-6},
+        )
+        if not self.keep_elites <= self.elites <= self.samples:
+            raise ValueError(f"need keep_elites <= elites <= samples: {self}")
+        if self.planning_horizon < 2:
+            raise ValueError(f"need planning_horizon >= 2: {self}")
 
 
 class Cem:
@@ -78,7 +81,10 @@ class Cem:
         warm_start: np.ndarray | None,
         rng: np.random.Generator,
     ) -> Plan:
-        """See `Planner.plan`; the returned cost is never above the warm start's."""
+        """See `Planner.plan`; returns the cheapest sequence that was simulated.
+
+        The warm start, clipped to the limits, is one of them, so the cost is never above its own.
+        """
         config = self.config
         low, high = limits(dynamics.spec.action)
         shape = (config.planning_horizon, low.size)
@@ -87,6 +93,7 @@ class Cem:
         mean = np.broadcast_to((low + high) / 2, shape) if warm_start is None else warm_start
         std = np.broadcast_to(config.initial_std * half_range, shape)
         elites, elite_costs = np.empty((0, *shape)), np.empty(0)
+        best, best_cost = None, math.inf
 
         for iteration in range(config.iterations):
             # [samples, planning_horizon, action.dim]
@@ -96,7 +103,6 @@ class Cem:
             # Clipped before the rollout: costs belong to commands that can be executed.
             sampled = np.clip(mean + std * noise, low, high)
             kept = slice(0, config.keep_elites)
-            # With keep_elites at least 1 the cheapest sequence so far is never lost.
             candidates = np.concatenate([sampled, elites[kept]])
             costs = np.concatenate([rollout_costs(dynamics, state, sampled), elite_costs[kept]])
 
@@ -107,6 +113,9 @@ class Cem:
             if order.size == 0:
                 continue  # every rollout broke: draw again from the same Gaussian
             elites, elite_costs = candidates[order], costs[order]
+            # Apart from the elites, of which the next iteration may keep none.
+            if elite_costs[0] < best_cost:
+                best, best_cost = elites[0], float(elite_costs[0])
             # Refit with momentum, iCEM algorithm 1: mean and deviation over the elites, per step.
             mean = config.momentum * mean + (1 - config.momentum) * elites.mean(axis=0)
             std = config.momentum * std + (1 - config.momentum) * elites.std(axis=0)
@@ -114,7 +123,7 @@ class Cem:
             std = np.maximum(std, config.min_std * half_range)
 
         simulator_steps = config.iterations * config.samples * config.planning_horizon
-        if not elites.size:
+        if best is None:
             return fall_back(warm_start, simulator_steps)
         # Not the mean: between two ways around an obstacle the mean may be the collision.
-        return Plan(elites[0], float(elite_costs[0]), simulator_steps)
+        return Plan(best, best_cost, simulator_steps)

@@ -15,13 +15,13 @@ steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from policies.planning.plan import Plan, coloured_noise, fall_back, limits, rollout_costs
 from vla.contract import Dynamics
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class MppiConfig:
     noise_exponent: float = 2.5
 
     def __post_init__(self) -> None:
-        # Comparisons that NaN fails, too.
-        if not (0 < self.temperature < math.inf and 0 < self.std < math.inf):
-            raise ValueError(f"need finite temperature > 0 and std > 0: {self}")
-        if not (0 < self.std_decay <= 1 and math.isfinite(self.noise_exponent)):
-            raise ValueError(f"need 0 < std_decay <= 1 and a finite noise_exponent: {self}")
-        if self.planning_horizon < 2 or self.iterations < 1 or self.samples < 2:
-            raise ValueError(
-                f"need planning_horizon >= 2, iterations >= 1 and samples >= 2: {self}"
-            )
+        require_numbers(
+            self,
+            at_least_1=("iterations",),
+            above_0=("temperature", "std", "std_decay"),
+            any_sign=("noise_exponent",),
+            at_most={"std_decay": 1},
+        )
+        if self.planning_horizon < 2 or self.samples < 2:
+            raise ValueError(f"need planning_horizon >= 2 and samples >= 2: {self}")
 
 
 class Mppi:

@@ -23,7 +23,7 @@ from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics, describe_step
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
-from policies.settings import require_settings
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class A2CConfig:
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
-        require_settings(self)
+        require_numbers(
+            self, above_0=("max_grad_norm",), at_most={"gamma": 1 - 1e-6, "gae_lambda": 1}
+        )
 
 
 class A2C:

@@ -25,7 +25,7 @@ from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
-from policies.settings import require_settings
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ class PPOConfig:
     max_grad_norm: float = 0.5
 
     def __post_init__(self) -> None:
-        require_settings(self)
+        require_numbers(
+            self,
+            at_least_1=("epochs", "minibatch_size"),
+            above_0=("clip_range", "target_kl", "max_grad_norm"),
+            at_most={"gamma": 1 - 1e-6, "gae_lambda": 1},
+        )
 
 
 class PPO:

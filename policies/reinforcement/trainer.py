@@ -33,8 +33,8 @@ from policies.reinforcement.registry import ALGORITHMS, algorithm_of
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
 from policies.rollout import Episodes
 from policies.run_folder import RunFolder, plain
-from policies.settings import require_settings
 from vla.contract import VecEnv
+from vla.settings import require_numbers
 
 _TOTAL = "training.iterations"  # a resumed run may be made longer
 
@@ -74,7 +74,18 @@ class OnPolicyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_settings(self)
+        require_numbers(
+            self,
+            at_least_1=(
+                "episodes",
+                "critic_epochs",
+                "critic_minibatch_size",
+                "warmup_epochs",
+                "evaluate_every",
+            ),
+            above_0=("max_grad_norm",),
+            any_sign=("log_std_start", "log_std_end"),
+        )
 
 
 class OnPolicyTrainer[State: PolicyState]:

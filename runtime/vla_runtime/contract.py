@@ -8,6 +8,7 @@ apart in silence. `vla.contract` adds the batched types, which hold torch tensor
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -399,4 +400,19 @@ class Robot(Protocol):
 
     def disconnect(self) -> None:
         """Close the connection after `halt`; safe to repeat."""
+        ...
+
+
+@runtime_checkable
+class SimulatedEpisode(Protocol):
+    """What a simulated robot knows of its episode, also after it is disconnected.
+
+    Attributes:
+        success: whether the task's condition holds now.
+    """
+
+    success: bool
+
+    def film(self, path: Path) -> None:
+        """Write the episode so far as a video, MP4; its folder must exist."""
         ...

@@ -6,14 +6,14 @@ import math
 from contextlib import ExitStack
 from typing import Any
 
-from vla_runtime.contract import Robot, RobotPolicy, RobotSpec
+from vla_runtime.contract import Robot, RobotPolicy, RobotSpec, SimulatedEpisode
 from vla_runtime.execution import ChunkPlan, ChunkTiming, make_plan
 from vla_runtime.inference import InferenceProcess, PolicyLoader
 from vla_runtime.loop import ControlLoop
 from vla_runtime.run_config import RunConfig
 from vla_runtime.run_log import RunHeader
 from vla_runtime.run_recording import RecordingTarget, RunRecorder
-from vla_runtime.run_report import RunReport, write_report
+from vla_runtime.run_report import FILM, RunReport, write_report
 from vla_runtime.safety.gate import SafetyGate
 from vla_runtime.safety.limits import LimitsError, SafetyLimits
 from vla_runtime.safety.limits_file import load_limits
@@ -92,6 +92,9 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
         # The robot stands still, so this may take its time.
         details["recording"] = {} if recorder is None else recorder.finish()
+    if isinstance(robot, SimulatedEpisode):
+        details["success"] = robot.success
+        robot.film(config.out / FILM)
     report = RunReport.of(config, robot.spec, details)
     write_report(config.out, report)
     return report

@@ -16,10 +16,12 @@ from vla_runtime.contract import RobotSpec
 from vla_runtime.dataset_files import write_atomically
 from vla_runtime.run_config import RunConfig
 
+FILM = "episode.mp4"
+"""Beside the report, where the robot is simulated."""
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse}td{padding:.15rem 1.5rem .15rem 0;vertical-align:top}"
-    ".bad{color:#b3261e}rect{fill:#3b6fb6}svg{width:100%;height:9rem}"
+    "video{max-width:100%}.bad{color:#b3261e}rect{fill:#3b6fb6}svg{width:100%;height:9rem}"
 )
 
 
@@ -69,6 +71,8 @@ class RunReport:
         """What a terminal shows."""
         details = self.details
         yield f"ended: {self.ended}"
+        if "success" in details:
+            yield f"success at the end: {'yes' if details['success'] else 'no'}"
         yield f"ticks: {self.ticks}, missed periods: {details['missed_periods']}"
         yield f"scheduling: {details['scheduling']}"
         yield f"lateness: {_milliseconds(details['lateness_ms'])}"
@@ -108,9 +112,17 @@ def _page(report: RunReport) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>Run on {escape(details['robot'])}</title><style>{_STYLE}</style></head><body>"
         f"<h1>Run on {escape(details['robot'])}</h1><p{tone}>{escape(report.ended)}</p>"
-        f"<h2>Lateness of the control loop</h2>{_histogram(details['lateness_histogram_ms'])}"
+        f"{_film(details)}<h2>Lateness of the control loop</h2>"
+        f"{_histogram(details['lateness_histogram_ms'])}"
         f"<h2>Everything</h2><table>{rows}</table></body></html>\n"
     )
+
+
+def _film(details: dict[str, Any]) -> str:
+    if "success" not in details:
+        return ""
+    outcome = "succeeded" if details["success"] else "did not succeed"
+    return f'<h2>The episode {outcome}</h2><video src="{FILM}" controls loop muted></video>'
 
 
 def _histogram(bins: list[tuple[float, int]]) -> str:

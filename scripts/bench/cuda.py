@@ -30,6 +30,7 @@ from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.flow import FlowHeadConfig
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.processing.model_inputs import ModelInputs
+from vla.settings import require_numbers
 
 # Dense bfloat16 products a second with float32 sums, from NVIDIA's data sheets. Names are parts of
 # what torch.cuda.get_device_name says; the first that fits counts.
@@ -43,7 +44,7 @@ PEAK_TFLOPS = {
 }
 # Image side in pixels, id of the image placeholder, text tokens of the prompt, and the dimensions
 # of proprioception and action.
-_PICTURE, _IMAGE_TOKEN, _WORDS, _PROPRIO, _ACTION = 512, 3, 32, 8, 7
+_IMAGE_PX, _IMAGE_TOKEN, _WORDS, _PROPRIO, _ACTION = 512, 3, 32, 8, 7
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class BenchCudaConfig:
         tiny: a model of a few thousand weights.
         batch_size: samples an update.
         views: images an observation.
-        horizon: control steps a chunk.
+        chunk_length: control steps a chunk.
         steps: flow steps a chunk.
         updates: measured updates; the first ones, which compile, do not count.
         decisions: measured chunks, batch 1.
@@ -68,13 +69,20 @@ class BenchCudaConfig:
     tiny: bool = False
     batch_size: int = 32
     views: int = 2
-    horizon: int = 50
+    chunk_length: int = 50
     steps: int = 10
     updates: int = 30
     decisions: int = 300
     compiled: bool = True
     peak_tflops: float | None = None
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self,
+            at_least_1=("batch_size", "views", "chunk_length", "steps", "updates", "decisions"),
+            above_0=("peak_tflops",),
+        )
 
 
 def main(config: BenchCudaConfig) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def peak_tflops(name: str) -> float:
 def make_model(config: BenchCudaConfig) -> VLA:
     """Random weights."""
     # `shuffle`: SmolVLM's pixel shuffle merges shuffle x shuffle patches into one token.
-    picture, patch, shuffle = (32, 8, 2) if config.tiny else (_PICTURE, 16, 4)
+    image_px, patch, shuffle = (32, 8, 2) if config.tiny else (_IMAGE_PX, 16, 4)
     vision_heads, heads, key_heads, words = (2, 2, 2, 64) if config.tiny else (12, 15, 5, 49280)
     # SigLIP-B/16, and SmolLM2-360M cut to 16 of its 32 layers, as in SmolVLA.
     vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -154,7 +162,7 @@ def make_model(config: BenchCudaConfig) -> VLA:
             "vision_config": {
                 **vision,
                 "num_attention_heads": vision_heads,
-                "image_size": picture,
+                "image_size": image_px,
                 "patch_size": patch,
             },
             "text_config": {
@@ -171,18 +179,18 @@ def make_model(config: BenchCudaConfig) -> VLA:
         }
     )
     # 512 / 16 / 4 = 8 a side, 64 tokens an image.
-    tokens = (picture // patch // shuffle) ** 2
+    tokens = (image_px // patch // shuffle) ** 2
     # 720 = 3/4 of the language model's 960.
     expert = ExpertConfig(16, 1, 2) if config.tiny else ExpertConfig(720, 16, 9)
     dims = ModelDims(config.views, tokens, _PROPRIO, _ACTION, config.views * tokens + _WORDS)
     head = FlowHeadConfig(expert=expert, steps=config.steps)
-    return VLA(EmbeddedBackbone(smolvlm), dims, VLAConfig(config.horizon, head=head))
+    return VLA(EmbeddedBackbone(smolvlm), dims, VLAConfig(config.chunk_length, head=head))
 
 
 def make_inputs(config: BenchCudaConfig, model: VLA, count: int) -> ModelInputs:
     """Random observations on the CPU."""
     sizes = model.dims
-    side = 32 if config.tiny else _PICTURE
+    side = 32 if config.tiny else _IMAGE_PX
     # [n, prompt]: image placeholders first, then text; ids from 4 on, clear of the special ones.
     ids = torch.randint(4, 64, (count, sizes.prompt))
     ids[:, : sizes.cameras * sizes.image_tokens] = _IMAGE_TOKEN
@@ -202,8 +210,12 @@ def measure_updates(config: BenchCudaConfig, model: VLA) -> tuple[list[float], i
     model.train()
     inputs = make_inputs(config, model, config.batch_size).to(config.device)
     # [batch, chunk_length, action] in [-1, 1), as heads expect.
-    actions = torch.rand(config.batch_size, config.horizon, _ACTION, device=config.device) * 2 - 1
-    is_pad = torch.zeros(config.batch_size, config.horizon, dtype=torch.bool, device=config.device)
+    actions = (
+        torch.rand(config.batch_size, config.chunk_length, _ACTION, device=config.device) * 2 - 1
+    )
+    is_pad = torch.zeros(
+        config.batch_size, config.chunk_length, dtype=torch.bool, device=config.device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def loss() -> Tensor:

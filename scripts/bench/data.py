@@ -20,6 +20,7 @@ import tyro
 
 from policies.evaluation.statistics import median_of_ratios
 from policies.imitation.dataset import DemoDataset
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class BenchDataConfig:
     rounds: int = 5
     round_s: float = 3.0
     worker_counts: tuple[int, ...] = (0, 1, 2, 4)
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("batch_size", "chunk", "rounds"), above_0=("round_s",))
 
 
 def main(config: BenchDataConfig) -> None:

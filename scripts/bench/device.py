@@ -27,6 +27,7 @@ from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ObservationBatch
 from vla.model.cloning_loss import cloning_loss
 from vla.policy import VLAPolicy, load_policy
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class BenchDeviceConfig:
     updates: int = 100
     compiled: bool = False
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("batches", "decisions", "macro_steps", "updates"))
 
 
 def main(config: BenchDeviceConfig) -> dict[str, float]:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
+from vla.settings import require_numbers
+
 
 class Contender(NamedTuple):
     """`run` takes a number of control steps and returns steps a second; `close` ends it."""
@@ -51,6 +53,11 @@ class BenchEnvConfig:
     async_envs: int = 8
     size: int = 96
     peers: tuple[str, ...] = ("gymnasium", "envpool")
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self, at_least_1=("rounds", "steps", "frames", "num_envs", "async_envs", "size")
+        )
 
 
 def ours_state(config: BenchEnvConfig) -> Contender:
@@ -107,7 +114,7 @@ def _vector_run(env, num_envs: int) -> Contender:
     return Contender(run, env.close)
 
 
-def gymnasium_pictures(config: BenchEnvConfig) -> Contender:
+def gymnasium_images(config: BenchEnvConfig) -> Contender:
     """gymnasium-robotics' own rendering (4 samples a pixel) after every step, one process."""
     env = make_gymnasium(config.task, "rgb_array", config.size)
     rng = np.random.default_rng(0)
@@ -124,7 +131,7 @@ def gymnasium_pictures(config: BenchEnvConfig) -> Contender:
     return Contender(run, env.close)
 
 
-def ours_pictures(config: BenchEnvConfig, antialias: bool) -> Contender:
+def ours_images(config: BenchEnvConfig, antialias: bool) -> Contender:
     """Our task and renderer, one camera's image after every step, one process."""
     from sim.render import CameraRenderer
     from sim.tasks.registry import make_task
@@ -243,16 +250,16 @@ def bench_state(config: BenchEnvConfig) -> dict[str, list[float]]:
     return interleave(contenders, config.steps, config.rounds)
 
 
-def bench_pictures(config: BenchEnvConfig) -> dict[str, list[float]]:
+def bench_images(config: BenchEnvConfig) -> dict[str, list[float]]:
     """Step and one image, one process; ours first, without and with antialiasing."""
     # Mesa's llvmpipe: 0 means that the calling thread rasters.
     one_thread = {"LP_NUM_THREADS": "0"}
     contenders: dict = {
-        "ours": (partial(ours_pictures, config, antialias=False), one_thread),
-        "ours, antialiased": (partial(ours_pictures, config, antialias=True), one_thread),
+        "ours": (partial(ours_images, config, antialias=False), one_thread),
+        "ours, antialiased": (partial(ours_images, config, antialias=True), one_thread),
     }
     if "gymnasium" in config.peers:
-        gymnasium = partial(gymnasium_pictures, config)
+        gymnasium = partial(gymnasium_images, config)
         contenders["gymnasium (antialiased), one raster thread"] = (gymnasium, one_thread)
         contenders["gymnasium (antialiased), default raster threads"] = (gymnasium, {})
     return interleave(contenders, config.frames, config.rounds)
@@ -275,9 +282,9 @@ def main(config: BenchEnvConfig) -> None:
     load = os.getloadavg()[0]
     state = bench_state(config)
     print(table(f"{config.task}, state", state, tuple(state)[:1]), end="\n\n")
-    pictures = bench_pictures(config)
-    title = f"{config.task}, step + one picture of {config.size} px"
-    print(table(title, pictures, tuple(pictures)[:2]), end="\n\n")
+    images = bench_images(config)
+    title = f"{config.task}, step + one image of {config.size} px"
+    print(table(title, images, tuple(images)[:2]), end="\n\n")
     print(
         f"{config.rounds} interleaved rounds, medians; {os.cpu_count()} cores "
         f"({platform.processor() or platform.machine()}), load {load:.1f} before and "

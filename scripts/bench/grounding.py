@@ -23,6 +23,7 @@ import tyro
 from scripts import evaluate, ground, pretrain
 from scripts.presets import preset
 from sim.tasks.tabletop import Tabletop
+from vla.settings import require_numbers
 
 _STARTS = ("grounded", "ungrounded")
 
@@ -53,6 +54,9 @@ class BenchGroundingConfig:
     tabletop: bool = False
     episodes: int = 200
     out: Path = Path("runs/grounding")
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("demonstrations", "batch", "episodes"))
 
 
 def main(config: BenchGroundingConfig) -> int:

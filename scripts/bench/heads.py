@@ -17,6 +17,7 @@ import tyro
 from scripts import evaluate, pretrain
 from scripts.presets import preset
 from vla.model.heads.registry import HEADS
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class BenchHeadsConfig:
     episodes: int = 200
     seed: int = 0
     out: Path = Path("runs/heads")
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("chunk_length", "updates", "episodes"))
 
 
 def main(config: BenchHeadsConfig) -> int:

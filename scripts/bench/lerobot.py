@@ -27,6 +27,7 @@ from scripts.bench.env import Contender, interleave
 from scripts.bench.lerobot_decisions import deciders, measure, training_config
 from scripts.progress import stages
 from vla.model.backbone import multiplies_bfloat16
+from vla.settings import require_numbers
 
 OURS, THEIRS = "ours", "LeRobot"
 
@@ -59,6 +60,9 @@ class BenchLeRobotConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     compiled: bool = True
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("batch_size", "rounds", "updates", "decisions"))
 
 
 def main(config: BenchLeRobotConfig) -> dict[str, Any]:

@@ -97,9 +97,9 @@ def deciders(
     # References come first in the order: `measure` compares the others with their commands.
     act, vla = "ACT, LeRobot", "our model, LeRobot"
     chosen = {
-        act: _lerobots(act, spec, network, before, after),
+        act: lerobot_decider(act, spec, network, before, after),
         "ACT, ours": _ours(act, ours),
-        vla: _lerobots(vla, native.spec, plugin, *around),
+        vla: lerobot_decider(vla, native.spec, plugin, *around),
         "our model, ours": _ours(vla, native),
     }
     if reduced is not None:
@@ -111,14 +111,14 @@ def deciders(
     return chosen
 
 
-def _lerobots(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) -> Decider:
+def lerobot_decider(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) -> Decider:
     """What `lerobot-eval` does a step."""
     prefix = "observation.images."
 
     @torch.inference_mode()
     def decide(seen: Seen) -> Tensor:
-        pictures, proprio = seen
-        named = {spec.features.camera(c).removeprefix(prefix): p for c, p in pictures.items()}
+        images, proprio = seen
+        named = {spec.features.camera(c).removeprefix(prefix): p for c, p in images.items()}
         # [1, h, w, 3] uint8 to [1, 3, h, w] float32 in [0, 1].
         batch: dict[str, Any] = preprocess_observation({"pixels": named, "agent_pos": proprio})
         batch["task"] = [_WORDS]
@@ -129,10 +129,10 @@ def _lerobots(name: str, spec: RobotSpec, policy: Any, before: Any, after: Any) 
 
 def _ours(reference: str, policy: Any) -> Decider:
     def decide(seen: Seen) -> Tensor:
-        pictures = {name: torch.from_numpy(picture) for name, picture in seen[0].items()}
+        images = {name: torch.from_numpy(image) for name, image in seen[0].items()}
         proprio = torch.from_numpy(seen[1])
         # [1, k, action] to [1, action]: the first command of the chunk.
-        return policy.act(ObservationBatch(pictures, proprio, [_WORDS], torch.zeros(1)))[:, 0]
+        return policy.act(ObservationBatch(images, proprio, [_WORDS], torch.zeros(1)))[:, 0]
 
     spec = policy.spec if isinstance(policy, ForeignPolicy) else policy.processor.spec
     return Decider(reference, spec, lambda: policy.reset([0]), decide)
@@ -169,8 +169,8 @@ def measure(
 
 
 def _observe(spec: RobotSpec, rng: np.random.Generator) -> Seen:
-    pictures = {
+    images = {
         camera.name: rng.integers(256, size=(1, camera.height, camera.width, 3), dtype=np.uint8)
         for camera in spec.cameras
     }
-    return pictures, rng.normal(size=(1, spec.proprio.dim)).astype(np.float32)
+    return images, rng.normal(size=(1, spec.proprio.dim)).astype(np.float32)

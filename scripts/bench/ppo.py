@@ -23,6 +23,7 @@ from policies.run_folder import RunFolder
 from scripts.bench.env import Contender, interleave, make_gymnasium, table
 from sim.vector import CpuVecEnv
 from vla.model.heads.gaussian import GaussianHeadConfig
+from vla.settings import require_numbers
 
 _HIDDEN = 256
 # Of gymnasium-robotics' Fetch tasks and of ours.
@@ -52,6 +53,20 @@ class BenchPpoConfig:
     minibatch: int = 250
     num_envs: int = 40
     peer_envs: int = 8
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self,
+            at_least_1=(
+                "rounds",
+                "steps",
+                "rollout",
+                "epochs",
+                "minibatch",
+                "num_envs",
+                "peer_envs",
+            ),
+        )
 
 
 def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:

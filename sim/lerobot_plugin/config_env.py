@@ -13,6 +13,7 @@ from lerobot.envs import EnvConfig
 
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
+from vla.settings import require_numbers
 
 
 @EnvConfig.register_subclass("vla_sim")
@@ -38,6 +39,7 @@ class VlaSimEnv(EnvConfig):
     features_map: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("image_size",))
         spec = make_task(self.task, self.image_size).spec
         self.fps = round(spec.control_rate_hz)
         names = spec.features

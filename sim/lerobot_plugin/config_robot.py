@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lerobot.robots.config import RobotConfig
 
 from sim.seeds import DEVELOPMENT
+from vla.settings import require_numbers
 
 
 @RobotConfig.register_subclass("vla_sim")
@@ -23,3 +24,7 @@ class SimulatedRobotConfig(RobotConfig):
     task: str = "FetchPush"
     seed: int = DEVELOPMENT.start
     image_size: int = 96
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_numbers(self, at_least_1=("image_size",))

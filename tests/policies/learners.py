@@ -63,9 +63,9 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder, by path, but for what TensorBoard's thread writes when it likes."""
+    """Everything in a folder, by path, but for the lock and what TensorBoard's thread writes."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "tfevents" not in path.name
+        if path.is_file() and path.name != ".lock" and "tfevents" not in path.name
     }

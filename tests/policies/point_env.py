@@ -43,7 +43,7 @@ class PointVecEnv:
             self._steps[row], self._ended[row] = 0, False
 
     def observe(self) -> tuple[ObservationBatch, Tensor]:
-        """Grey pictures, the position, and the goal in words."""
+        """Grey images, the position, and the goal in words."""
         observation = ObservationBatch(
             images={"top": torch.full((self.num_envs, 2, 2, 3), 9, dtype=torch.uint8)},
             proprio=torch.tensor(self._x[:, None], dtype=torch.float32),

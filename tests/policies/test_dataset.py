@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -235,11 +236,17 @@ def test_interrupted_build_leaves_no_cache(copied: Path, monkeypatch: pytest.Mon
 
 
 def test_full_disk_is_refused_first(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the space that is needed."""
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10))
-    with pytest.raises(OSError, match=r"needs 0 MB, 0 MB are free"):
-        open_frames(copied)
+    """With the space that is needed; to write to a mapped file would end the process."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"needs 0 MB, \d+ MB are free.*free space there"):
+            open_frames(copied)
+    assert [path.name for path in (copied / ".cache").iterdir()] == ["lock"]
+    assert len(open_frames(copied)) == sum(LENGTHS)
 
 
 def test_two_processes_may_open_at_once(copied: Path) -> None:
@@ -253,7 +260,7 @@ def test_two_processes_may_open_at_once(copied: Path) -> None:
         for _ in range(2)
     ]
     sums = [int(process.communicate(timeout=120)[0].split()[-1]) for process in started]
-    here = sum(pictures.sum() for pictures in open_frames(copied).images.values())
+    here = sum(images.sum() for images in open_frames(copied).images.values())
     assert sums[0] == sums[1] == here
     assert len([path for path in (copied / ".cache").iterdir() if path.is_dir()]) == 1
 

@@ -98,10 +98,10 @@ def demonstrations(monkeypatch: pytest.MonkeyPatch) -> Demonstrations:
     lengths = [5, 4, 6, 5, 4, 6]
     rng = np.random.default_rng(0)
     camera, count = POINT.cameras[0], sum(lengths)
-    pictures = rng.integers(256, size=(count, camera.height, camera.width, 3), dtype=np.uint8)
+    images = rng.integers(256, size=(count, camera.height, camera.width, 3), dtype=np.uint8)
     frames = Frames(
         spec=POINT,
-        images={camera.name: pictures},
+        images={camera.name: images},
         proprio=rng.uniform(-1, 1, (count, 1)).astype(np.float32),
         action=rng.uniform(-1, 1, (count, 1)).astype(np.float32),
         episode=np.repeat(np.arange(len(lengths)), lengths),

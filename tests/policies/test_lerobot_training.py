@@ -1,4 +1,4 @@
-"""LeRobot's training on decoded pictures: the same samples, losses and checkpoint."""
+"""LeRobot's training on decoded images: the same samples, losses and checkpoint."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WINDOWS = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three made-up episodes of FetchReach."""
     root = tmp_path_factory.mktemp("data") / "FetchReach"
-    write_folder(root, [8, 6, 7], image_size=96)
+    write_folder(root, [8, 6, 7], image_size=40)
     return root
 
 
@@ -80,8 +80,8 @@ def test_a_batch_is_what_lerobot_collates(data: Path) -> None:
             require_equal(ours[key], theirs[key])
 
 
-def test_pictures_are_changed_one_by_one(data: Path) -> None:
-    """LeRobot's augmentation is applied to every picture."""
+def test_images_are_changed_one_by_one(data: Path) -> None:
+    """LeRobot's augmentation is applied to every image."""
     change = ImageTransforms(ImageTransformsConfig(enable=True))
     _, plain = both(data)
     _, changed = both(data, image_transforms=change)
@@ -92,14 +92,14 @@ def test_pictures_are_changed_one_by_one(data: Path) -> None:
 
 
 def test_what_cannot_be_decoded_is_refused(data: Path, tmp_path: Path) -> None:
-    """A stream, and pictures of which the contract knows nothing."""
+    """A stream, and images of which the contract knows nothing."""
     config = TrainPipelineConfig(DatasetConfig("local/data", root=str(data), streaming=True))
     with pytest.raises(ValueError, match="streamed"):
         decoded_datasets(config)
     theirs = LeRobotDataset("local/data", root=data)
     theirs.meta.info.features["observation.images.new"] = {
         "dtype": "image",
-        "shape": (96, 96, 3),
+        "shape": (40, 40, 3),
         "names": None,
     }
     with pytest.raises(ValueError, match=r"images.new.*, meta/contract\.json"):

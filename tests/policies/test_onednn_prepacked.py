@@ -22,9 +22,9 @@ class Net(nn.Module):
         self.inner = nn.Sequential(nn.ReLU(), nn.Flatten(2), nn.Linear(16, 24))
         self.attention = nn.MultiheadAttention(24, 2)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Attention among 32 tokens."""
-        tokens = self.inner(self.conv(pictures))
+        tokens = self.inner(self.conv(images))
         return self.attention(tokens, tokens, tokens)[0]
 
 
@@ -39,9 +39,9 @@ def test_the_same_numbers_for_every_size_in_turn() -> None:
     assert not isinstance(packed.conv, nn.Conv2d)
     assert isinstance(packed.attention.out_proj, nn.Linear)
     for count in (1, 4, 1):
-        pictures = torch.randn(count, 3, 8, 8)
-        for given in (pictures, pictures.to(memory_format=torch.channels_last)):
-            torch.testing.assert_close(packed(given), plain(pictures))
+        images = torch.randn(count, 3, 8, 8)
+        for given in (images, images.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(packed(given), plain(images))
 
 
 @pytest.mark.skipif(not can_pack(CPU, bf16=True), reason="no products of bfloat16")
@@ -52,11 +52,11 @@ def test_bfloat16_weights_take_what_autocast_gives() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.Linear(36, 8))
     packed = deepcopy(plain).bfloat16()
     pack(packed)
-    pictures = torch.randn(2, 3, 8, 8)
+    images = torch.randn(2, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        found = packed(pictures)
+        found = packed(images)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), plain(pictures), rtol=0, atol=0.03)
+    torch.testing.assert_close(found.float(), plain(images), rtol=0, atol=0.03)
 
 
 def test_only_on_a_cpu() -> None:

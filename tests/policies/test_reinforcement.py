@@ -386,10 +386,10 @@ def test_methods_are_registered_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": 1.0}, "gamma must be at least 0.0 and at most 0.999999, got 1.0"),
+        ({"gamma": 1.0}, "gamma must be at least 0 and at most 0.999999, got 1.0"),
         ({"clip_range": 0.0}, "clip_range must be above 0, got 0.0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be at least 0.0, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0, got nan"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:

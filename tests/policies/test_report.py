@@ -91,7 +91,11 @@ def _report() -> Report:
             ),
         ),
         reference="clone",
-        configuration={"task": "FetchPush", "ppo": {"clip": 0.2}, "policies": ("a", "b")},
+        configuration={
+            "task": "FetchPush",
+            "ppo": {"clip": 0.2, "epochs": np.int64(10), "on": np.bool_(True)},
+            "policies": ("a", "b"),
+        },
         commands=["vla evaluate --task FetchPush"],
         machine={"Commit": "abc1234"},
     )
@@ -179,6 +183,8 @@ def test_the_json_is_strict_and_complete(tmp_path):
     assert refined["curves"]["ppo/kl"]["values"] == [0.1, None, 0.3]
     assert [e["first_success_step"] for e in clone["episodes"][:7]] == [2] * 4 + [None] * 2 + [3]
     assert data["configuration"]["policies"] == ["a", "b"]
+    # Numbers and truth values stay such, numpy's too.
+    assert data["configuration"]["ppo"] == {"clip": 0.2, "epochs": 10, "on": True}
     assert (clone["speed"], clone["ledger"], data["unfinished"]) == (None, None, None)
     assert refined["speed"]["latency_median_s"] == 0.05
     assert refined["speed"]["batch"] == 16

@@ -113,7 +113,7 @@ def test_two_robots_train_one_model(
 def test_cameras_of_different_sizes_train(
     perception: Literal["frozen", "trained"], tmp_path: Path
 ) -> None:
-    """Each picture is kept as it was recorded and scaled to what the model sees."""
+    """Each image is kept as it was recorded and scaled to what the model sees."""
     cameras = (CameraSpec("front", SIZE, SIZE), CameraSpec("wrist", 8, 20))
     spec = replace(ARM, cameras=cameras)
     root = record(tmp_path / "data", spec, LENGTHS)
@@ -227,7 +227,7 @@ def test_samples_come_by_weight_through_all_robots(folders: tuple[Path, Path]) -
         assert counts["arm"] / 2000 == pytest.approx(share, abs=0.04)
         assert all(torch.equal(first[n].actions, again[n].actions) for n in first)
         assert first["point"].actions.shape[1:] == (2, 1)
-        shapes = {name: pictures.shape[1:] for name, pictures in first["arm"].images.items()}
+        shapes = {name: images.shape[1:] for name, images in first["arm"].images.items()}
         assert shapes == {"front": (12, 12, 3), "wrist": (12, 12, 3)}
 
 

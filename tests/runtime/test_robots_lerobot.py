@@ -370,6 +370,10 @@ def test_velocities_stand_at_zero_and_halt_at_zero() -> None:
     robot.write(np.array([0.6, 2.0]))
     robot.halt()
     assert device.sent[1:] == [{"a.pos": 0.6, "wheel.vel": 0.0}]
+    robot.disconnect()
+    robot.connect()
+    robot.halt()
+    assert len(device.sent) == 2, "a new connection has commanded nothing"
 
 
 @pytest.mark.parametrize(

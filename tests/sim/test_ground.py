@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from planar_reach import PlanarReach
 
+from policies.grounding import vqa_sampler
 from policies.grounding.grounder import GroundingConfig
 from scripts import ground
 from scripts.ground import GroundConfig, prompts_of, resolve
 from sim.tasks.registry import TASKS
 from vla.contract import ContractMismatchError
+from vla.model.embedded import EmbeddedConfig
 from vla.policy import load_policy
 
 
@@ -56,13 +58,16 @@ def test_a_target_that_may_move_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.render
 def test_a_run_at_toy_size_leaves_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drawn, trained for two updates, saved, and loaded again."""
+    monkeypatch.setattr(vqa_sampler, "_MEASURED", 8)  # most of the time otherwise
     config = GroundConfig(
         ("FetchReach",),
         (20,),
         scenes=tmp_path / "scenes",
+        image_size=24,
+        embedded=EmbeddedConfig(width=32, vision_layers=1, text_layers=1, heads=2, patch_size=12),
         out=tmp_path / "run",
         training=GroundingConfig(updates=2, batch=2, questions=2, heldout=0.5),
     )

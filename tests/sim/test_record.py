@@ -115,8 +115,8 @@ def test_lerobot_reads_what_was_written(tmp_path: Path) -> None:
         assert bool(frame["next.success"]) == wanted["success"][step]
         assert frame["task"] == "do thing 1"
         for camera in task.spec.cameras:
-            picture = frame[f"observation.images.{camera.name}"].permute(1, 2, 0).numpy()
-            decoded = (picture * 255).round().astype(np.uint8)
+            image = frame[f"observation.images.{camera.name}"].permute(1, 2, 0).numpy()
+            decoded = (image * 255).round().astype(np.uint8)
             np.testing.assert_array_equal(decoded, wanted[f"image.{camera.name}"][step])
 
 
@@ -325,7 +325,7 @@ def test_unwritable_root_is_explained(tmp_path: Path) -> None:
         record(RecordConfig(task=("FetchReach",), root=tmp_path / "file" / "demos"))
 
 
-# --- the whole, with pictures
+# --- the whole, with images
 
 
 @pytest.mark.render

@@ -45,7 +45,7 @@ def test_same_state_same_pixels_whatever_was_drawn_before(push):
 
 
 @pytest.mark.parametrize("camera", ["front", "side"])
-def test_projected_points_are_where_the_picture_shows_them(push, camera):
+def test_projected_points_are_where_the_image_shows_them(push, camera):
     """The middle of the red pixels is the projected goal, to less than a pixel."""
     task, renderer = push
     away = []

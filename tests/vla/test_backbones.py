@@ -46,7 +46,7 @@ def policy_of(name: Path, processor: dict[str, Any] | None = None, **options: An
 
 
 def observe(*instructions: str) -> ObservationBatch:
-    """One observation for each instruction, with a picture of its own."""
+    """One observation for each instruction, with an image of its own."""
     return collate([make_observation(i, text) for i, text in enumerate(instructions)], SPEC)
 
 
@@ -114,8 +114,8 @@ def test_hidden_states_are_where_they_should_be(name: str, models: dict[str, Pat
     assert both.prompt.shape == (*both.mask.shape, width)
     assert both.mask.dtype == torch.bool
     assert {t.dtype for t in (both.images, both.readout, both.prompt)} == {torch.float32}
-    pictures = 2 * dims.image_tokens
-    assert (both.mask.sum(1) > pictures).all()
+    images = 2 * dims.image_tokens
+    assert (both.mask.sum(1) > images).all()
     if name != "siglip":  # whose padding counts as words
         assert both.mask.sum(1)[0] > both.mask.sum(1)[1]
     alone = hidden_of(policy, observe(*INSTRUCTIONS[:1]))
@@ -124,8 +124,8 @@ def test_hidden_states_are_where_they_should_be(name: str, models: dict[str, Pat
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_picture_and_words_reach_every_readout(name: str, models: dict[str, Path]) -> None:
-    """Another picture changes its own camera's tokens and all readouts, other words too."""
+def test_image_and_words_reach_every_readout(name: str, models: dict[str, Path]) -> None:
+    """Another image changes its own camera's tokens and all readouts, other words too."""
     policy = policy_of(models[name])
     observation = observe(INSTRUCTIONS[0])
     before = hidden_of(policy, observation)
@@ -136,7 +136,7 @@ def test_picture_and_words_reach_every_readout(name: str, models: dict[str, Path
     assert ((seen.readout - before.readout).abs().amax(-1) > 1e-5).all()
     said = hidden_of(policy, replace(observation, instructions=[INSTRUCTIONS[1]]))
     assert ((said.readout - before.readout).abs().amax(-1) > 1e-5).all()
-    # In the image-text models words come after pictures, except that PaliGemma looks both ways.
+    # In the image-text models words come after images, except that PaliGemma looks both ways.
     assert torch.allclose(said.images, before.images, atol=1e-6) == (
         name not in ("paligemma", "siglip")
     )
@@ -273,7 +273,7 @@ def test_two_folders_make_a_pair(models: dict[str, Path], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", EVERY)
 def test_rows_are_selected_and_joined(name: str, models: dict[str, Path]) -> None:
-    """Also where the model wants the pictures of all rows in one list."""
+    """Also where the model wants the images of all rows in one list."""
     policy = policy_of(models[name])
     both = policy.processor.encode_observation(observe(*INSTRUCTIONS))
     again = ModelInputs.concatenate([both.select([0]), both.select([1])])
@@ -327,7 +327,7 @@ def test_pickled_weights_are_refused(models: dict[str, Path], tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", EVERY)
 def test_long_and_forged_instructions_are_refused(name: str, models: dict[str, Path]) -> None:
-    """An instruction neither overflows nor becomes a picture."""
+    """An instruction neither overflows nor becomes an image."""
     policy = policy_of(models[name], {"max_text_tokens": 24})
     with pytest.raises(ValueError, match=r"tokens .*max_text_tokens=24; shorten it"):
         policy.act(observe("xyz " * 30))

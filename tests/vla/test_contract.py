@@ -118,7 +118,7 @@ def test_observation_that_follows_the_contract_is_valid():
         ("wrist", np.zeros((12, 16, 3), np.float32), "'wrist' is float32"),
     ],
 )
-def test_observation_with_wrong_pictures_is_refused(camera, image, message):
+def test_observation_with_wrong_images_is_refused(camera, image, message):
     """By the name of the camera."""
     observation = make_observation()
     wrong = replace(observation, images={**observation.images, camera: image})

@@ -37,7 +37,7 @@ def _observation(spec: RobotSpec, rows: int) -> ObservationBatch:
 # In the last one transformers' rounding puts some patches into the place of their neighbours.
 @pytest.mark.parametrize(("size", "patch", "shuffle"), [(96, 24, 1), (96, 16, 2), (147, 3, 7)])
 def test_it_sees_as_transformers_does(size: int, patch: int, shuffle: int) -> None:
-    """Features of pictures are those of `get_image_features`."""
+    """Features of images are those of `get_image_features`."""
     backbone = make(size, patch, shuffle)
     pixels = torch.rand(2, 3, 3, size, size)
     model = backbone.language_model.model
@@ -45,12 +45,12 @@ def test_it_sees_as_transformers_does(size: int, patch: int, shuffle: int) -> No
     torch.testing.assert_close(backbone._encode_images(pixels.flatten(0, 1)), expected)
 
 
-def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
+def test_images_stand_wherever_the_prompt_keeps_places() -> None:
     """Before, between and after words, row by row, as in transformers' own forward pass."""
     backbone = make(96, 48, 1)
     image = backbone.language_model.config.image_token_id
     ids = torch.full((2, 12), 100)
-    ids[0, 2:10] = ids[1, :4] = ids[1, 8:] = image  # two pictures of four tokens
+    ids[0, 2:10] = ids[1, :4] = ids[1, 8:] = image  # two images of four tokens
     pixels = torch.randint(256, (2, 2, 3, 96, 96), dtype=torch.uint8)
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
@@ -59,8 +59,8 @@ def test_pictures_stand_wherever_the_prompt_keeps_places() -> None:
             input_ids=ids, attention_mask=mask.long(), pixel_values=normalise_pixels(pixels)
         ).last_hidden_state
     torch.testing.assert_close(hidden.prompt, expected, rtol=1e-4, atol=1e-5)
-    pictures = expected[ids == image].unflatten(0, (2, 2, 4))
-    torch.testing.assert_close(hidden.images, pictures, rtol=1e-4, atol=1e-5)
+    images = expected[ids == image].unflatten(0, (2, 2, 4))
+    torch.testing.assert_close(hidden.images, images, rtol=1e-4, atol=1e-5)
     assert hidden.readout.shape == (2, READOUTS, 32)
 
 

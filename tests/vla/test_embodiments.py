@@ -61,15 +61,15 @@ def test_robots_look_alike_to_the_model(both: VLAPolicy) -> None:
 
 
 def test_a_missing_camera_says_nothing(both: VLAPolicy) -> None:
-    """What the pointer sees in a blank picture does not reach the points."""
+    """What the pointer sees in a blank image does not reach the points."""
     pointer, generator = both.model.pointer, torch.Generator().manual_seed(0)
     queries, proprio = torch.randn(2, 3, 32, generator=generator), torch.zeros(2, 2)
-    pictures = torch.randn(2, 2, 4, 32, generator=generator)
-    other = pictures.clone()
+    images = torch.randn(2, 2, 4, 32, generator=generator)
+    other = images.clone()
     other[:, 1] += 1
     present = torch.tensor([[True, False], [True, True]])
     moved = (
-        pointer(queries, pictures, proprio, present).world
+        pointer(queries, images, proprio, present).world
         - pointer(queries, other, proprio, present).world
     )
     assert not moved[0].any()
@@ -270,7 +270,7 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
 
 @pytest.mark.parametrize("name", ["smolvlm", "siglip"])
 def test_a_pretrained_model_takes_several_robots(name: str, tmp_path: Path) -> None:
-    """Its own processor makes the pictures and the prompts, blank ones included."""
+    """Its own processor makes the images and the prompts, blank ones included."""
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in (CART, ARM)}
     config = ProcessorConfig(image_size_px=(28, 28), max_text_tokens=24)
     folder = str(make(name, tmp_path))

@@ -153,6 +153,11 @@ def test_executions_are_read_and_refused_by_name() -> None:
         make_executor(counting(), "backwards")
     with pytest.raises(ValueError, match="steps must lie from 1 to 6, got 9"):
         make_executor(counting(), "receding:9")
+    for text in ("receding:x", "receding:1.5", "realtime:3:x", "ensemble:x"):
+        # With what is valid, and not in the words of Python's int().
+        message = rf"'{text}': '[^']+' is no (whole )?number; valid: chunk, receding:STEPS"
+        with pytest.raises(ValueError, match=message):
+            make_executor(counting(), text)
     for decay in ("nan", "inf", "-1e9"):
         with pytest.raises(ValueError, match=r"decay must lie from -100.0 to 100.0"):
             make_executor(counting(), f"ensemble:{decay}")

@@ -270,7 +270,7 @@ def test_only_the_last_steps_of_a_flow_are_random() -> None:
     end, whole = chains
     assert end.shape == (5, 3, DIMS.chunk_length, DIMS.action)
     torch.testing.assert_close(end, whole[:, 2:], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="start at 1"):
+    with pytest.raises(ValueError, match="random_steps must be at least 1"):
         FlowHeadConfig(random_steps=0)
 
 

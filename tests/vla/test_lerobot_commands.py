@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from demo_folder import write_folder
-from lerobot_commands import TINY_ACT, run_command, train
+from lerobot.scripts import lerobot_train
+from lerobot_commands import TINY_ACT, run_command, train, training_flags
 
+from scripts import cli
 from scripts.evaluate import EvaluateConfig, main
 from vla.checkpoint.folder import load_checkpoint
 from vla.policy import load_policy
@@ -39,9 +41,12 @@ def ours(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def act(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `lerobot-train --policy.type=act` leaves of our data."""
+    """What `vla lerobot-train --policy.type=act` leaves of our data, as LeRobot's own does."""
     out = tmp_path_factory.mktemp("outputs") / "act"
-    train(data, out, *TINY_ACT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lerobot_train, "init_logging", lambda **_: None)  # it clears pytest's
+        patch.setattr("sys.argv", [])
+        assert cli.main(["lerobot-train", *training_flags(data, out, *TINY_ACT)]) == 0
     return out
 
 

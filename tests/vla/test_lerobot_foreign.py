@@ -46,13 +46,13 @@ def observe(seed: int, rows: int = 2) -> ObservationBatch:
 
 def as_lerobot(observation: ObservationBatch) -> dict[str, Any]:
     """The same as `lerobot-eval` makes it."""
-    pictures = {
+    images = {
         f"observation.images.{name}": image.permute(0, 3, 1, 2).float() / 255
         for name, image in observation.images.items()
         if name in ("front", "wrist")
     }
     return {
-        **pictures,
+        **images,
         "observation.state": observation.proprio,
         "task": observation.instructions,
     }

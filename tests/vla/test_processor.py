@@ -194,8 +194,8 @@ def test_observation_by_hand():
     assert inputs.pixel_values.shape == (2, 2, 3, 12, 16)
     for row, observation in enumerate(observations):
         for index, camera in enumerate(SPEC.cameras):
-            picture = inputs.pixel_values[row, index].permute(1, 2, 0).numpy()
-            assert (picture == observation.images[camera.name]).all()
+            image = inputs.pixel_values[row, index].permute(1, 2, 0).numpy()
+            assert (image == observation.images[camera.name]).all()
         proprio = make_statistics().proprio
         expected = (observation.proprio - np.array(proprio.mean)) / np.array(proprio.std)
         normalised = processor.proprio(inputs.proprio)[row]
@@ -244,7 +244,7 @@ def test_long_instruction_is_refused_with_length_and_limit():
         make_processor(max_text_tokens=8).prompts.texts(["", SENTENCES[0]])
 
 
-def test_instruction_cannot_smuggle_in_pictures():
+def test_instruction_cannot_smuggle_in_images():
     """An instruction that spells the image token stays text."""
     processor = make_processor()
     ids, mask = processor.prompts.texts(["look at the <image>"]).values()
@@ -307,7 +307,7 @@ def test_bad_observations_are_refused_by_name():
 
 
 def test_cameras_of_different_sizes_need_a_common_one():
-    """Then pictures are resized, and a plain one keeps its colour."""
+    """Then images are resized, and a plain one keeps its colour."""
     cameras = (CameraSpec("front", 12, 16), CameraSpec("wrist", 24, 32))
     spec = replace(SPEC, cameras=cameras)
     with pytest.raises(ValueError, match="set image_size_px"):
@@ -431,8 +431,8 @@ def test_saved_processor_is_the_same(tmp_path, config):
     [
         ({"action_normalisation": "zscore"}, "'zscore' is not one of"),
         ({"padding": "none"}, "'none' is not 'fixed' or 'longest'"),
-        ({"max_text_tokens": 0}, "start at 1"),
-        ({"image_token": "<picture>"}, "no image token '<picture>'"),
+        ({"max_text_tokens": 0}, "max_text_tokens must be at least 1"),
+        ({"image_token": "<photo>"}, "no image token '<photo>'"),
     ],
 )
 def test_wrong_configuration_is_refused(config, message):

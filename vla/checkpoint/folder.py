@@ -21,7 +21,6 @@ where `load_checkpoint` finds it should a crash fall between the two renames.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -33,6 +32,7 @@ from typing import Any, Protocol
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from vla_runtime.atomic_folder import describe_files, digest, flush, hidden, partial_folder, sync
 
 from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
@@ -128,31 +128,28 @@ def save_checkpoint(
         TypeError: the configuration or the training state holds something that is not plain data.
     """
     folder = Path(folder)
-    partial = _hidden(folder, "partial")
     try:
-        # Left by a crash: it is of no use, since nothing says how far it got.
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_json(partial / "config.json", model_config)
-        _write_tensors(partial / _WEIGHTS, weights)
-        processor.save(partial)
-        if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
-        for name, data in (documents or {}).items():
-            _write_json(partial / name, data)
-        if ledger:
-            _write_json(partial / _LEDGER, dict(ledger))
-        if training_state is not None:
-            tensors, structure = flatten_state(training_state)
-            _write_json(partial / f"{_STATE}.json", structure)
-            _write_tensors(partial / f"{_STATE}.safetensors", tensors)
-        # Last, so that it lists every file; then on disk before the rename makes the name valid.
-        _write_manifest(partial)
-        _flush(partial)
-        _put_in_place(partial, folder)
-    # KeyboardInterrupt too: no half-written folder may stay behind.
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with partial_folder(folder) as partial:
+            _write_json(partial / "config.json", model_config)
+            _write_tensors(partial / _WEIGHTS, weights)
+            processor.save(partial)
+            if card is not None:
+                (partial / "README.md").write_text(card, encoding="utf-8")
+            for name, data in (documents or {}).items():
+                _write_json(partial / name, data)
+            if ledger:
+                _write_json(partial / _LEDGER, dict(ledger))
+            if training_state is not None:
+                tensors, structure = flatten_state(training_state)
+                _write_json(partial / f"{_STATE}.json", structure)
+                _write_tensors(partial / f"{_STATE}.safetensors", tensors)
+            # Last, so that it lists every file; then on disk before the rename makes the name
+            # valid.
+            manifest = {"format": FORMAT_VERSION, "files": describe_files(partial)}
+            _write_json(partial / _MANIFEST, manifest)
+            flush(partial)
+            _put_in_place(partial, folder)
+    except Exception as error:
         if (code := _system_errno(error)) is not None:
             raise CheckpointError(_explain_write(folder, code, error)) from error
         raise
@@ -221,7 +218,7 @@ def fingerprint(folder: Path | str) -> str:
     """
     place = _find(Path(folder))
     _read_manifest(place)
-    return _digest(place / _MANIFEST)
+    return digest(place / _MANIFEST)
 
 
 def require_current(folder: Path) -> None:
@@ -259,12 +256,8 @@ def latest_complete(run_folder: Path | str) -> Path | None:
     return None
 
 
-def _hidden(folder: Path, role: str) -> Path:
-    return folder.with_name(f".{folder.name}.{role}")
-
-
 def _put_in_place(partial: Path, folder: Path) -> None:
-    previous = _hidden(folder, "previous")
+    previous = hidden(folder, "previous")
     if folder.exists():
         # Never replace a folder that we did not write: it may be the user's own data.
         if not (folder / _MANIFEST).is_file() and any(folder.iterdir()):
@@ -275,7 +268,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         os.rename(folder, previous)
     os.rename(partial, folder)
     # The rename itself is on disk only once the parent folder is.
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -288,34 +281,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     own = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     save_file(own, path)
     path.chmod(0o644)  # safetensors makes it private, which breaks serving by another user
-
-
-def _write_manifest(folder: Path) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"sha256": _digest(path), "bytes": _size(path)}
-        for path in paths
-    }
-    _write_json(folder / _MANIFEST, {"format": FORMAT_VERSION, "files": files})
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    # Folders too: a file survives a power cut only if its directory entry does.
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int | None:
@@ -349,7 +314,7 @@ def _find(folder: Path) -> Path:
     """Where the checkpoint lies: under its name, or beside it after a crash between renames."""
     if folder.exists():
         return folder
-    if (previous := _hidden(folder, "previous")).exists():
+    if (previous := hidden(folder, "previous")).exists():
         return previous
     raise CheckpointError(f"there is no checkpoint {folder}; {_nearby(folder)}")
 
@@ -399,7 +364,7 @@ def _verify(folder: Path, name: str, expected: tuple[str, int]) -> None:
     path = folder / name
     if (size := _size(path)) is None:
         raise CheckpointError(f"checkpoint {folder} is incomplete: {name} is missing")
-    if (_digest(path), size) != expected:
+    if (digest(path), size) != expected:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {name} ({size} of {expected[1]} bytes) does not have "
             "the manifest's SHA-256; copy it again or use another one"

@@ -5,7 +5,6 @@ LeRobot derives the names of the classes and of the modules beside this one from
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
 
 from vla.checkpoint.lerobot_files import POLICY_TYPE
 from vla.model.heads.registry import HEADS
+from vla.settings import require_numbers
 
 
 def _unscaled() -> dict[str, NormalizationMode]:
@@ -81,12 +81,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
             raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
         if self.perception not in (None, "frozen", "trained"):
             raise ValueError(f"perception {self.perception!r} is not 'frozen' or 'trained'")
-        if self.chunk_length < 1:
-            raise ValueError(f"chunk_length starts at 1, got {self.chunk_length}")
         # torch checks none of the rates that a group of parameters brings: it would ascend.
-        for name in ("learning_rate", "perception_learning_rate", "weight_decay", "feature_noise"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+        require_numbers(self, at_least_1=("chunk_length",))
 
     @property
     def observation_delta_indices(self) -> None:

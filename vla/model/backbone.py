@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vla.model.pointer import POINTS
 from vla.processing.model_inputs import ModelInputs
+from vla.settings import require_numbers
 
 READOUTS = len(POINTS) + 1
 """Learned positions after the prompt: one asks for each point, the last is read by the actor."""
@@ -60,11 +61,11 @@ class BackboneConfig:
         for name, valid in (("tuning", get_args(Tuning)), ("dtype", get_args(Precision))):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {valid}")
+        counts = ("lora_rank", "fusion_layers", "fusion_width")
+        require_numbers(self, at_least_1=counts, above_0=("lora_alpha",), any_sign=("layer",))
         # Attention heads are 64 wide (`vla.model.dual`), hence the multiple.
-        if self.lora_rank < 1 or self.fusion_layers < 1 or self.fusion_width % 64:
-            raise ValueError(
-                f"lora_rank and fusion_layers start at 1, fusion_width is a multiple of 64: {self}"
-            )
+        if self.fusion_width % 64:
+            raise ValueError(f"fusion_width is a multiple of 64, got {self.fusion_width}")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BackboneConfig:

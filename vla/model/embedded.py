@@ -24,6 +24,7 @@ from transformers import (
 from vla.model.backbone import READOUTS, Backbone, Hidden, reduced_precision
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
 from vla.processing.tokenizer import IMAGE
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class EmbeddedConfig:
     heads: int = 4
     patch_size: int = 24
     shuffle: int = 1
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self,
+            at_least_1=("width", "vision_layers", "text_layers", "heads", "patch_size", "shuffle"),
+        )
 
     def image_tokens(self, image_size: int) -> int:
         """Tokens that one square image becomes.

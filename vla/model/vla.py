@@ -25,6 +25,7 @@ from vla.model.pointer import POINTS, Pointer, Pointing
 from vla.model.registry import backbone_from_dict
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class VLAConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.static_points) - set(POINTS):
             raise ValueError(f"no points {sorted(unknown)}; there are {', '.join(POINTS)}")
+        require_numbers(
+            self,
+            at_least_1=("chunk_length", "readout_dim"),
+            above_0=("point_scale_m",),
+            any_sign=("point_center_m",),
+        )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from vla.processing.normalisation import (
 )
 from vla.processing.prompts import EmbeddedPrompts, ForeignPrompts, Prompts, load_language
 from vla.processing.tokenizer import IMAGE
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,17 @@ class ProcessorConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {NORMALISATIONS}")
         if self.padding not in ("fixed", "longest"):
             raise ValueError(f"padding {self.padding!r} is not 'fixed' or 'longest'")
-        if self.image_tokens_per_camera < 1 or self.max_text_tokens < 1:
-            raise ValueError(f"image_tokens_per_camera and max_text_tokens start at 1: {self}")
+        require_numbers(
+            self,
+            at_least_1=(
+                "image_size_px",
+                "image_tokens_per_camera",
+                "max_text_tokens",
+                "camera_slots",
+                "proprio_dim",
+                "action_dim",
+            ),
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ProcessorConfig:

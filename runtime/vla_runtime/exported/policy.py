@@ -109,12 +109,13 @@ class ExportedPolicy:
                 "weights from 0 to 1"
             )
         encoded, state = self._encode(observation, state)
-        wanted = {"target": target[None], "weight": weight[None]}
+        kept = np.clip(target, self.spec.action.low, self.spec.action.high)
+        wanted = {"target": kept[None], "weight": weight[None]}
         rows = {name: value.astype(np.float32) for name, value in wanted.items()}
         actions = self._graphs["inpaint"]({**encoded, **rows})["actions"]
         # What runs while the chunk is computed stays exactly as it was.
-        kept = np.where((weight == 1)[:, None], rows["target"], actions)
-        return self._chunk(kept), state
+        actions = np.where((weight == 1)[:, None], rows["target"], actions)
+        return self._chunk(actions), state
 
     def prompt(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int64 [1, length] and mask bool [1, length] of an instruction.

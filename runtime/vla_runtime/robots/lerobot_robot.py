@@ -122,6 +122,7 @@ class LeRobotRobot:
         Raises:
             ConnectionError: the device does not answer, or its motors hold another calibration.
         """
+        self._last = None  # of a connection before: halting must not repeat it
         try:
             # Never `calibrate=True`: it would ask questions on a terminal that may not exist.
             self._drive("connect", lambda: self.device.connect(calibrate=False), None)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vla.model.heads.base import HeadDims, HeadInputs
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class ExpertConfig:
     width: int = 128
     layers: int = 2
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("width", "layers", "heads"))
 
 
 class ActionExpert(nn.Module):

@@ -26,6 +26,7 @@ from torch import Tensor
 from vla.model.heads.autoregressive import Autoregressive, AutoregressiveHead, TokenLikelihood
 from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ExpertConfig
+from vla.settings import require_numbers
 
 _FIRST = 0x4E00  # letters from here on stand for whole numbers: one block without gaps
 
@@ -47,6 +48,9 @@ class FastHeadConfig(HeadConfig):
     vocabulary: int = 512
     limit: int = 0
     bpe: str = ""
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("vocabulary",), above_0=("scale",))
 
     def fitted(self, actions: Tensor) -> FastHeadConfig:
         """With byte-pair encoding learned from chunks [n, chunk_length, action].

@@ -32,6 +32,7 @@ from vla.model.heads.base import (
     zero_missing,
 )
 from vla.model.heads.expert import ActionExpert, ExpertConfig
+from vla.settings import require_numbers
 
 _LATEST = 0.999  # the last time that training draws
 _MOST_GUIDANCE = 5.0  # most weight of the guidance in inpainting
@@ -58,8 +59,7 @@ class FlowHeadConfig(HeadConfig):
     log_std_start: float = -1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.random_steps < 1:
-            raise ValueError(f"steps and random_steps start at 1: {self}")
+        require_numbers(self, at_least_1=("steps", "random_steps"), any_sign=("log_std_start",))
 
 
 @dataclass(frozen=True)

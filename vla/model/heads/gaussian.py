@@ -23,6 +23,7 @@ from vla.model.heads.base import (
     LikelihoodHead,
     zero_missing,
 )
+from vla.settings import require_numbers
 
 _EDGE = 0.98  # demonstrated actions are scaled by this before atanh, which is infinite at 1
 
@@ -44,6 +45,14 @@ class GaussianHeadConfig(HeadConfig):
     log_std_min: float = -2.5
     log_std_max: float = 0.0
     log_std_start: float = -1.0
+
+    def __post_init__(self) -> None:
+        require_numbers(
+            self,
+            at_least_1=("hidden",),
+            any_sign=("log_std_min", "log_std_max", "log_std_start"),
+            at_most={"dropout": 1 - 1e-6},
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.nn.functional import one_hot
 from vla.model.heads.autoregressive import Autoregressive, AutoregressiveHead, TokenLikelihood
 from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ExpertConfig
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class TokenHeadConfig(HeadConfig):
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     bins: int = 256
     label_smoothing: float = 0.05
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("bins",))
 
 
 class TokenHead(AutoregressiveHead):
