@@ -30,10 +30,19 @@ class TaskOptions:
     Attributes:
         seed: of the initial state.
         image_size: pixels a side of an image.
+
+    Raises:
+        ValueError: a negative seed, or no pixels.
     """
 
     seed: int = DEVELOPMENT.start
     image_size: int = 96
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed starts at 0, got {self.seed}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size starts at 1, got {self.image_size}")
 
 
 class TaskRobot:

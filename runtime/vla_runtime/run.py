@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from vla_runtime.contract import Robot, RobotPolicy, RobotSpec, SimulatedEpisode
@@ -67,6 +69,7 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
     Raises:
         ContractMismatchError: policy and robot do not share one contract.
         LimitsError: limits are missing, or are no usable numbers.
+        OSError: the report cannot be written.
         ValueError: the execution does not fit the policy.
         ConnectionError: the robot does not answer.
         InferenceError: the policy cannot be loaded.
@@ -75,7 +78,7 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
     """
     limits = _limits(robot.spec, config)
     kinematics = _kinematics(robot.spec, config, limits)
-    config.out.mkdir(parents=True, exist_ok=True)
+    _prepare_out(config.out)
     with ExitStack() as stack:
         inference = InferenceProcess(load, config.policy, robot.spec, config.instruction)
         stack.callback(inference.end)
@@ -91,13 +94,27 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         plan = make_plan(config.execution, timing, can_inpaint)
         details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
         # The robot stands still, so this may take its time.
-        details["recording"] = {} if recorder is None else recorder.finish()
+        details["recording"] = {}
+        if recorder is not None:
+            print("the robot is halted; finishing the recording", flush=True)
+            details["recording"] = recorder.finish()
     if isinstance(robot, SimulatedEpisode):
         details["success"] = robot.success
-        robot.film(config.out / FILM)
     report = RunReport.of(config, robot.spec, details)
     write_report(config.out, report)
+    if isinstance(robot, SimulatedEpisode):
+        robot.film(config.out / FILM)  # last: nothing that fails here may cost the report
     return report
+
+
+def _prepare_out(folder: Path) -> None:
+    # Also a folder that is there already: a run that cannot be reported on must not begin.
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write the report to --out {folder}: {error.strerror}") from error
 
 
 def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:

@@ -39,6 +39,7 @@ _BUFFER_S = 2.0
 """How long the recording process may be busy before control steps are dropped."""
 _LONGEST_EPISODE_S = 60.0
 """LeRobot keeps an episode's images in memory while it writes them."""
+_KEPT = "the next run into this folder adds the log of this one"
 
 
 class RecordingError(RuntimeError):
@@ -138,7 +139,10 @@ class RunRecorder:
                 summary = {} if "slot" in message else message
         except ChildEndedError as error:
             self.failure = self.failure or f"{self._child.how_it_ended()} ({error})"
-            summary = {"kept": "the next run into this folder adds the log of this one"}
+            summary = {"kept": _KEPT}
+        except KeyboardInterrupt:  # a second Ctrl-C ends the waiting, not the report
+            self.failure = self.failure or "interrupted before the log was in the data set"
+            summary = {"kept": _KEPT}
         counts = {"recorded": self.recorded, "dropped": self.dropped, "failure": self.failure}
         return counts | summary
 

@@ -149,10 +149,23 @@ def test_surplus_files_are_named(copy: Path) -> None:
         read_exported(copy)
 
 
+def test_a_link_to_nothing_is_a_missing_file(copy: Path) -> None:
+    """As after a copy of links without what they point at."""
+    (copy / "encode.onnx").unlink()
+    (copy / "encode.onnx").symlink_to(copy / "nowhere")
+    with pytest.raises(ExportedFolderError, match=r"encode\.onnx is missing"):
+        read_exported(copy)
+
+
 def test_another_format_says_what_to_do(copy: Path) -> None:
     """And a manifest of something else is not taken for one of ours."""
     manifest = json.loads((copy / "manifest.json").read_text())
-    for changes, match in (({"format": 2}, "has format 2.*reads 1"), ({"kind": "x"}, "says 'x'")):
+    for changes, match in (
+        ({"format": 2}, "has format 2.*reads 1"),
+        ({"format": True}, "has format True.*reads 1"),
+        ({"format": "1"}, "has format '1'.*reads 1"),
+        ({"kind": "x"}, "says 'x'"),
+    ):
         text = json.dumps({**manifest, **changes}, indent=1) + "\n"
         (copy / "manifest.json").write_text(text)
         with pytest.raises(ExportedFolderError, match=match):

@@ -75,6 +75,8 @@ def test_words_are_split_as_a_shell_splits_them() -> None:
     assert split_argument("'a b.xml' --x=1") == ("a b.xml", ["--x=1"])
     assert split_argument("--x=1") == ("", ["--x=1"])
     assert split_argument("") == ("", [])
+    with pytest.raises(ValueError, match=r"robot argument .*No closing quotation"):
+        split_argument("it's.xml")
     [options, degradation] = parse_options(
         "x", ["--width=8", "--noise", "0.5"], MujocoOptions, Degradation
     )

@@ -19,6 +19,13 @@ PERIOD_S = 0.04
 pytestmark = pytest.mark.render
 
 
+def test_an_episode_that_there_cannot_be_is_refused() -> None:
+    """By the name of the option; numpy's own message names none."""
+    for options, message in (("--seed=-5", "seed starts at 0"), ("--image_size=0", "image_size")):
+        with pytest.raises(ValueError, match=message):
+            make(f"FetchPush {options}")
+
+
 def connected(clock: Clock, task: str = "FetchReach") -> TaskRobot:
     """A robot at the beginning of its episode."""
     robot = TaskRobot(task, TaskOptions(seed=SEED, image_size=16), clock=clock)

@@ -146,6 +146,16 @@ def test_what_cannot_run_moves_nothing(
     assert robot.log == []
 
 
+def test_a_report_that_cannot_be_written_is_refused_first(play: Play, tmp_path: Path) -> None:
+    """A file of that name, and a folder that takes no files."""
+    (tmp_path / "file").touch()
+    robot = NumpyRobot()
+    for out in (tmp_path / "file", Path("/proc/self")):
+        with pytest.raises(OSError, match=f"cannot write the report to --out {out}: "):
+            play(robot, out=out)
+    assert robot.log == []
+
+
 def test_limits_are_required(play: Play, tmp_path: Path) -> None:
     """Without any the flag is named; a file that has them is enough."""
     robot = NumpyRobot(replace(SPEC, motion=None))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from loop_doubles import SPEC, NumpyRobot
 from vla_runtime import cli
+from vla_runtime.child_process import MessageSocket
 from vla_runtime.contract import ContractMismatchError
 from vla_runtime.run_log import RunHeader, RunLogWriter, RunStep
 from vla_runtime.run_recording import (
@@ -116,6 +117,23 @@ def log_in(folder: Path, spec: object = SPEC, steps: int = 3) -> Path:
         writer.add(RunStep(number / 50, {"front": image}, ACTION, ACTION, ACTION + number))
     writer.close()
     return folder
+
+
+def test_ctrl_c_while_the_recording_is_finished_ends_the_waiting_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding a log may take a minute: who does not wait still has the report, and the log."""
+    recorder = RunRecorder(RecordingTarget(HEADER, tmp_path / "data", None))
+    recorder.wait_until_ready()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MessageSocket, "receive", interrupted)
+    summary = recorder.finish()
+    recorder.end()
+    assert "interrupted" in summary["failure"]
+    assert "next run into this folder" in summary["kept"]
 
 
 def test_another_robot_is_refused(tmp_path: Path) -> None:

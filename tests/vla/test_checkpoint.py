@@ -205,6 +205,17 @@ def test_missing_checkpoint_lists_those_nearby(tmp_path):
             load_checkpoint(asked)
 
 
+def test_an_exported_policy_is_no_checkpoint(tmp_path):
+    """It has a manifest, too: it is called what it is, and is not offered as one nearby."""
+    (tmp_path / "exported").mkdir()
+    manifest = tmp_path / "exported" / "manifest.json"
+    manifest.write_text('{"format": 1, "kind": "exported policy", "files": {}}')
+    with pytest.raises(CheckpointError, match="no checkpoint, it is an exported policy"):
+        load_checkpoint(tmp_path / "exported")
+    with pytest.raises(CheckpointError, match="nor any in"):
+        load_checkpoint(tmp_path / "step_3")
+
+
 def test_latest_is_the_highest_number(tmp_path):
     """By number, not by spelling or time; other names are not steps."""
     assert latest_complete(tmp_path / "nothing") is None

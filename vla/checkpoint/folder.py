@@ -327,7 +327,7 @@ def _list_checkpoints(run_folder: Path | str) -> list[Path]:
     names = {
         re.sub(r"^\.(.+)\.previous$", r"\1", manifest.parent.name)
         for manifest in run_folder.glob(f"*/{_MANIFEST}")
-        if not manifest.parent.name.endswith(".partial")
+        if not manifest.parent.name.endswith(".partial") and (manifest.parent / _WEIGHTS).is_file()
     }
     return sorted(run_folder / name for name in names)
 
@@ -349,6 +349,8 @@ def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[str, int]]]:
         raise CheckpointError(f"{folder} is no checkpoint: no {_MANIFEST}; {_nearby(folder)}")
     try:
         manifest = _read_json(folder / _MANIFEST)
+        if (kind := manifest.get("kind")) is not None:
+            raise CheckpointError(f"{folder} is no checkpoint, it is an {kind}")
         if (version := manifest["format"]) not in range(1, FORMAT_VERSION + 1):
             raise CheckpointError(
                 f"checkpoint {folder} has format {version}, this version reads up to "

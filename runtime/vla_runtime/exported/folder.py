@@ -203,7 +203,7 @@ def _verify(folder: Path) -> None:
             f"exported policy {folder} holds files that are not of it: {surplus}; move them away"
         )
     for name, expected in files.items():
-        if name not in found:
+        if name not in found or not (folder / name).is_file():  # or a link to nothing
             raise ExportedFolderError(f"exported policy {folder} is incomplete: {name} is missing")
         path = folder / name
         if expected != {"sha256": digest(path), "bytes": path.stat().st_size}:
@@ -230,9 +230,9 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise ExportedFolderError(f"{path} is damaged: {error!r}") from error
     if kind != _KIND:
         raise ExportedFolderError(f"{folder} is no exported policy: {_MANIFEST} says {kind!r}")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
         raise ExportedFolderError(
-            f"exported policy {folder} has format {version}, this version of vla-runtime reads "
+            f"exported policy {folder} has format {version!r}, this version of vla-runtime reads "
             f"{FORMAT_VERSION}: export it again, or install the version that wrote it"
         )
     # As it was written and not only of equal meaning: the manifest has no hash of its own.

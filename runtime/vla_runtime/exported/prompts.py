@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -52,7 +53,7 @@ class Prompts:
         if len(words) > settings.max_text_tokens:
             raise ValueError(
                 f"instruction has {len(words)} tokens with its end token, the policy reads "
-                f"{settings.max_text_tokens}; shorten it: {instruction!r}"
+                f"{settings.max_text_tokens}; shorten it: {shorten(instruction, 80)!r}"
             )
         tokens = [*settings.prefix, *words]
         ids = np.full((1, settings.length), settings.pad, dtype=np.int64)

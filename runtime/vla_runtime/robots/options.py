@@ -14,8 +14,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def split_argument(argument: str) -> tuple[str, list[str]]:
-    """The first word, and the rest, as a shell splits them; both may be empty."""
-    first, *rest = shlex.split(argument) or [""]
+    """The first word, and the rest, as a shell splits them; both may be empty.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    try:
+        first, *rest = shlex.split(argument) or [""]
+    except ValueError as error:
+        raise ValueError(f"robot argument {argument!r}: {error}") from error
     return (first, rest) if not first.startswith("-") else ("", [first, *rest])
 
 
