@@ -133,8 +133,8 @@ def test_a_robot_installs_the_wheel_and_acts(wheel: Path, tmp_path: Path) -> Non
 
 
 def test_simulating_and_training_need_no_lerobot(wheel: Path, tmp_path: Path) -> None:
-    """The commands load with the extras `sim` and `train` alone, whatever they import in turn."""
-    python = environment(tmp_path / "trainer", "sim", "train")
+    """The commands load with the extras `sim`, `train` and `export`, whatever they import."""
+    python = environment(tmp_path / "trainer", "sim", "train", "export")
     [packages] = python.parents[1].glob("lib/python*/site-packages")
     zipfile.ZipFile(wheel).extractall(packages)
     commands = ", ".join(f"scripts.{name}" for name in COMMANDS if name != "lerobot-train")
