@@ -241,7 +241,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path, monkeypatch
     moments = (
         [(checkpoint, "_write_json", n) for n in range(3)]
         + [(checkpoint, "_write_tensors", n) for n in range(2)]
-        + [(checkpoint, "_sync", n) for n in (0, 4, 11)]
+        + [(os, "fsync", n) for n in (0, 4, 11)]
         + [
             (os, "rename", 0),
             (os, "rename", 1),
@@ -270,7 +270,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path, monkeypatch
         assert names_in(tmp_path) == {"step_1"}, "the next save must sweep up what a kill left"
     # Before the second rename it is the old one, after it the new one.
     assert ("rename", 1, 1.0) in seen
-    assert ("_sync", 11, 2.0) in seen
+    assert ("fsync", 11, 2.0) in seen
     assert ("rmtree", 2, 2.0) in seen
     assert all(value == 1.0 for name, _, value in seen if name.startswith("_write"))
 
