@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
+from vla_runtime.run_report import REPORT
 
 from scripts import collect, evaluate, export, pretrain, refine
 from scripts.presets import preset
@@ -90,15 +91,16 @@ def main(config: DemoConfig) -> int:
     if not exported.exists():
         export.main(export.ExportConfig(refined, exported, task=config.task))
     announce("running it on the simulated robot in real time, without torch")
-    run = _run_robot(config.task, exported, config.out / "run")
-    announce(f"done: open {config.out / 'report' / 'report.html'} and {run.out / 'report.html'}")
+    run = config.out / "run"
+    if not (run / REPORT).exists():
+        _run_robot(config.task, exported, run)
+    announce(f"done: open {config.out / 'report' / 'report.html'} and {run / 'report.html'}")
     return 0
 
 
-def _run_robot(task: str, policy: Path, out: Path) -> RunConfig:
+def _run_robot(task: str, policy: Path, out: Path) -> None:
     """One episode of the first held-out initial state, through control loop and safety gate."""
     robot, steps = TaskRobot(task), make_task(task).episode_length
     seconds = steps / robot.spec.control_rate_hz
     config = RunConfig(f"fetch:{task}", str(policy), robot.instruction, seconds=seconds, out=out)
     print(*run_robot(robot, config).lines(), sep="\n", flush=True)
-    return config

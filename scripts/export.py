@@ -32,6 +32,7 @@ from vla.deploy.reference import Reference
 from vla.deploy.torch_policy import find_checkpoint
 from vla.lerobot_plugin.foreign import is_lerobot_checkpoint
 from vla.policy import VLAPolicy, load_policy
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,9 @@ class ExportConfig:
     shadow_episodes: int = 20
 
     def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("observations", "shadow_episodes"))
         if self.out.exists():
             raise ValueError(f"{self.out} exists: name a new folder")
-        if self.observations < 1 or self.shadow_episodes < 1:
-            raise ValueError(
-                f"observations is {self.observations}, shadow_episodes {self.shadow_episodes}: "
-                "each must be at least 1"
-            )
 
 
 def main(config: ExportConfig) -> int:

@@ -118,6 +118,7 @@ class ControlLoop:
         }
 
     def _tick_until(self, seconds: float | None, return_inside: bool) -> str:
+        self._robot.read()  # opens cameras and renderers, so it may be old when it comes
         reading = self._robot.read()
         self._validate(reading)
         self._gate.start(reading)

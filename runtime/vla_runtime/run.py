@@ -15,12 +15,12 @@ from vla_runtime.loop import ControlLoop
 from vla_runtime.run_config import RunConfig
 from vla_runtime.run_log import RunHeader
 from vla_runtime.run_recording import RecordingTarget, RunRecorder
-from vla_runtime.run_report import FILM, RunReport, write_report
+from vla_runtime.run_report import FILM, REPORT, RunReport, write_report
 from vla_runtime.safety.gate import SafetyGate
 from vla_runtime.safety.limits import LimitsError, SafetyLimits
 from vla_runtime.safety.limits_file import load_limits
 from vla_runtime.safety.workspace import Kinematics, MujocoKinematics
-from vla_runtime.stop_request import StopRequest
+from vla_runtime.stop_request import StopRequest, interruptible
 from vla_runtime.timing import real_time
 
 _MODEL_UNITS = {"rad": 1.0, "m": 1.0, "deg": math.pi / 180}
@@ -29,7 +29,8 @@ _MODEL_UNITS = {"rad": 1.0, "m": 1.0, "deg": math.pi / 180}
 
 def main(config: RunConfig) -> int:
     """Run, show the report; 0 after an orderly end, 1 after a fault."""
-    report = run(config)
+    with interruptible():
+        report = run(config)
     print(*report.lines(), f"report: {config.out / 'report.html'}", sep="\n")
     return 0 if report.succeeded else 1
 
@@ -70,7 +71,7 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         ContractMismatchError: policy and robot do not share one contract.
         LimitsError: limits are missing, or are no usable numbers.
         OSError: the report cannot be written.
-        ValueError: the execution does not fit the policy.
+        ValueError: the execution does not fit the policy, or `config.out` holds another report.
         ConnectionError: the robot does not answer.
         InferenceError: the policy cannot be loaded.
         RecordingError: the run cannot be recorded.
@@ -108,6 +109,8 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
 
 
 def _prepare_out(folder: Path) -> None:
+    if (folder / REPORT).exists():
+        raise ValueError(f"--out {folder} holds the report of an earlier run: name another folder")
     # Also a folder that is there already: a run that cannot be reported on must not begin.
     try:
         folder.mkdir(parents=True, exist_ok=True)

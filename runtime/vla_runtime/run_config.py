@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from vla_runtime.safety.gate import SafetyConfig
+
+
+def _new_folder() -> Path:
+    return Path("runs/run") / f"{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class RunConfig:
             `safety.limits_file`.
         kinematics: MJCF or URDF of the robot, where the limits have a workspace; its joints are
             named as the action's dimensions.
-        out: folder of the report, report.json and report.html.
+        out: new folder of the report, report.json and report.html; by default named after the time.
         record: folder of a LeRobotDataset that the run is added to.
         rerun: show the run live in Rerun: "spawn" for a window here, or the address of a viewer.
         return_inside: let a robot that stands outside its limits move back inside, and only that.
@@ -42,7 +47,7 @@ class RunConfig:
     seconds: float | None = None
     limits: Path | None = None
     kinematics: Path | None = None
-    out: Path = Path("runs/run")
+    out: Path = field(default_factory=_new_folder)
     record: Path | None = None
     rerun: str | None = None
     return_inside: bool = False

@@ -16,6 +16,7 @@ from vla_runtime.contract import RobotSpec
 from vla_runtime.dataset_files import write_atomically
 from vla_runtime.run_config import RunConfig
 
+REPORT = "report.json"
 FILM = "episode.mp4"
 """Beside the report, where the robot is simulated."""
 _STYLE = (
@@ -89,7 +90,7 @@ class RunReport:
 def write_report(folder: Path, report: RunReport) -> None:
     """Write `report.json` and `report.html`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "report.json", json.dumps(report.details, indent=1) + "\n")
+    write_atomically(folder / REPORT, json.dumps(report.details, indent=1) + "\n")
     write_atomically(folder / "report.html", _page(report))
 
 

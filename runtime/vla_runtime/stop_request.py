@@ -7,12 +7,33 @@ import select
 import signal
 import termios
 import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 _STDIN = 0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEYS = {"q": "key q", " ": "space bar"}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt: before a robot is connected nothing has to brake.
+
+    Also where SIGINT is ignored, as in a job that a shell script has put into the background:
+    whoever sends it does not want a robot to move.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class StopRequest:

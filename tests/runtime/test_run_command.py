@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from vla_runtime import cli, loading
 from vla_runtime.contract import RobotSpec
+from vla_runtime.stop_request import interruptible
 
 from scripts import cli as full_cli
 
@@ -80,6 +82,18 @@ def _read_until(terminal: int, word: bytes) -> bytes:
             except OSError:  # the program has ended
                 break
     return shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_robot_moves_ends_the_program(number: signal.Signals) -> None:
+    """Also where SIGINT is ignored at the start, as in a script's background job."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,16 @@ def test_a_report_that_cannot_be_written_is_refused_first(play: Play, tmp_path: 
     assert robot.log == []
 
 
+def test_an_earlier_report_is_kept(play: Play, tmp_path: Path) -> None:
+    """A second run into the same folder is refused before the robot is connected."""
+    (tmp_path / "report.json").write_text("{}")
+    robot = NumpyRobot()
+    with pytest.raises(ValueError, match="holds the report of an earlier run"):
+        play(robot, out=tmp_path)
+    assert robot.log == []
+    assert (tmp_path / "report.json").read_text() == "{}"
+
+
 def test_limits_are_required(play: Play, tmp_path: Path) -> None:
     """Without any the flag is named; a file that has them is enough."""
     robot = NumpyRobot(replace(SPEC, motion=None))
@@ -181,7 +191,9 @@ def test_a_workspace_needs_a_model(play: Play, tmp_path: Path) -> None:
         play(NumpyRobot(), limits=limits)
 
 
-def test_a_robot_outside_its_limits_is_moved_only_when_that_is_asked_for(play: Play) -> None:
+def test_a_robot_outside_its_limits_is_moved_only_when_that_is_asked_for(
+    play: Play, tmp_path: Path
+) -> None:
     """By default nothing is written; with the flag it comes back, and goes no further out."""
     robot = NumpyRobot(position=1.2)
     report = play(robot)
@@ -190,7 +202,7 @@ def test_a_robot_outside_its_limits_is_moved_only_when_that_is_asked_for(play: P
     assert robot.written == []
     assert "halt" in robot.log
     robot = NumpyRobot(position=1.02)
-    play(robot, return_inside=True)
+    play(robot, return_inside=True, out=tmp_path / "again")
     assert robot.commands.max() <= 1.02
     assert robot.commands[-1].max() < 1.02
 
