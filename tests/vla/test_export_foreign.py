@@ -73,8 +73,8 @@ def test_images_are_resized_to_the_same_bytes(
     images = torch.randint(256, (2, 3, *before), dtype=torch.uint8)
     images[0] = images[0] // 128 * 255  # at such edges kernels with negative parts overshoot
     for image in images:
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        expected = np.array(picture.resize((after[1], after[0]), Image.Resampling[kernel.upper()]))
+        original = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.array(original.resize((after[1], after[0]), Image.Resampling[kernel.upper()]))
         found = ResizeBytes(before, after, kernel, "pillow")(image)
         np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
     if kernel != "lanczos":  # which torchvision does not have
