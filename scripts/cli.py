@@ -35,6 +35,8 @@ COMMANDS = {
 # Errors that a person can cause and mend: a bad value, a missing file, a full disk, and whatever
 # this project defines itself, since those messages are written to be read.
 USER_ERRORS = (ValueError, OSError)
+# What MuJoCo's import says, in a RuntimeError, of a MUJOCO_GL that it does not know.
+WRONG_VARIABLE = "invalid value for environment variable"
 OWN_PACKAGES = {"vla_runtime", "vla", "sim", "policies", "scripts"}
 
 # Commands that take `--preset NAME`: a task's settings as in docs/results.md.
@@ -137,6 +139,8 @@ def _unknown(name: str) -> str:
 def _is_for_people(error: Exception) -> bool:
     if isinstance(error, ModuleNotFoundError):  # of an extra; our own modules are never missing
         return (error.name or "").split(".")[0] not in {"", *OWN_PACKAGES}
+    if isinstance(error, RuntimeError) and str(error).startswith(WRONG_VARIABLE):
+        return True
     return isinstance(error, USER_ERRORS) or type(error).__module__.split(".")[0] in OWN_PACKAGES
 
 
@@ -146,6 +150,8 @@ def _message(error: Exception) -> str:
             f"the package {error.name!r} is missing: this command needs more than the core, "
             'pip install "lerobot_policy_vla[sim,train,lerobot]", or bash scripts/setup.sh'
         )
+    if str(error).startswith(WRONG_VARIABLE):
+        return f"{error}; without a screen it is egl or osmesa, and unset the one that works"
     return str(error) or type(error).__name__
 
 

@@ -212,6 +212,20 @@ def test_a_job_that_is_ended_from_outside_is_an_interrupt(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_an_unknown_gl_library_is_one_line() -> None:
+    """MuJoCo's import refuses it by a traceback."""
+    run = subprocess.run(
+        [sys.executable, "-m", "scripts.cli", "plan"],
+        env={**os.environ, "MUJOCO_GL": "bogus"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: invalid value for environment variable MUJOCO_GL: bogus;")
+    assert "egl or osmesa" in run.stderr
+
+
 def test_a_terminal_that_lacks_a_sign_does_not_end_a_command(tmp_path: Path) -> None:
     """Printed is what it has."""
     program = (
@@ -293,8 +307,10 @@ def test_the_demo_refuses_bad_settings_before_its_first_stage(
 
     monkeypatch.setattr(collect, "main", begun)
     for wrong in (["--episodes", "0"], ["--demonstrations", "0"], ["--seed", "-1"]):
-        assert cli.main(["demo", *wrong]) == cli.USAGE_EXIT
-        assert capsys.readouterr().err.startswith("error: ")
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["demo", *wrong])
+        captured = capsys.readouterr()
+        assert f"{wrong[0].removeprefix('--')} must be" in captured.out + captured.err
     assert cli.main(["demo", "--task", "FetchFly"]) == cli.USAGE_EXIT
     assert "no preset 'FetchFly'" in capsys.readouterr().err
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import termios
 import tty
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+_STDIN = 0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEYS = {"q": "key q", " ": "space bar"}
 
@@ -31,11 +31,10 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
         # A job in the background must not touch the terminal: the kernel would stop it.
-        terminal = sys.stdin is not None and sys.stdin.isatty()
-        if terminal and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
-            self._terminal = termios.tcgetattr(sys.stdin)
-            tty.setcbreak(sys.stdin)  # keys arrive without Enter; Ctrl-C still is SIGINT
-            self._keyboard.register(sys.stdin, select.POLLIN)
+        if os.isatty(_STDIN) and os.tcgetpgrp(_STDIN) == os.getpgrp():
+            self._terminal = termios.tcgetattr(_STDIN)
+            tty.setcbreak(_STDIN)  # keys arrive without Enter; Ctrl-C still is SIGINT
+            self._keyboard.register(_STDIN, select.POLLIN)
         return self
 
     def __exit__(
@@ -45,7 +44,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         if self._terminal is not None:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+            termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._terminal)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -58,7 +57,7 @@ class StopRequest:
     def reason(self) -> str | None:
         """Who wants the run to stop; None while nobody does. Never waits."""
         if self._terminal is not None and self._keyboard.poll(0):
-            for key in os.read(sys.stdin.fileno(), 64).decode(errors="replace"):
+            for key in os.read(_STDIN, 64).decode(errors="replace"):
                 self._reason = self._reason or _KEYS.get(key)
         return self._reason
 

@@ -131,7 +131,9 @@ def real_time(priority: int) -> Iterator[str]:
     try:
         yield use_fifo(priority)
     finally:
-        os.sched_setscheduler(0, *before)
+        # Reset-on-fork stays: who may use FIFO by `rtprio` alone may not take that flag back.
+        kept = os.sched_getscheduler(0) & os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, before[0] | kept, before[1])
         gc.unfreeze()
         if collects:
             gc.enable()

@@ -87,7 +87,7 @@ def test_images_are_changed_one_by_one(data: Path) -> None:
     _, changed = both(data, image_transforms=change)
     torch.manual_seed(0)
     found = changed.batch([0, 1])["observation.images.front"]
-    assert found.shape == (2, 3, 96, 96)
+    assert found.shape == (2, 3, 40, 40)
     assert not torch.equal(found, plain.batch([0, 1])["observation.images.front"])
 
 

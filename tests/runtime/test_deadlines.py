@@ -118,6 +118,24 @@ def test_fifo_is_used_or_its_lack_explained() -> None:
             assert "LimitRTPRIO" in scheduling
 
 
+def test_real_time_ends_without_the_right_to_take_its_flag_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has `rtprio` alone may set reset-on-fork, not clear it: a run must still end well."""
+    now = [os.SCHED_OTHER]
+
+    def as_the_kernel(_: int, policy: int, param: os.sched_param) -> None:
+        if now[0] & os.SCHED_RESET_ON_FORK and not policy & os.SCHED_RESET_ON_FORK:
+            raise PermissionError
+        now[0] = policy
+
+    monkeypatch.setattr(os, "sched_setscheduler", as_the_kernel)
+    monkeypatch.setattr(os, "sched_getscheduler", lambda _: now[0])
+    with real_time(7) as scheduling:
+        assert scheduling == "FIFO, priority 7"
+    assert now[0] == os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+
+
 def test_no_permission_for_fifo(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user without rights reads."""
 

@@ -49,7 +49,7 @@ def test_a_command_beyond_the_limits_is_cut_and_counted() -> None:
     assert bench.kind() is None
 
 
-@pytest.mark.parametrize("command", MALFORMED, ids=repr)
+@pytest.mark.parametrize("command", MALFORMED)
 def test_what_is_no_command_latches(command: Any) -> None:
     """Never an exception: the loop would stop ticking, and the robot would not slow down."""
     bench = moving()

@@ -20,6 +20,9 @@ from vla_runtime.server.messages import unpack_reply
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+# The client's masks come from `random`, which hypothesis takes for a strategy's.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module")
+
 KEYS = [*fields_of(observe()), "time_s", "reset", "inpaint_target", "inpaint_weight", "endpoint"]
 RECORDED = [
     msgpack_numpy.packb(fields_of(observe(seed)) | extra)

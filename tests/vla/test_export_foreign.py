@@ -47,14 +47,15 @@ WORDS = ("push the red block to the blue zone", "Lift 3 blocks!", "")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VLAPolicy]:
     """A policy on each architecture."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: policy_on(tiny_models.make(name, folder)) for name in (*EXPORTED, "qwen2_5_vl")}
+    policies = {name: policy_on(tiny_models.make(name, folder)) for name in EXPORTED}
+    return policies | {"qwen2_5_vl": policy_on(tiny_models.make("qwen2_5_vl", folder), (56, 56))}
 
 
-def policy_on(folder: Path) -> VLAPolicy:
-    """An untrained policy on a pretrained model."""
+def policy_on(folder: Path, size_px: tuple[int, int] | None = None) -> VLAPolicy:
+    """An untrained policy on a pretrained model; its processor is given images of this size."""
     torch.manual_seed(0)
     robots = {SPEC.robot: Embodiment(SPEC, make_statistics())}
-    config = ProcessorConfig(image_size_px=(56, 56))
+    config = ProcessorConfig(image_size_px=size_px)
     policy = vlm_policy(str(folder), BackboneConfig(), robots, VLAConfig(), config)
     policy.model.eval()
     return policy
@@ -73,8 +74,10 @@ def test_images_are_resized_to_the_same_bytes(
     images = torch.randint(256, (2, 3, *before), dtype=torch.uint8)
     images[0] = images[0] // 128 * 255  # at such edges kernels with negative parts overshoot
     for image in images:
-        original = Image.fromarray(image.permute(1, 2, 0).numpy())
-        expected = np.array(original.resize((after[1], after[0]), Image.Resampling[kernel.upper()]))
+        before_resize = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.array(
+            before_resize.resize((after[1], after[0]), Image.Resampling[kernel.upper()])
+        )
         found = ResizeBytes(before, after, kernel, "pillow")(image)
         np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
     if kernel != "lanczos":  # which torchvision does not have
@@ -234,7 +237,7 @@ def test_a_policy_on_a_pretrained_model_is_exported(
         return {"open_loop": found, "instructions": compare_prompts(policy, exported, WORDS)}
 
     found = export_policy(policy, tmp_path / "out", {"checkpoint": "x"}, check)
-    assert found["instructions"] == len(WORDS)
+    assert found["instructions"] > len(WORDS)  # odd ones are compared, too
     loaded = load_policy(str(tmp_path / "out"))
     chunk, _ = loaded.decide(seen[0], loaded.initial_state())
     assert chunk.actions.shape == (policy.chunk_length, SPEC.action.dim)

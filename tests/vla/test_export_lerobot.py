@@ -308,7 +308,7 @@ def test_observations_and_actions_wait_in_queues(act: tuple[ForeignPolicy, Path]
 
     def encode(rows: Arrays) -> Arrays:
         read.append(rows["proprio"][:, 0])
-        return {"actions": rows["proprio"][None, :1, :1] + np.float32([[0, 0, 0, 0]]).repeat(3, 0)}
+        return {"actions": rows["proprio"][None, :1, :1] + np.zeros((3, 4), np.float32)}
 
     policy._graphs = {"encode": encode}  # pyright: ignore[reportAttributeAccessIssue]
     (seen,) = random_observations(policy.spec, [0.0] * 5, [1.0] * 5, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -152,10 +153,11 @@ class _Joined:
 def _trace_gradients(module: nn.Module, examples: tuple[Tensor, ...]) -> nn.Module:
     """The operators of forward and backward pass, which an exporter takes for any others."""
     # Fused attention has a backward operator of its own, which ONNX does not know.
+    table: Any = torch.export.default_decompositions()  # `make_fx` names another type of keys
     with sdpa_kernel(SDPBackend.MATH):
         return make_fx(
             module,
-            decomposition_table=torch.export.default_decompositions(),
+            decomposition_table=table,
             tracing_mode="symbolic",
             _allow_non_fake_inputs=True,
         )(*examples)

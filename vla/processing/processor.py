@@ -334,5 +334,6 @@ def _resize(image: Tensor, size_px: tuple[int, int]) -> Tensor:
     resized = torch.nn.functional.interpolate(
         channels_first, size=size_px, mode="bilinear", antialias=True
     )
-    # byte() would truncate, and darken the image by half a step.
-    return resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    # byte() would truncate, and darken the image by half a step. Weights are fractions of small
+    # numbers, so halves are common: without the nudge every library rounds them in its own way.
+    return (resized + 2**-10).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
