@@ -59,7 +59,6 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
     "accelerate": "lerobot-train",
     "datasets": "LeRobot's data sets, which vla_runtime.dataset_files writes",
-    "onnxscript": "torch's ONNX exporter",
     "diffusers": "the diffusion policy of LeRobot",
     "vla-runtime": "the same repository",
 }

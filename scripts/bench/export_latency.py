@@ -23,6 +23,7 @@ from vla_runtime.exported.policy import ExportedPolicy
 from vla.deploy.parity import random_observations
 from vla.deploy.reference import Reference
 from vla.policy import load_policy
+from vla.settings import require_numbers
 
 EXPORTED, TORCH, LEROBOT = "exported", "torch, eager", "LeRobot's select_action"
 _WARM_UP = 5
@@ -48,6 +49,9 @@ class BenchExportConfig:
     decisions: int = 200
     lerobot: bool = True
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("decisions",))
 
 
 def main(config: BenchExportConfig) -> Times:

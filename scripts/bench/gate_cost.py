@@ -23,6 +23,8 @@ from vla_runtime.safety.limits import Box, SafetyLimits
 from vla_runtime.safety.motion import Axis
 from vla_runtime.safety.workspace import MujocoKinematics
 
+from vla.settings import require_numbers
+
 JOINTS = 6
 
 
@@ -39,6 +41,9 @@ class GateCostConfig:
     steps: int = 20_000
     control_rate_hz: float = 50.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("steps",), above_0=("control_rate_hz",))
 
 
 class _Sink:

@@ -21,6 +21,8 @@ from vla_runtime.robots.ros_config import load_ros_config
 from vla_runtime.robots.ros_messages import stamp_s
 from vla_runtime.robots.rosbridge import Rosbridge
 
+from vla.settings import require_numbers
+
 
 @dataclass(frozen=True)
 class RosAgeConfig:
@@ -35,8 +37,7 @@ class RosAgeConfig:
     seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"seconds has to be positive, got {self.seconds}")
+        require_numbers(self, above_0=("seconds",))
 
 
 def main(config: RosAgeConfig) -> int:

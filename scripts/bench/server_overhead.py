@@ -35,6 +35,8 @@ from vla_runtime.server.service import PolicyServer
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 
+from vla.settings import require_numbers
+
 _JOINTS, _CHUNK_LENGTH = 6, 16
 SPEC = RobotSpec(
     robot="arm",
@@ -58,6 +60,9 @@ class ServerOverheadConfig:
     decisions: int = 2_000
     warm_up: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("decisions",))
 
 
 class MeanPolicy:

@@ -40,10 +40,10 @@ class LeRobotVLARemoteConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.server.startswith(("ws://", "wss://")):
-            raise ValueError(f"--policy.server has to be ws://HOST:PORT, got {self.server!r}")
         if not 0 < self.timeout_s < float("inf"):
             raise ValueError(f"--policy.timeout_s has to be positive, got {self.timeout_s}")
+        if not self.server.startswith(("ws://", "wss://")):
+            raise ValueError(f"--policy.server has to be ws://HOST:PORT, got {self.server!r}")
 
     @property
     def observation_delta_indices(self) -> None:
