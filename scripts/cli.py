@@ -151,7 +151,7 @@ def _message(error: Exception) -> str:
             'pip install "lerobot_policy_vla[sim,train,lerobot]", or bash scripts/setup.sh'
         )
     if str(error).startswith(WRONG_VARIABLE):
-        return f"{error}; without a screen it is egl or osmesa, and unset the one that works"
+        return f"{error}; unset it, or set it to egl or osmesa"
     return str(error) or type(error).__name__
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scripts import cli
+from policies.evaluation.speed import time_decisions
+from scripts import cli, evaluate
 from vla.contract import Observation
 from vla.policy import load_policy
 from vla.processing.processor import collate
@@ -41,8 +43,12 @@ def vla(*words: object) -> None:
 
 
 @pytest.mark.render
-def test_from_demonstrations_to_a_policy_that_acts_alike_elsewhere(tmp_path: Path) -> None:
+def test_from_demonstrations_to_a_policy_that_acts_alike_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every stage at toy size; the refined checkpoint decides the same in a fresh process."""
+    # Thirty decisions of each policy take longer than its episodes here.
+    monkeypatch.setattr(evaluate, "time_decisions", partial(time_decisions, most=2))
     data, clone, refined, report = (
         tmp_path / name for name in ("data", "clone", "refined", "report")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -77,13 +78,18 @@ def test_one_chunk_is_overfitted(normalisation: Normalisation, head: str) -> Non
     is_pad = torch.zeros(16, 3, dtype=torch.bool)
     optimizer = torch.optim.Adam(policy.actor.parameters(), lr=5e-3)
     torch.manual_seed(0)
-    for _ in range(300):
+    error = math.inf
+    for update in range(300):
         optimizer.zero_grad()
         policy.actor.train().loss(features, target, is_pad).backward()
         optimizer.step()
-    policy.reset()
-    error = (policy.act(observation) - chunk).abs() / torch.tensor(half)
-    assert float(error.max()) < 0.1
+        # Looked at now and then: most heads need far fewer updates.
+        if update % 50 == 49:
+            policy.reset()
+            error = float(((policy.act(observation) - chunk).abs() / torch.tensor(half)).max())
+            if error < 0.1:
+                break
+    assert error < 0.1
 
 
 def test_the_bound_is_that_of_the_demonstrations() -> None:

@@ -83,14 +83,19 @@ def test_a_head_learns_what_it_is_shown(name: str) -> None:
     wanted = chunks(16)
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
     is_pad = torch.zeros(16, DIMS.chunk_length, dtype=torch.bool)
-    for _ in range(300):
+    error = math.inf
+    for update in range(300):
         loss = head.loss(inputs, wanted, is_pad)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        error = (head.act(inputs) - wanted).abs().mean()
-    assert float(error) < 0.08
+        # Looked at now and then: most heads need far fewer updates.
+        if update % 50 == 49:
+            with torch.no_grad():
+                error = float((head.act(inputs) - wanted).abs().mean())
+            if error < 0.08:
+                break
+    assert error < 0.08
 
 
 @pytest.mark.parametrize("name", CONFIGS)
