@@ -53,6 +53,7 @@ EXTRAS = {
 }
 NEEDED_WITHOUT_AN_IMPORT = {
     "num2words": "the processor of SmolVLM",
+    "onnxscript": "the ONNX exporter of torch",
     "pillow": "image processors of transformers",
     "torchvision": "image processors of transformers",
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",

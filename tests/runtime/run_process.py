@@ -63,7 +63,7 @@ def main() -> None:
         policy[0] if policy else "ramp",
         "go",
         seconds=float(seconds),
-        out=place / "out",
+        out=place / f"out-{os.getpid()}",  # a folder takes one report
         record=place / "data",
         safety=SafetyConfig(heartbeat_s=2.0, max_observation_age_s=5.0),
     )
