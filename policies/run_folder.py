@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from vla_runtime.atomic_folder import write_atomically
 
 from policies.folder_lock import lock_folder
 
@@ -69,10 +70,7 @@ class RunFolder:
             self._lock = lock_folder(self.path)
         described = {"config": self._config, "command": self.command, **describe_machine()}
         text = json.dumps(described | {"settings": settings}, indent=2)
-        # Renamed once it is whole: a kill while writing leaves the file that was there.
-        partial = self.path / ".run.json.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path / "run.json")
+        write_atomically(self.path / "run.json", text)  # a kill leaves the file that was there
 
     def settings(self) -> dict[str, Any] | None:
         """The settings that `open` last wrote to `run.json`; None where there are none.

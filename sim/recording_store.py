@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from vla_runtime.atomic_folder import write_atomically
 from vla_runtime.dataset_files import (
     add_episodes,
     finish_interrupted,
+    recording_lock,
     robot_features,
     vector_feature,
-    write_atomically,
 )
 
 from sim.tasks.base import Task
@@ -70,13 +70,7 @@ class RecordingStore:
             )
         store = cls(root, settings, tasks)
         store.spool.mkdir(parents=True, exist_ok=True)
-        with (store._work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(
-                    error.errno, f"another process records into {root}"
-                ) from error
+        with recording_lock(root, store._work):
             store._recover()
             yield store
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vla_runtime.atomic_folder import write_atomically
 
 from sim.render import CameraRenderer
 from sim.scene_episodes import FRAMES_PER_EPISODE, TARGET_MOVED, Projector, play
@@ -216,9 +217,7 @@ def _make_arrays(folder: Path, about: dict[str, Any]) -> None:
             array[...] = np.nan  # of proprio: the mark of a frame that is still to be drawn
         array.flush()
     # Written last: without it the arrays may be incomplete and are made again.
-    temporary = folder / "scenes.json.part"
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(folder / "scenes.json")
+    write_atomically(folder / "scenes.json", json.dumps(about))
 
 
 def _reserve(path: Path) -> None:

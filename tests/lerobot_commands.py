@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,20 @@ def training_flags(data: Path, out: Path, *policy: str, steps: int = 2) -> list[
         "--log_freq=1",
         "--env_eval_freq=0",
     ]
+
+
+def roll_out(*policy: str) -> int:
+    """`lerobot-rollout` of a policy on our simulated robot for a second; its control steps."""
+    told = run_command(
+        "lerobot-rollout",
+        *policy,
+        "--robot.type=vla_sim",
+        "--robot.task=FetchReach",
+        "--task=reach the goal",
+        "--fps=25",
+        "--duration=1",
+        "--return_to_initial_position=false",
+    )
+    ended = re.search(r"FetchReach (?:not )?solved after (\d+) control steps", told)
+    assert ended, told[-3000:]
+    return int(ended[1])

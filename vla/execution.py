@@ -10,13 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from vla_runtime.execution import read_number, require_decay, require_steps, soft_mask
 
 from vla.contract import ObservationBatch, Policy
 from vla.model.heads.base import InpaintingHead
 from vla.policy import VLAPolicy
-
-_MOST_DECAY = 100.0
-"""Of either sign: beyond that one chunk has all the weight."""
 
 _EXECUTIONS = "chunk, receding:STEPS, ensemble[:DECAY], realtime:STEPS:DELAY"
 
@@ -35,7 +33,7 @@ class RecedingHorizon:
     """
 
     def __init__(self, policy: VLAPolicy, steps: int):
-        _require_steps("steps", steps, 1, policy.chunk_length)
+        require_steps("steps", steps, 1, policy.chunk_length)
         self.spec, self._policy, self._steps = policy.spec, policy, steps
 
     def reset(self, indices: Sequence[int]) -> None:
@@ -62,8 +60,7 @@ class TemporalEnsemble:
     """
 
     def __init__(self, policy: VLAPolicy, decay: float = 0.01):
-        if not abs(decay) <= _MOST_DECAY:  # NaN fails this comparison, too
-            raise ValueError(f"decay must lie from -{_MOST_DECAY} to {_MOST_DECAY}, got {decay}")
+        require_decay(decay)
         self.spec, self._policy, self._decay = policy.spec, policy, decay
         # Row -> its latest chunks in physical units, the oldest first, each [chunk_length, action].
         self._chunks: dict[int, list[Tensor]] = {}
@@ -119,8 +116,8 @@ class RealTimeChunking:
             )
         # A step of the old chunk has to be left to join to. The delay is covered by what is left of
         # it, and ends before the next decision.
-        _require_steps("steps", steps, 1, policy.chunk_length - 1)
-        _require_steps("delay", delay, 0, min(steps, policy.chunk_length - steps))
+        require_steps("steps", steps, 1, policy.chunk_length - 1)
+        require_steps("delay", delay, 0, min(steps, policy.chunk_length - steps))
         self.spec, self._policy = policy.spec, policy
         self._shape = (policy.chunk_length, policy.model.dims.action)
         self._steps, self._delay = steps, delay
@@ -139,28 +136,18 @@ class RealTimeChunking:
         # Rows whose episode begins keep weight 0: their first chunk is free.
         target = torch.zeros(len(features), *self._shape, device=features.device)
         weight = torch.zeros(len(features), self._shape[0], device=features.device)
-        soft_mask = self._soft_mask().to(features.device)
+        mask = torch.from_numpy(soft_mask(self._shape[0], self._steps, self._delay))
+        mask = mask.to(features.device)
         for row, old in self._previous.items():
             # `steps` control steps have passed since: the old chunk shifted, so that index 0 is
             # now.
             target[row, : -self._steps] = old[self._steps :]
-            weight[row] = soft_mask
+            weight[row] = mask
         chunk = self._policy.actor.inpaint(features, target, weight)
         # Steps that run while the chunk is computed stay exactly as they were.
         chunk = torch.where((weight == 1)[..., None], target, chunk)
         self._previous = dict(enumerate(chunk))
         return self._policy.decode(chunk[:, : self._steps]).to(observation.proprio.device)
-
-    def _soft_mask(self) -> Tensor:
-        """Weights [chunk_length] of the old chunk's steps: 1, falling, then 0 (equation 5)."""
-        length, steps, delay = self._shape[0], self._steps, self._delay
-        step = torch.arange(length)
-        # With H the length, s steps, d the delay and index i: c_i = (H - s - i) / (H - s - d + 1),
-        # W_i = c_i (e^c_i - 1) / (e - 1) for d <= i < H - s.
-        c = (length - steps - step) / (length - steps - delay + 1)
-        falling = c * torch.expm1(c) / (torch.e - 1)
-        weight = torch.where(step < delay, torch.ones(length), falling)
-        return weight.masked_fill(step >= length - steps, 0.0)
 
 
 def make_executor(policy: VLAPolicy, execution: str) -> Policy:
@@ -178,23 +165,11 @@ def make_executor(policy: VLAPolicy, execution: str) -> Policy:
         if name == "chunk" and not words:
             return policy
         if name == "receding" and len(words) == 1:
-            return RecedingHorizon(policy, _number(int, words[0]))
+            return RecedingHorizon(policy, read_number(int, words[0]))
         if name == "ensemble" and len(words) < 2:
-            return TemporalEnsemble(policy, *(_number(float, word) for word in words))
+            return TemporalEnsemble(policy, *(read_number(float, word) for word in words))
         if name == "realtime" and len(words) == 2:
-            return RealTimeChunking(policy, *(_number(int, word) for word in words))
+            return RealTimeChunking(policy, *(read_number(int, word) for word in words))
     except ValueError as error:
         raise ValueError(f"execution {execution!r}: {error}; valid: {_EXECUTIONS}") from error
     raise ValueError(f"execution {execution!r} is none of {_EXECUTIONS}")
-
-
-def _number[Number: (int, float)](kind: type[Number], word: str) -> Number:
-    try:
-        return kind(word)
-    except ValueError:  # its message speaks of Python's literals
-        raise ValueError(f"{word!r} is no {'whole ' * (kind is int)}number") from None
-
-
-def _require_steps(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie from {low} to {high}, got {value}")

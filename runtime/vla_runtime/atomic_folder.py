@@ -1,4 +1,4 @@
-"""Folders that are written all or not at all, and the hashes of what is in them."""
+"""Files and folders that are written all or not at all, and the hashes of what is in them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from typing import Any
 def hidden(folder: Path, role: str) -> Path:
     """A hidden name beside a folder."""
     return folder.with_name(f".{folder.name}.{role}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    unfinished = path.with_name(f".{path.name}.part")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 
 from vla_runtime.contract import ActionChunk, ContractMismatchError, Observation, RobotSpec
+from vla_runtime.execution import Inpainting
 from vla_runtime.server.authentication import TOKEN_VARIABLE, authorization, read_token
-from vla_runtime.server.messages import RESET, Inpainting, RequestCodec, pack, unpack_reply
+from vla_runtime.server.messages import RESET, RequestCodec, pack, unpack_reply
 
 _RECONNECT = "connect() opens another, on which a new episode begins"
 _MAX_REPLY_BYTES = 1 << 20  # the largest message is the metadata, with the contract

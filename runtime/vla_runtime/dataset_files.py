@@ -6,11 +6,12 @@ moved into the data set, and those of an interrupted move at the next start.
 
 from __future__ import annotations
 
+import fcntl
 import logging
-import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
 
 # Two threads that import one package at once may each see it half made.
 _IMPORT_LOCK = threading.Lock()
+
+
+@contextmanager
+def recording_lock(root: Path, work: Path) -> Iterator[None]:
+    """Keep other processes from recording into a data set; a crash leaves no stale lock.
+
+    Args:
+        root: of the data set, for the message.
+        work: folder for what is not finished; it exists.
+
+    Raises:
+        BlockingIOError: another process records there.
+    """
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, f"another process records into {root}") from error
+        yield
 
 
 def add_episodes(
@@ -98,16 +118,6 @@ def import_lerobot() -> type[LeRobotDataset]:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
     logging.getLogger("lerobot").setLevel(logging.WARNING)
     return LeRobotDataset
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    unfinished = path.with_name(f".{path.name}.part")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _writer(

@@ -15,6 +15,7 @@ import numpy as np
 
 _MOST_DECAY = 100.0
 """Of either sign: beyond that one chunk has all the weight."""
+_EXECUTIONS = "chunk, receding:STEPS, ensemble[:DECAY], realtime:STEPS"
 _REMEMBERED_DELAYS = 10
 
 
@@ -128,8 +129,7 @@ class RecedingPlan:
     def __init__(self, timing: ChunkTiming, steps: int, inpaint: bool = False):
         # A step of the old chunk has to be left to join to.
         most = timing.chunk_length - 1 if inpaint else timing.chunk_length
-        if not 1 <= steps <= most:
-            raise ValueError(f"steps must lie from 1 to {most}, got {steps}")
+        require_steps("steps", steps, 1, most)
         self._length, self._timing = timing.chunk_length, timing
         self._steps, self._inpaint = steps, inpaint
         self._chunk: _Chunk | None = None
@@ -202,8 +202,7 @@ class TemporalEnsemble:
     """
 
     def __init__(self, timing: ChunkTiming, decay: float = 0.01):
-        if not abs(decay) <= _MOST_DECAY:  # NaN fails this comparison, too
-            raise ValueError(f"decay must lie from -{_MOST_DECAY} to {_MOST_DECAY}, got {decay}")
+        require_decay(decay)
         self._length, self._timing, self._decay = timing.chunk_length, timing, decay
         self._chunks: deque[_Chunk] = deque()
         self._executed = 0
@@ -277,25 +276,53 @@ def make_plan(execution: str, timing: ChunkTiming, can_inpaint: bool = False) ->
         ValueError: none of these, numbers out of range, or real-time chunking with a policy that
             cannot inpaint.
     """
-    name, *numbers = execution.split(":")
-    # int() and float() raise ValueError as the plans do, so one handler names the argument.
+    name, *words = execution.split(":")
     try:
-        if name == "chunk" and not numbers:
+        if name == "chunk" and not words:
             return RecedingPlan(timing, timing.chunk_length)
-        if name == "receding" and len(numbers) == 1:
-            return RecedingPlan(timing, int(numbers[0]))
-        if name == "ensemble" and len(numbers) < 2:
-            return TemporalEnsemble(timing, *map(float, numbers))
-        if name == "realtime" and len(numbers) == 1:
+        if name == "receding" and len(words) == 1:
+            return RecedingPlan(timing, read_number(int, words[0]))
+        if name == "ensemble" and len(words) < 2:
+            return TemporalEnsemble(timing, *(read_number(float, word) for word in words))
+        if name == "realtime" and len(words) == 1:
             if not can_inpaint:
                 raise ValueError(
                     "the policy cannot inpaint; receding:STEPS computes the next chunk meanwhile, "
                     "too, without joining it to the old one"
                 )
-            return RecedingPlan(timing, int(numbers[0]), inpaint=True)
+            return RecedingPlan(timing, read_number(int, words[0]), inpaint=True)
     except ValueError as error:
-        raise ValueError(f"execution {execution!r}: {error}") from error
-    raise ValueError(
-        f"execution {execution!r} is none of chunk, receding:STEPS, ensemble[:DECAY], "
-        "realtime:STEPS"
-    )
+        raise ValueError(f"execution {execution!r}: {error}; valid: {_EXECUTIONS}") from error
+    raise ValueError(f"execution {execution!r} is none of {_EXECUTIONS}")
+
+
+def read_number[Number: (int, float)](kind: type[Number], word: str) -> Number:
+    """A number of an execution's text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return kind(word)
+    except ValueError:  # its message speaks of Python's literals
+        raise ValueError(f"{word!r} is no {'whole ' * (kind is int)}number") from None
+
+
+def require_steps(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a number of control steps that is out of range.
+
+    Raises:
+        ValueError: naming the setting and its range.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie from {low} to {high}, got {value}")
+
+
+def require_decay(decay: float) -> None:
+    """Refuse a decay of a temporal ensemble that is no number, or beyond 100 in magnitude.
+
+    Raises:
+        ValueError: naming the range.
+    """
+    if not abs(decay) <= _MOST_DECAY:  # NaN fails this comparison, too
+        raise ValueError(f"decay must lie from -{_MOST_DECAY} to {_MOST_DECAY}, got {decay}")

@@ -7,7 +7,6 @@ as well; a log that a kill of this process leaves is added by the next run into 
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -25,6 +24,7 @@ from vla_runtime.contract import ContractMismatchError, Reading, RobotSpec
 from vla_runtime.dataset_files import (
     add_episodes,
     finish_interrupted,
+    recording_lock,
     robot_features,
     vector_feature,
 )
@@ -233,11 +233,7 @@ def open_recording(folder: Path, spec: RobotSpec | None) -> Iterator[None]:
     if folder.is_dir() and any(folder.iterdir()) and not work.is_dir():
         raise ValueError(f"{folder} exists and is no recording of runs; choose another folder")
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f"another process records into {folder}") from error
+    with recording_lock(folder, work):
         finish_interrupted(folder, work)
         _require_same_robot(folder, spec)
         yield

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vla_runtime.atomic_folder import write_atomically
 from vla_runtime.contract import RobotSpec
-from vla_runtime.dataset_files import write_atomically
 from vla_runtime.run_config import RunConfig
 
 REPORT = "report.json"

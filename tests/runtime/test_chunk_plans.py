@@ -118,15 +118,11 @@ def test_ensemble_forgets_chunks_that_have_ended() -> None:
     assert plan.step() is None
 
 
-def test_soft_mask_is_that_of_the_simulated_version() -> None:
-    """Equation 5, as `vla.execution` has it in torch."""
-    from vla.execution import RealTimeChunking
-
-    simulated = object.__new__(RealTimeChunking)
-    for steps, delay in ((3, 0), (3, 2), (4, 4), (7, 1)):
-        simulated._shape, simulated._steps, simulated._delay = (LENGTH, 2), steps, delay
-        expected = simulated._soft_mask().numpy()
-        np.testing.assert_allclose(soft_mask(LENGTH, steps, delay), expected, atol=1e-6)
+def test_soft_mask_by_hand() -> None:
+    """H = 8, s = 3, d = 2: two steps fixed, c = 3/4, 2/4, 1/4 between, the last three free."""
+    between = [0.75 * (np.exp(0.75) - 1), 0.5 * (np.exp(0.5) - 1), 0.25 * (np.exp(0.25) - 1)]
+    expected = [1.0, 1.0, *(np.array(between) / (np.e - 1)), 0.0, 0.0, 0.0]
+    np.testing.assert_allclose(soft_mask(LENGTH, 3, 2), expected, atol=1e-6)
 
 
 def test_real_time_chunks_keep_what_runs_meanwhile() -> None:

@@ -11,9 +11,9 @@ import pytest
 from openpi_client import msgpack_numpy
 from policy_server import SPEC, fields_of, observe
 from vla_runtime.contract import ContractMismatchError, Observation
+from vla_runtime.execution import Inpainting
 from vla_runtime.server.messages import (
     MAX_TEXT_BYTES,
-    Inpainting,
     MessageError,
     RequestCodec,
     pack,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from vla_runtime.atomic_folder import write_atomically
 
 from policies.evaluation.report.charts import COLOURS, rate_bar
 from policies.evaluation.report.cost import cost_section
@@ -43,9 +44,7 @@ def write_report(path: Path, report: Report) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for name, text in zip(REPORT_FILES, (to_json(report), render(report)), strict=True):
         # A report is written again after every policy: a browser never loads half a page.
-        part = path / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path / name)
+        write_atomically(path / name, text)
 
 
 def render(report: Report) -> str:

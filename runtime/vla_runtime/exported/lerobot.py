@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from vla_runtime.contract import ActionChunk, Observation
-from vla_runtime.exported.folder import read_exported
 from vla_runtime.exported.lerobot_settings import Denoising
-from vla_runtime.exported.policy import Arrays, Graph
-from vla_runtime.exported.prompts import Prompts
+from vla_runtime.exported.policy import Arrays, Parts
 
 NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
 """Seed, number of the decision, shape -> standard normal float32, equal for equal arguments."""
@@ -81,18 +79,13 @@ class ExportedLeRobotPolicy:
         seed: int | None = None,
         noise: NoiseSource = numpy_noise,
     ):
-        folder = Path(folder)
-        self.spec, self.description = read_exported(folder)
+        parts = Parts.load(Path(folder), threads, providers)
+        self.spec, self.description = parts.spec, parts.description
         assert self.description.lerobot is not None
         self._settings = self.description.lerobot
         self.chunk_length = self.description.chunk_length
         self._seed, self._noise = seed, noise
-        self._graphs = {
-            name: Graph(folder / f"{name}.onnx", threads, providers)
-            for name in self.description.graphs
-        }
-        prompt = self.description.prompt
-        self._prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
+        self._parts, self._graphs = parts, parts.graphs
         self._limits = np.array([self.spec.action.low, self.spec.action.high], dtype=np.float32)
 
     def initial_state(self) -> LeRobotState:
@@ -110,7 +103,9 @@ class ExportedLeRobotPolicy:
         if not isinstance(state, LeRobotState):
             raise TypeError(f"the memory of another policy: {type(state).__name__}")
         observation.validate(self.spec)
-        state = self._remember(self._inputs(observation), state)
+        # The settings end every instruction with a new line; LeRobot adds none where one is.
+        words = observation.instruction.removesuffix("\n")
+        state = self._remember(self._parts.inputs(observation, words), state)
         if self._settings.ensemble is not None:
             actions, state = ensemble(self._settings.ensemble, self._predict(state), state)
         elif self.chunk_length == 1:
@@ -121,15 +116,6 @@ class ExportedLeRobotPolicy:
         chunk = ActionChunk(actions.clip(*self._limits))
         chunk.validate(self.spec)  # NaN passes through clipping
         return chunk, replace(state, decisions=state.decisions + 1)
-
-    def _inputs(self, observation: Observation) -> Arrays:
-        inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
-        inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
-        if self._prompts is not None:
-            # The settings end every instruction with a new line; LeRobot adds none where one is.
-            ids, mask = self._prompts.rows(observation.instruction.removesuffix("\n"))
-            inputs |= {"input_ids": ids, "attention_mask": mask}
-        return inputs
 
     def _remember(self, inputs: Arrays, state: LeRobotState) -> LeRobotState:
         steps = self._settings.observation_steps

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from vla_runtime.contract import ActionChunk, ContractMismatchError, Observation
-from vla_runtime.exported.folder import read_exported
+from vla_runtime.contract import ActionChunk, ContractMismatchError, Observation, RobotSpec
+from vla_runtime.exported.folder import PolicyDescription, read_exported
 from vla_runtime.exported.prompts import Prompts
 
 Arrays = Mapping[str, np.ndarray]
@@ -55,16 +55,11 @@ class ExportedPolicy:
         threads: int = 1,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ):
-        folder = Path(folder)
-        self.spec, self.description = read_exported(folder)
+        parts = Parts.load(Path(folder), threads, providers)
+        self.spec, self.description = parts.spec, parts.description
         self.chunk_length = self.description.chunk_length
-        self.can_inpaint = "inpaint" in self.description.graphs
-        self._graphs = {
-            name: Graph(folder / f"{name}.onnx", threads, providers)
-            for name in self.description.graphs
-        }
-        prompt = self.description.prompt
-        self._prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
+        self.can_inpaint = "inpaint" in parts.graphs
+        self._parts, self._graphs = parts, parts.graphs
 
     def initial_state(self) -> ExportedState:
         """The memory where an episode begins."""
@@ -124,9 +119,9 @@ class ExportedPolicy:
             ValueError: it is too long.
             TypeError: the policy reads no words.
         """
-        if self._prompts is None:
+        if self._parts.prompts is None:
             raise TypeError("this policy reads no instructions")
-        return self._prompts.rows(instruction)
+        return self._parts.prompts.rows(instruction)
 
     def tokens(self, observation: Observation, state: object) -> np.ndarray:
         """The action tokens int64 [tokens] of a decision, for heads that decide in tokens."""
@@ -140,12 +135,8 @@ class ExportedPolicy:
         # Another instruction may name another object: what is remembered was not about it.
         if observation.instruction != state.instruction:
             state = ExportedState(self.initial_state().tensors, observation.instruction)
-        inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
-        inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
+        inputs = self._parts.inputs(observation, observation.instruction)
         inputs |= {f"state.{name}": tensor for name, tensor in state.tensors.items()}
-        if self._prompts is not None:
-            ids, mask = self.prompt(observation.instruction)
-            inputs |= {"input_ids": ids, "attention_mask": mask}
         encoded = self._graphs["encode"](inputs)
         memory = {name: encoded[f"next.{name}"] for name in state.tensors}
         return encoded, ExportedState(memory, observation.instruction)
@@ -165,6 +156,55 @@ class ExportedPolicy:
         # The graph has clipped already; this refuses NaN, which passes through clipping.
         chunk.validate(self.spec)
         return chunk
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the policies of this package are made of.
+
+    Attributes:
+        spec: the robot's contract.
+        description: how the graphs become a policy.
+        graphs: by name.
+        prompts: words to tokens; None for a policy that reads none.
+    """
+
+    spec: RobotSpec
+    description: PolicyDescription
+    graphs: Mapping[str, Graph]
+    prompts: Prompts | None
+
+    @classmethod
+    def load(cls, folder: Path, threads: int, providers: Sequence[str]) -> Parts:
+        """Read an exported folder; args as `ExportedPolicy`.
+
+        Raises:
+            ExportedFolderError: the folder is missing, damaged, or of another format.
+        """
+        spec, description = read_exported(folder)
+        graphs = {
+            name: Graph(folder / f"{name}.onnx", threads, providers) for name in description.graphs
+        }
+        prompt = description.prompt
+        prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
+        return cls(spec, description, graphs, prompts)
+
+    def inputs(self, observation: Observation, words: str) -> dict[str, np.ndarray]:
+        """What `encode` takes of an observation, each with one row, beside a memory.
+
+        Args:
+            observation: it follows the contract.
+            words: of its instruction.
+
+        Raises:
+            ValueError: the words are too many.
+        """
+        inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
+        inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)
+        if self.prompts is not None:
+            ids, mask = self.prompts.rows(words)
+            inputs |= {"input_ids": ids, "attention_mask": mask}
+        return inputs
 
 
 class Graph:

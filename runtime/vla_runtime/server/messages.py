@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import numpy as np
 
 from vla_runtime.contract import ContractMismatchError, Observation, RobotSpec
+from vla_runtime.execution import Inpainting
 
 PROMPT, TIME, RESET = "prompt", "time_s", "reset"
 TARGET, WEIGHT = "inpaint_target", "inpaint_weight"
@@ -134,19 +134,6 @@ def _read_array(fields: dict[Any, Any]) -> np.ndarray:
     if not all(size > 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes are no {name} of shape {shape}")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """What a chunk has to join to, see `InpaintingPolicy.inpaint`.
-
-    Attributes:
-        target: float32 [chunk_length, action.dim].
-        weight: float32 [chunk_length], 0 to 1.
-    """
-
-    target: np.ndarray
-    weight: np.ndarray
 
 
 class RequestCodec:

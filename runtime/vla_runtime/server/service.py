@@ -25,13 +25,13 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from vla_runtime.contract import ContractMismatchError, InpaintingPolicy, Observation, RobotPolicy
+from vla_runtime.execution import Inpainting
 from vla_runtime.loading import load_policy
 from vla_runtime.server.authentication import is_authorized
 from vla_runtime.server.config import ServeConfig
 from vla_runtime.server.dialects import Dialect, Session, dialect_of
 from vla_runtime.server.messages import (
     RESET,
-    Inpainting,
     MessageError,
     RequestCodec,
     pack,
