@@ -28,8 +28,8 @@ class RefineConfig:
 
     Attributes:
         task: registry name.
-        algorithm: ppo, a2c or reinforce, and settings of it that are off their defaults:
-            `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
+        algorithm: one of ppo, a2c, reinforce, trpo, grpo and rloo, and settings of it that are off
+            their defaults: `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.

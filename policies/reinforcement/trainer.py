@@ -55,6 +55,9 @@ class OnPolicyConfig:
         max_grad_norm: the critic's gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
         log_std_end: it is learned, below a ceiling that falls from `log_std_start` to this.
+        temperature_start: of a head of tokens, which has no standard deviation, at the beginning;
+            greedy decisions know no temperature.
+        temperature_end: its logarithm falls along a line to that of this.
         evaluate_every: iterations between greedy evaluations and checkpoints.
         seed: of everything random.
     """
@@ -70,6 +73,8 @@ class OnPolicyConfig:
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
+    temperature_start: float = 10.0
+    temperature_end: float = 2.0
     evaluate_every: int = 10
     seed: int = 0
 
@@ -83,7 +88,7 @@ class OnPolicyConfig:
                 "warmup_epochs",
                 "evaluate_every",
             ),
-            above_0=("max_grad_norm",),
+            above_0=("max_grad_norm", "temperature_start", "temperature_end"),
             any_sign=("log_std_start", "log_std_end"),
         )
 
@@ -102,6 +107,7 @@ class OnPolicyTrainer[State: PolicyState]:
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
+        ValueError: the episodes of an iteration are no whole number of the method's groups.
     """
 
     def __init__(
@@ -123,10 +129,19 @@ class OnPolicyTrainer[State: PolicyState]:
         torch.manual_seed(config.seed)
         self._generator = torch.Generator(policy.device).manual_seed(config.seed)
         self.reference = Reference(policy.actor)
-        self.exploration = Exploration(policy.actor, config.log_std_start, config.log_std_end)
+        self.exploration = Exploration(
+            policy.actor,
+            (config.log_std_start, config.log_std_end),
+            (config.temperature_start, config.temperature_end),
+        )
         self.exploration.begin()
         self._name = algorithm_of(method)
         self.update: PolicyUpdate = ALGORITHMS[self._name].update(policy.actor, method)
+        if config.episodes % self.update.group_size:
+            raise ValueError(
+                f"{self._name} compares groups of {self.update.group_size} episodes: episodes must "
+                f"be a multiple of that, got {config.episodes}"
+            )
         self.critic = self._make_critic() if self.update.needs_critic else None
         self.checkpoints = Checkpoints(folder, policy)
         self.iteration, self.simulator_steps = 0, 0
@@ -212,7 +227,7 @@ class OnPolicyTrainer[State: PolicyState]:
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._collection_seeds(self.iteration),
+            self._seeds(),
             self.config.critic,
             self._generator,
             self._reward,
@@ -221,6 +236,11 @@ class OnPolicyTrainer[State: PolicyState]:
         self.simulator_steps += episodes.simulator_steps
         self.policy.ledger.spend(collection_steps=episodes.simulator_steps)
         return experience, episodes
+
+    def _seeds(self) -> list[int]:
+        """The initial state of each episode of this iteration; those of a group are the same."""
+        size, states = self.update.group_size, self._collection_seeds(self.iteration)
+        return [seed for seed in states[: len(states) // size] for _ in range(size)]
 
     def learn(self, experience: Experience) -> tuple[Batch, Metrics]:
         """Fit the critic, and update the actor once the critic is warm."""
