@@ -131,7 +131,7 @@ class TRPO:
     @torch.no_grad()
     def _line_search(self, batch: Batch, step: Tensor) -> Metrics:
         """Take the step, or the largest of its halves that is good; see `update`."""
-        old = [self._likelihood(part) for part in batch.parts(_ROWS)]
+        old = [self._likelihood(part).detach() for part in batch.parts(_ROWS)]
         start, share = _flat(self._parameters), 1.0
         for _ in range(self.config.backtracks):
             self._set_weights(start + share * step)
