@@ -73,8 +73,8 @@ class OnPolicyConfig:
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    temperature_start: float = 10.0
-    temperature_end: float = 2.0
+    temperature_start: float = 1.3
+    temperature_end: float = 1.0
     evaluate_every: int = 10
     seed: int = 0
 
