@@ -58,10 +58,15 @@ class OnPolicyConfig(RefinementConfig):
     log_std_end: float = -2.2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_numbers(
             self,
-            at_least_1=("critic_epochs", "critic_minibatch_size", "warmup_epochs"),
+            at_least_1=(
+                "episodes",
+                "evaluate_every",
+                "critic_epochs",
+                "critic_minibatch_size",
+                "warmup_epochs",
+            ),
             above_0=("max_grad_norm",),
             any_sign=("log_std_start", "log_std_end"),
         )

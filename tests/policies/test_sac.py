@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_gradients_flow_through_samples_and_their_density() -> None:
     (gradient,) = torch.autograd.grad(loss, [head.raw_log_std])
     step = torch.tensor([[1e-6], [0.0]], dtype=torch.float64)
     slope = (total(at + step) - total(at - step)) / 2e-6
-    assert float(gradient[0, 0]) == pytest.approx(float(slope), rel=1e-5)
+    assert float(gradient[0, 0]) == pytest.approx(float(slope.detach()), rel=1e-5)
 
 
 def test_parameters_return_into_the_range_that_has_a_gradient() -> None:
@@ -202,7 +203,7 @@ def bandit(action: Tensor) -> Tensor:
 @pytest.mark.parametrize("settings", [{}, {"critics": 1, "subset": 1, "temperature": 0.0}])
 def test_the_best_action_of_a_bandit_is_found(settings: dict[str, Any]) -> None:
     """Its value is 1, and the greedy chunk is (0.3, -0.6); also by plain Q-learning."""
-    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "target_entropy": -3.0}
+    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "target_entropy": -1.0}
     sac, draw = make(**(rates | {"hidden": 64} | settings)), generator()
     state = torch.zeros(128, 2)
     features = Features.of_vector(state, 1)
@@ -218,7 +219,7 @@ def test_the_best_action_of_a_bandit_is_found(settings: dict[str, Any]) -> None:
     assert float(sac.critic(state[:1], greedy).mean()) == pytest.approx(1.0, abs=0.05)
     if not settings:  # and the entropy is where the temperature has driven it
         _, log_prob = actor.rsample(features, draw)
-        assert -float(log_prob.sum(1).mean()) == pytest.approx(-6.0, abs=0.8)
+        assert -float(log_prob.sum(1).mean()) == pytest.approx(-2.0, abs=0.4)
 
 
 def test_the_value_of_a_cycle_is_the_sum_of_its_rewards() -> None:
@@ -237,7 +238,8 @@ def test_a_checkpoint_continues_as_if_nothing_had_been() -> None:
     draws = generator(), generator()
     for _ in range(3):
         ours.update([batch_of()], draws[0])
-    theirs.load_state_dict(ours.state_dict())
+    # Copied, as through a file: Adam keeps counters of the state that it is given.
+    theirs.load_state_dict(deepcopy(ours.state_dict()))
     theirs._actor.load_state_dict(ours._actor.state_dict())
     draws[1].set_state(draws[0].get_state())
     metrics = [
