@@ -47,6 +47,9 @@ class OnPolicyConfig(RefinementConfig):
         max_grad_norm: the critic's gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
         log_std_end: it is learned, below a ceiling that falls from `log_std_start` to this.
+        temperature_start: of a head of tokens, which has no standard deviation, at the beginning;
+            greedy decisions know no temperature.
+        temperature_end: its logarithm falls along a line to that of this.
     """
 
     critic_learning_rate: float = 1e-3
@@ -56,6 +59,8 @@ class OnPolicyConfig(RefinementConfig):
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
+    temperature_start: float = 10.0
+    temperature_end: float = 2.0
 
     def __post_init__(self) -> None:
         require_numbers(
@@ -67,7 +72,7 @@ class OnPolicyConfig(RefinementConfig):
                 "critic_minibatch_size",
                 "warmup_epochs",
             ),
-            above_0=("max_grad_norm",),
+            above_0=("max_grad_norm", "temperature_start", "temperature_end"),
             any_sign=("log_std_start", "log_std_end"),
         )
 
@@ -86,6 +91,7 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
+        ValueError: the episodes of an iteration are no whole number of the method's groups.
     """
 
     def __init__(
@@ -102,9 +108,18 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         super().__init__(policy, env, config, method, name, folder, collection_seeds)
         self.config, self._reward = config, reward
         self.reference = Reference(policy.actor)
-        self.exploration = Exploration(policy.actor, config.log_std_start, config.log_std_end)
+        self.exploration = Exploration(
+            policy.actor,
+            (config.log_std_start, config.log_std_end),
+            (config.temperature_start, config.temperature_end),
+        )
         self.exploration.begin()
         self.update: PolicyUpdate = ALGORITHMS[name].update(policy.actor, method)
+        if config.episodes % self.update.group_size:
+            raise ValueError(
+                f"{name} compares groups of {self.update.group_size} episodes: episodes must "
+                f"be a multiple of that, got {config.episodes}"
+            )
         self.critic = self._make_critic() if self.update.needs_critic else None
 
     def _make_critic(self) -> CriticLearner:
@@ -149,13 +164,18 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._collection_seeds(self.iteration),
+            self._seeds(),
             self.config.critic,
             self._generator,
             self._reward,
         )
         require_finite({"a sample's log-probability": experience.log_prob})
         return experience, episodes
+
+    def _seeds(self) -> list[int]:
+        """The initial state of each episode of this iteration; those of a group are the same."""
+        size, states = self.update.group_size, self._collection_seeds(self.iteration)
+        return [seed for seed in states[: len(states) // size] for _ in range(size)]
 
     def learn(self, experience: Experience) -> tuple[Batch, Metrics]:
         """Fit the critic, and update the actor once the critic is warm."""
