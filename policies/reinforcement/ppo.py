@@ -22,7 +22,12 @@ from torch import Tensor
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import gae
 from policies.reinforcement.experience import Batch, Experience
-from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
+from policies.reinforcement.policy_update import (
+    Metrics,
+    describe_weights,
+    k3,
+    mean_metrics,
+)
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
 from vla.settings import require_numbers
@@ -89,16 +94,17 @@ class PPO:
     def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
         """Epochs over one collection; means of what was measured at each gradient step."""
         batch = batch.standardised()
-        measured: list[Metrics] = []
+        weights, measured = describe_weights(batch), list[Metrics]()
         for _ in range(self.config.epochs):
             for minibatch in batch.minibatches(self.config.minibatch_size, generator):
                 loss, metrics = self.loss(minibatch, reference)
                 # Measured before the step: the step that exceeded the target was the last one.
                 kl, target_kl = metrics["policy/kl"], self.config.target_kl
                 if target_kl is not None and kl > target_kl:
-                    return mean_metrics([*measured, {"policy/kl": kl}])
-                measured.append(metrics | {"policy/grad_norm": self._optimizer.step(loss)})
-        return mean_metrics(measured)
+                    return mean_metrics([*measured, {"policy/kl": kl}]) | weights
+                norm = self._optimizer.step(loss)
+                measured.append(metrics | self._optimizer.describe(norm))
+        return mean_metrics(measured) | weights
 
     def loss(self, batch: Batch, reference: Reference) -> tuple[Tensor, Metrics]:
         """Clipped surrogate (equation 7), entropy and penalty; means over control steps."""

@@ -23,13 +23,15 @@ import torch
 from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite, require_finite_weights
+from policies.reinforcement import diagnostics
 from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, sample_std
+from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.registry import ALGORITHMS, algorithm_of
+from policies.reinforcement.reward_watch import RewardWatch
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
 from policies.rollout import Episodes
 from policies.run_folder import RunFolder, plain
@@ -115,7 +117,8 @@ class OnPolicyTrainer[State: PolicyState]:
         reward: Reward | None = None,
     ):
         self.policy, self.env, self.config = policy, env, config
-        self._method, self._folder, self._reward = method, folder, reward
+        self._method, self._folder = method, folder
+        self._watch = RewardWatch(reward)
         self._collection_seeds = collection_seeds
         # Dropout would make ratios of the same weights differ from 1.
         policy.actor.eval()
@@ -209,13 +212,14 @@ class OnPolicyTrainer[State: PolicyState]:
         # Before the reference: the KL to it is at this collection's exploration.
         self.exploration.limit(self.iteration / self.config.iterations)
         self.reference.match_exploration(self.policy.actor)
+        seeds = self._collection_seeds(self.iteration)
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._collection_seeds(self.iteration),
+            seeds,
             self.config.critic,
             self._generator,
-            self._reward,
+            self._watch.begin(len(seeds)),
         )
         require_finite({"a sample's log-probability": experience.log_prob})
         self.simulator_steps += episodes.simulator_steps
@@ -238,16 +242,21 @@ class OnPolicyTrainer[State: PolicyState]:
         # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
-            "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(sample_std(batch.advantage)),
+            **diagnostics.describe_policy(self.policy, experience, batch, self.iteration),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
+        if self.iteration == 0:
+            metrics |= diagnostics.learn_frozen_batch(
+                self.policy.actor, self.update, critic, experience, batch, self.reference
+            )
         if critic is not None:
             active = experience.active
             # Whatever the estimator: an advantage is a return minus a value.
             returns = (advantage + values)[active]
             metrics |= describe_fit(values[active], returns)
+            gamma = self.update.config.gamma
+            metrics |= diagnostics.describe_prediction(experience, values, next_values, gamma)
             epochs = config.critic_epochs if is_warm else config.warmup_epochs
             metrics |= critic.fit(experience.critic_obs[active], returns, epochs, self._generator)
         if is_warm:
@@ -257,7 +266,9 @@ class OnPolicyTrainer[State: PolicyState]:
         return batch, metrics | self.exploration.metrics(self.policy.spec.action.dim)
 
     def _describe(self, episodes: Episodes) -> Metrics:
+        returns = self._watch.returns(episodes)
         return {
+            **diagnostics.describe_episodes(episodes, returns, self.policy.spec.action),
             "collect/success_end": float(episodes.success_at_end.mean()),
             "collect/success_ever": float(episodes.success_ever.mean()),
             "collect/return": float(np.mean([e.total_reward for e in episodes.episodes])),
@@ -266,7 +277,9 @@ class OnPolicyTrainer[State: PolicyState]:
 
     def _select(self, seeds: Sequence[int]) -> Metrics:
         """Greedy rollouts; the best so far is saved as `best`."""
-        values, steps = evaluate(self.env, self.policy, seeds)
+        # Greedy, and by both measures: the reward that is learned from, and success.
+        values, steps = evaluate(self.env, self.policy, seeds, self._watch.begin(len(seeds)))
+        values |= self._watch.judge(values)
         self.policy.ledger.spend(selection_steps=steps)
         # Ties go to the later one: it explored less while it was trained.
         self.checkpoints.offer_best(values["success/end"])
@@ -300,6 +313,7 @@ class OnPolicyTrainer[State: PolicyState]:
             "simulator_steps": self.simulator_steps,
             "update": self.update.state_dict(),
             "critic": None if critic is None else critic.state_dict(),
+            "reward": self._watch.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -307,6 +321,8 @@ class OnPolicyTrainer[State: PolicyState]:
         self.update.load_state_dict(state["update"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
+        # Runs that an earlier version began have none.
+        self._watch.load_state_dict(state.get("reward", {}))
         self._generator.set_state(state["generator"])
         self.iteration = state["iteration"]
         self.simulator_steps = state["simulator_steps"]
