@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from policies.optimisation import require_finite, require_finite_weights
+from policies.reinforcement import diagnostics
 from policies.reinforcement.collect import Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, sample_std
+from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
@@ -105,8 +106,8 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         reward: Reward | None = None,
     ):
         name = algorithm_of(method)
-        super().__init__(policy, env, config, method, name, folder, collection_seeds)
-        self.config, self._reward = config, reward
+        super().__init__(policy, env, config, method, name, folder, collection_seeds, reward)
+        self.config = config
         self.reference = Reference(policy.actor)
         self.exploration = Exploration(
             policy.actor,
@@ -151,6 +152,9 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         self.iteration += 1
         return batch, {
             **self._count(episodes),
+            **diagnostics.describe_episodes(
+                episodes, self._watch.returns(episodes), self.policy.spec.action
+            ),
             **values,
             "time/collect_s": collected - started,
             "time/learn_s": time.perf_counter() - collected,
@@ -161,13 +165,14 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         # Before the reference: the KL to it is at this collection's exploration.
         self.exploration.limit(self.iteration / self.config.iterations)
         self.reference.match_exploration(self.policy.actor)
+        seeds = self._seeds()
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._seeds(),
+            seeds,
             self.config.critic,
             self._generator,
-            self._reward,
+            self._watch.begin(len(seeds)),
         )
         require_finite({"a sample's log-probability": experience.log_prob})
         return experience, episodes
@@ -193,16 +198,21 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
-            "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(sample_std(batch.advantage)),
+            **diagnostics.describe_policy(self.policy, experience, batch, self.iteration),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
+        if self.iteration == 0:
+            metrics |= diagnostics.learn_frozen_batch(
+                self.policy.actor, self.update, critic, experience, batch, self.reference
+            )
         if critic is not None:
             active = experience.active
             # Whatever the estimator: an advantage is a return minus a value.
             returns = (advantage + values)[active]
             metrics |= describe_fit(values[active], returns)
+            gamma = self.update.config.gamma
+            metrics |= diagnostics.describe_prediction(experience, values, next_values, gamma)
             epochs = config.critic_epochs if is_warm else config.warmup_epochs
             metrics |= critic.fit(experience.critic_obs[active], returns, epochs, self._generator)
         if is_warm:
