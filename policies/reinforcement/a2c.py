@@ -81,7 +81,9 @@ class A2C:
         loss = -gain - self.config.entropy * entropy
         # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)
-        return describe_step(self._actor, batch, loss, entropy, norm)
+        return describe_step(self._actor, batch, loss, entropy, norm) | self._optimizer.describe(
+            norm
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state."""

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.experience import Batch
-from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
+from policies.reinforcement.policy_update import (
+    Metrics,
+    describe_weights,
+    k3,
+    mean_metrics,
+)
 
 
 class ClipSettings(Protocol):
@@ -82,13 +87,13 @@ def descend(
     Returns:
         Means of what was measured at each gradient step.
     """
-    measured: list[Metrics] = []
+    weights, measured = describe_weights(batch), list[Metrics]()
     for _ in range(settings.epochs):
         for minibatch in batch.minibatches(settings.minibatch_size, generator):
             value, metrics = loss(minibatch)
             # Measured before the step: the step that exceeded the target was the last one.
             kl = metrics["policy/kl"]
             if settings.target_kl is not None and kl > settings.target_kl:
-                return mean_metrics([*measured, {"policy/kl": kl}])
-            measured.append(metrics | {"policy/grad_norm": optimizer.step(value)})
-    return mean_metrics(measured)
+                return mean_metrics([*measured, {"policy/kl": kl}]) | weights
+            measured.append(metrics | optimizer.describe(optimizer.step(value)))
+    return mean_metrics(measured) | weights

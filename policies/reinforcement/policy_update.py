@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from policies.reinforcement.experience import Batch, Experience
+from policies.reinforcement.experience import Batch, Experience, sample_std
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor, log_probs
 
@@ -71,6 +71,14 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
     return means | {"policy/gradient_steps": float(steps)}
 
 
+def describe_weights(batch: Batch) -> Metrics:
+    """The advantages that weigh the gradient, as a method uses them."""
+    return {
+        "advantage/used_mean": float(batch.advantage.mean()),
+        "advantage/used_std": float(sample_std(batch.advantage)),
+    }
+
+
 def k3(log_ratio: Tensor) -> Tensor:
     """Estimate KL(p || q) from log(q / p) of p's samples; unbiased, low variance.
 
@@ -91,4 +99,5 @@ def describe_step(
         "policy/entropy": float(entropy.detach()),
         "policy/grad_norm": grad_norm,
         "policy/gradient_steps": 1.0,
+        **describe_weights(batch),
     }

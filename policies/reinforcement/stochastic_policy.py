@@ -59,6 +59,18 @@ class StochasticActor(Protocol):
         """Log standard deviations of its exploration; none for a head of tokens."""
         ...
 
+    # The next two are for off-policy methods, which refuse other heads when they are built.
+
+    def rsample(
+        self, features: Features, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Chunks with a gradient and their log density; see `ReparameterisedHead`."""
+        ...
+
+    def keep_in_range(self) -> None:
+        """See `ReparameterisedHead.keep_in_range`."""
+        ...
+
 
 class StochasticPolicy[State: PolicyState](Policy, Checkpointed, Protocol):
     """A policy that can be trained by reinforcement; its memory is a value that is passed."""
@@ -79,6 +91,10 @@ class StochasticPolicy[State: PolicyState](Policy, Checkpointed, Protocol):
 
     def features(self, observation: ObservationBatch, state: State) -> tuple[Features, State]:
         """What the actor sees, and the memory after that; `state` itself stays as it is."""
+        ...
+
+    def encode(self, chunk: Tensor) -> Tensor:
+        """Chunks [n, k, action.dim] in the contract's units, normalised."""
         ...
 
     def decode(self, chunk: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from two_robots import ARM, tiny_policy
 
 from policies.checkpoints import DivergedError
-from policies.reinforcement import trainer as trainer_module
+from policies.reinforcement import refinement
 from policies.reinforcement.a2c import A2CConfig
 from policies.reinforcement.collect import collect, flatten
 from policies.reinforcement.experience import Batch, Experience
@@ -267,7 +267,7 @@ def scripted(scores: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(*_: Any) -> tuple[dict[str, float], int]:
         return {"success/end": next(left)}, 10
 
-    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    monkeypatch.setattr(refinement, "evaluate", evaluate)
 
 
 def test_the_best_checkpoint_is_kept_and_ties_go_to_the_later(

@@ -160,6 +160,23 @@ class LikelihoodHead(ActionHead):
         return []
 
 
+class ReparameterisedHead(ActionHead):
+    """A head whose random actions are a differentiable function of its parameters and of noise."""
+
+    @abstractmethod
+    def rsample(
+        self, inputs: HeadInputs, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Random chunks [n, chunk_length, action], and their log density a control step [n, k].
+
+        A gradient flows through both.
+        """
+
+    @abstractmethod
+    def keep_in_range(self) -> None:
+        """Bring parameters back into ranges beyond which they have no gradient."""
+
+
 class InpaintingHead(ActionHead):
     """A head that can complete a chunk of which a part is given.
 
