@@ -60,7 +60,7 @@ class OnPolicyConfig(RefinementConfig):
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    temperature_start: float = 1.3
+    temperature_start: float = 1.6
     temperature_end: float = 1.0
 
     def __post_init__(self) -> None:
