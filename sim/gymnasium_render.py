@@ -1,0 +1,80 @@
+"""Images of gymnasium environments: with our renderer where MuJoCo simulates, else their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from sim.camera import Camera
+from sim.render import CameraRenderer
+from sim.tasks.base import TaskDeclarationError
+from sim.tasks.gymnasium_task import RENDERED, GymnasiumState
+
+_CONTEXTS = 12
+"""Models whose meshes and textures are kept; a suite of fifty tasks would fill the memory."""
+
+
+class GymnasiumRenderer:
+    """Draws the states of one task.
+
+    Each environment has a model of its own, but those of equal geometry share one GL context.
+
+    Args:
+        cameras: what to draw; `RENDERED` is what the environment's own `render()` gives, cut to a
+            square and scaled.
+        size: pixels a side.
+        antialias: multisample what we draw.
+    """
+
+    def __init__(self, cameras: Sequence[Camera], size: int, antialias: bool = False):
+        self._cameras = [camera for camera in cameras if camera.name != RENDERED]
+        self._renders = len(self._cameras) < len(cameras)
+        self._size, self._antialias = size, antialias
+        # Geometry → renderer, the one used last at the end.
+        self._contexts: dict[str, CameraRenderer] = {}
+
+    def render(self, data: GymnasiumState, out: Mapping[str, np.ndarray]) -> None:
+        """Draw the present state into camera name → uint8 [size, size, 3]."""
+        if self._cameras:
+            self._context(data).render(data.data, out, data.model)
+        if self._renders:
+            out[RENDERED][...] = self._rendered(data)
+
+    def images(self, data: GymnasiumState) -> dict[str, np.ndarray]:
+        """Newly allocated images, camera name → uint8 [size, size, 3]."""
+        names = [camera.name for camera in self._cameras] + [RENDERED] * self._renders
+        out = {name: np.empty((self._size, self._size, 3), np.uint8) for name in names}
+        self.render(data, out)
+        return out
+
+    def close(self) -> None:
+        """Free the GL contexts; may be called again."""
+        while self._contexts:
+            self._contexts.popitem()[1].close()
+
+    def _context(self, data: GymnasiumState) -> CameraRenderer:
+        key = data.geometry
+        if key in self._contexts:
+            self._contexts[key] = self._contexts.pop(key)
+            return self._contexts[key]
+        while len(self._contexts) >= _CONTEXTS:
+            self._contexts.pop(next(iter(self._contexts))).close()
+        made = CameraRenderer(data.model, self._cameras, self._size, self._antialias)
+        self._contexts[key] = made
+        return made
+
+    def _rendered(self, data: GymnasiumState) -> np.ndarray:
+        frame = data.env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
+            raise TaskDeclarationError(
+                f"{data.env} renders {type(frame).__name__}, not an image [h, w, 3] of uint8; make "
+                'it with render_mode="rgb_array"'
+            )
+        height, width = frame.shape[:2]
+        side = min(height, width)
+        # The middle: a stretched image would show angles that are not there.
+        top, left = (height - side) // 2, (width - side) // 2
+        square = Image.fromarray(frame[top : top + side, left : left + side, :3])
+        return np.asarray(square.resize((self._size, self._size), Image.Resampling.BOX))
