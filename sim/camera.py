@@ -74,9 +74,7 @@ class Camera:
         # Rounded, so that the last bits of a compiled pose cannot make equal cameras differ.
         return [round(float(number), 6) for number in numbers]
 
-    def project(
-        self, model: mujoco.MjModel, data: mujoco.MjData, points: np.ndarray
-    ) -> np.ndarray:
+    def project(self, model: mujoco.MjModel, data: mujoco.MjData, points: np.ndarray) -> np.ndarray:
         """Where world points [n, 3] are in the square image, float64 [n, 2].
 
         x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.

@@ -19,6 +19,7 @@ from sim.worker import WorkerConfig, serve
 from sim.worker_process import WorkerError, WorkerProcess
 from vla.contract import ObservationBatch, StepBatch
 
+
 class CpuVecEnv:
     """`num_envs` environments of one task in spawned processes; implements `VecEnv`.
 

@@ -53,9 +53,7 @@ class Worker:
         self._arrays = arrays
         self._renderer = None
         if config.cameras:
-            self._renderer = task.make_renderer(
-                config.cameras, config.image_size, config.antialias
-            )
+            self._renderer = task.make_renderer(config.cameras, config.image_size, config.antialias)
         # One model for all: only `MjData` is an environment's own, see `Task`.
         self._data = {index: task.make_data() for index in config.indices}
         self._episodes: dict[int, Episode] = {}
@@ -130,9 +128,7 @@ class Worker:
         task = self._task
         if not isinstance(task, MujocoTask):
             raise TaskDeclarationError(f"{task.name} has no state that planners could search from")
-        return {
-            i: pack_state(task, self._data[i], self._episodes[i]) for i in self._config.indices
-        }
+        return {i: pack_state(task, self._data[i], self._episodes[i]) for i in self._config.indices}
 
     def points(self) -> dict[int, dict[str, np.ndarray]]:
         """Nameable world positions."""

@@ -53,8 +53,8 @@ class Adroit(RoboticsFamily):
         },
     }
     camera_list = (
-        Camera("front", "fixed"),
-        Camera("side", view=View((0.0, 0.0, 0.2), 1.0, 150.0, -30.0)),
+        Camera("front", view=View((0.0, 0.05, 0.2), 1.3, 90.0, -45.0)),
+        Camera("side", view=View((0.0, 0.05, 0.2), 1.3, 150.0, -30.0)),
     )
 
     def declare(self, state: GymnasiumState) -> None:

@@ -135,9 +135,7 @@ class Task[State](ABC):
         """The state of a new environment, in the settled initial configuration."""
 
     @abstractmethod
-    def make_renderer(
-        self, cameras: Sequence[str], size: int, antialias: bool = False
-    ) -> Renderer:
+    def make_renderer(self, cameras: Sequence[str], size: int, antialias: bool = False) -> Renderer:
         """What draws states of this task; `place_markers` is called before every image.
 
         Args:
@@ -268,9 +266,7 @@ class Task[State](ABC):
         """
         raise ValueError(f"{self.name}: every scene has one goal, whatever the words")
 
-    def move_target(
-        self, data: State, episode: Episode, rng: np.random.Generator
-    ) -> Episode:
+    def move_target(self, data: State, episode: Episode, rng: np.random.Generator) -> Episode:
         """The same scene with its target elsewhere, for grounding; the same episode by default."""
         return episode
 

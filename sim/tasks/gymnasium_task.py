@@ -122,7 +122,9 @@ class GymnasiumTask(Task[GymnasiumState]):
 
     def __init__(self, image_size: int = 96):
         if not self.env_id and type(self).make_env is GymnasiumTask.make_env:
-            raise TaskDeclarationError(f"{type(self).__name__} declares neither env_id nor make_env")
+            raise TaskDeclarationError(
+                f"{type(self).__name__} declares neither env_id nor make_env"
+            )
         # For its spaces; the first environment that is asked for is this one.
         first = self._new_state()
         self._unused: list[GymnasiumState] = [first]
@@ -174,9 +176,7 @@ class GymnasiumTask(Task[GymnasiumState]):
         state.observation, state.info = state.env.reset(seed=0)
         return state
 
-    def make_renderer(
-        self, cameras: Sequence[str], size: int, antialias: bool = False
-    ) -> Renderer:
+    def make_renderer(self, cameras: Sequence[str], size: int, antialias: bool = False) -> Renderer:
         """See `Task.make_renderer`."""
         from sim.gymnasium_render import GymnasiumRenderer
 

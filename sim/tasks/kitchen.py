@@ -95,12 +95,14 @@ class Kitchen(RoboticsFamily):
             ),
         },
     }
+    # Of the physics; the environment states 12 images a second.
+    control_rate_hz = 12.5
     action_names = _JOINTS
     action_units = ("2 rad/s",) * 7 + ("2 m/s",) * 2
     proprio_parts = (Part(_JOINTS, ("rad",) * 7 + ("m",) * 2, "observation"),)
     camera_list = (
         Camera("front", view=View((-0.2, 0.5, 2.0), 2.2, 70.0, -35.0)),
-        Camera("left", "left_cap"),
+        Camera("top", view=View((-0.3, 0.4, 1.9), 1.9, 90.0, -60.0)),
     )
 
     def make_env(self) -> gymnasium.Env:

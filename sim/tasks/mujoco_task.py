@@ -19,9 +19,7 @@ class MujocoTask(Task[mujoco.MjData]):
 
     model: mujoco.MjModel
 
-    def make_renderer(
-        self, cameras: Sequence[str], size: int, antialias: bool = False
-    ) -> Renderer:
+    def make_renderer(self, cameras: Sequence[str], size: int, antialias: bool = False) -> Renderer:
         """See `Task.make_renderer`."""
         # Only where something is drawn: machines without a GL library can train from state.
         from sim.render import CameraRenderer

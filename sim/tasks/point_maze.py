@@ -36,6 +36,8 @@ class PointMaze(RoboticsFamily):
     name = "PointMaze"
     robot = "point"
     success_key = "success"
+    # Of the physics; the environment states 50 images a second.
+    control_rate_hz = 100.0
     env_ids: ClassVar[Mapping[str, str]] = {name: f"PointMaze_{name}-v3" for name in _LENGTHS}
     words_of: ClassVar[Mapping[str, Words]] = dict.fromkeys(_LENGTHS, _WORDS)
     action_names = ("force_x", "force_y")
@@ -71,7 +73,10 @@ class PointMaze(RoboticsFamily):
     def expert_action(self, data: GymnasiumState, episode: Episode) -> np.ndarray:
         """Towards the middle of the next cell on the shortest way, then to the mark."""
         maze = data.env.unwrapped.maze  # pyright: ignore[reportAttributeAccessIssue]
-        position, velocity = data.observation["observation"][:2], data.observation["observation"][2:]
+        position, velocity = (
+            data.observation["observation"][:2],
+            data.observation["observation"][2:],
+        )
         goal = data.observation["desired_goal"]
         here, there = (tuple(maze.cell_xy_to_rowcol(xy).tolist()) for xy in (position, goal))
         way = shortest_way(maze.maze_map, here, there)

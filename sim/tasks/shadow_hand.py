@@ -75,8 +75,8 @@ class ShadowHand(RoboticsFamily):
         "pen": _move("pen"),
     }
     camera_list = (
-        Camera("front", view=View((1.0, 0.92, 0.17), 0.5, 55.0, -25.0)),
-        Camera("top", view=View((1.0, 0.90, 0.15), 0.5, 90.0, -80.0)),
+        Camera("side", view=View((1.0, 0.87, 0.17), 0.4, 55.0, -25.0)),
+        Camera("top", view=View((1.05, 0.87, 0.17), 0.45, 90.0, -50.0)),
     )
 
     def __init__(self, image_size: int = 96, variant: str = ""):
