@@ -175,9 +175,8 @@ def resolve(config: GroundConfig) -> GroundConfig:
         ContractMismatchError: tasks of different robots, whose scenes one model cannot share.
         ValueError: an unknown task, or not one frame count a task.
     """
-    specs = {
-        name: make_task(name, config.image_size).spec for name in config.tasks or groundable_names()
-    }
+    tried = config.tasks or groundable_names()
+    specs = {name: make_task(name, config.image_size).spec for name in tried}
     first, *others = specs
     # Tasks that were named must agree; by default those of other robots are left out.
     if config.tasks:

@@ -144,8 +144,8 @@ class _Setup:
     renderer: Renderer
 
 
-# One model and one GL context a process and task, kept for all of its episodes. Tasks are played one
-# after another, so that of the task before is freed: fifty of them would fill the memory.
+# One model and one GL context a process and task, kept for all of its episodes. Tasks are played
+# one after another, so that of the task before is freed: fifty of them would fill the memory.
 _kept: dict[tuple[str, int], _Setup] = {}
 
 

@@ -67,6 +67,7 @@ class GymnasiumRenderer:
 
     def _rendered(self, data: GymnasiumState) -> np.ndarray:
         frame = data.env.render()
+        CameraRenderer.others_have_drawn()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
             raise TaskDeclarationError(
                 f"{data.env} renders {type(frame).__name__}, not an image [h, w, 3] of uint8; make "

@@ -182,8 +182,8 @@ class _SeedPlan:
             raise ValueError(
                 f"the expert of {self.name} failed in {failures} of {failures + self.done} "
                 f"episodes; lower --noise (now {self._config.noise}) or --noisy-fraction "
-                f"(now {self._config.noisy_fraction}). `vla doctor --task {self.name}` shows whether "
-                "it succeeds without noise"
+                f"(now {self._config.noisy_fraction}). `vla doctor --task {self.name}` shows "
+                "whether it succeeds without noise"
             )
         for seed in self._candidate_seeds():
             # `succeeded` also holds what an earlier run has left in the spool.

@@ -144,6 +144,11 @@ class CameraRenderer:
         self._gl.free()
         CameraRenderer._current = None
 
+    @classmethod
+    def others_have_drawn(cls) -> None:
+        """Say that another library of this process has made its own context current."""
+        cls._current = None
+
     def _make_current(self) -> None:
         # Two renderers of one process take turns; most processes have one and never switch.
         if CameraRenderer._current is not self:

@@ -194,7 +194,7 @@ class CpuVecEnv:
         return self._copy("expert")
 
     def export_state(self) -> np.ndarray:
-        """Packed states for planners, float64 [n, state]; see `sim.tasks.mujoco_task.pack_state`."""
+        """States for planners, float64 [n, state]; see `sim.tasks.mujoco_task.pack_state`."""
         self._require_begun()
         return np.stack(self._gather("state"))
 

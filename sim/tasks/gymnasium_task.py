@@ -113,7 +113,7 @@ class GymnasiumTask(Task[GymnasiumState]):
     action_limits: tuple[tuple[float, float], ...] | None = None
     proprio_parts: tuple[Part, ...]
     privileged_parts: tuple[Part, ...] | None = None
-    camera_list: tuple[str | Camera, ...] = (RENDERED,)
+    camera_list: Sequence[str | Camera] = (RENDERED,)
     success_key: str = "is_success"
     control_rate_hz: float | None = None
     static_points = ()
@@ -256,10 +256,12 @@ class GymnasiumTask(Task[GymnasiumState]):
         space = env.action_space
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise TaskDeclarationError(
-                f"{self.name}: the action space is {space}, and a policy's actions are numbers in a "
-                "row: wrap the environment so that it takes a Box of one axis"
+                f"{self.name}: the action space is {space}, and a policy's actions are numbers in "
+                "a row: wrap the environment so that it takes a Box of one axis"
             )
-        limits = self.action_limits or tuple(zip(space.low.tolist(), space.high.tolist()))
+        limits = self.action_limits or tuple(
+            zip(space.low.tolist(), space.high.tolist(), strict=True)
+        )
         counts = {len(self.action_names), len(self.action_units), len(limits), space.shape[0]}
         if len(counts) != 1:
             raise TaskDeclarationError(
@@ -268,8 +270,11 @@ class GymnasiumTask(Task[GymnasiumState]):
                 f"of the action space {space}"
             )
         low, high = zip(*limits, strict=True)
-        finite = np.isfinite(limits).all(1)
-        if unlimited := [n for n, good in zip(self.action_names, finite, strict=True) if not good]:
+        if unlimited := [
+            name
+            for name, ends in zip(self.action_names, limits, strict=True)
+            if not np.isfinite(ends).all()
+        ]:
             raise TaskDeclarationError(
                 f"{self.name}: the actions {unlimited} have no limits in the action space; declare "
                 "action_limits, the (low, high) of every dimension, so that nothing can be "
@@ -288,9 +293,9 @@ class GymnasiumTask(Task[GymnasiumState]):
                 ) from error
             if part.start + len(part.names) > count or len(part.units) != len(part.names):
                 raise TaskDeclarationError(
-                    f"{self.name}: {label} name {len(part.names)} numbers ({len(part.units)} units) "
-                    f"from position {part.start} of {part.key or 'the observation'}, which has "
-                    f"{count}"
+                    f"{self.name}: {label} name {len(part.names)} numbers ({len(part.units)} "
+                    f"units) from position {part.start} of {part.key or 'the observation'}, which "
+                    f"has {count}"
                 )
 
     def _check_cameras(self, state: GymnasiumState) -> None:
@@ -299,8 +304,8 @@ class GymnasiumTask(Task[GymnasiumState]):
                 continue
             if not state.has_mujoco:
                 raise TaskDeclarationError(
-                    f"{self.name}: there is no camera {camera.name!r}, since the environment has no "
-                    f"MuJoCo model; camera_list can be ({RENDERED!r},), its own render()"
+                    f"{self.name}: there is no camera {camera.name!r}, since the environment has "
+                    f"no MuJoCo model; camera_list can be ({RENDERED!r},), its own render()"
                 )
             try:
                 camera.in_model(state.model)

@@ -54,6 +54,7 @@ DIFFICULTY: Mapping[str, str] = {
 
 CONTROL_RATE_HZ = 80.0
 """5 physics steps of 2.5 ms a control step."""
+CAMERAS = (Camera("corner2", turned=True), Camera("wrist", "gripperPOV"))
 _CAMERA_POSITION_M = (0.75, 0.075, 0.7)
 """Of "corner2", as LeRobot moves it."""
 
@@ -79,7 +80,7 @@ def metaworld_robot_spec(image_size: int) -> RobotSpec:
             low=(-0.525, 0.348, -0.0525, 0.0),
             high=(0.525, 1.025, 0.7, 1.0),
         ),
-        cameras=tuple(CameraSpec(c.name, image_size, image_size) for c in MetaWorld.camera_list),
+        cameras=tuple(CameraSpec(c.name, image_size, image_size) for c in CAMERAS),
         control_rate_hz=CONTROL_RATE_HZ,
     )
 
@@ -97,12 +98,12 @@ class MetaWorld(GymnasiumTask):
     name = "MetaWorld"
     variants = (*SUITES, *TASK_NAMES)
     episode_length = 500
-    camera_list: ClassVar[tuple[Camera, ...]] = (
-        Camera("corner2", turned=True),
-        Camera("wrist", "gripperPOV"),
-    )
+    camera_list = CAMERAS
     success_key = "success"
-    proprio_parts = (Part(("hand_x", "hand_y", "hand_z", "gripper_opening"), ("",) * 4),)
+    # The distance of the fingers in units of 0.1 m.
+    proprio_parts = (
+        Part(("hand_x", "hand_y", "hand_z", "gripper_opening"), ("m", "m", "m", "0.1 m")),
+    )
     rest_action: ClassVar[Mapping[str, float]] = {"dx": 0.0, "dy": 0.0, "dz": 0.0}
     grip_actions = ("gripper",)
     templates: ClassVar[Mapping[Phrasing, tuple[str, ...]]] = {

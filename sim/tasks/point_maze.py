@@ -73,10 +73,7 @@ class PointMaze(RoboticsFamily):
     def expert_action(self, data: GymnasiumState, episode: Episode) -> np.ndarray:
         """Towards the middle of the next cell on the shortest way, then to the mark."""
         maze = data.env.unwrapped.maze  # pyright: ignore[reportAttributeAccessIssue]
-        position, velocity = (
-            data.observation["observation"][:2],
-            data.observation["observation"][2:],
-        )
+        position, velocity = np.split(data.observation["observation"], 2)
         goal = data.observation["desired_goal"]
         here, there = (tuple(maze.cell_xy_to_rowcol(xy).tolist()) for xy in (position, goal))
         way = shortest_way(maze.maze_map, here, there)

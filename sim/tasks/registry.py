@@ -11,7 +11,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
@@ -71,8 +71,9 @@ class TaskChoice:
 
     def make(self, image_size: int = 96) -> Task:
         """Build it, with square images of `image_size` pixels."""
-        arguments = (image_size, self.variant) if self.variant else (image_size,)
-        made = self.task(*arguments)
+        # Only families take a variant, which `Task.__init__` does not know.
+        build: Callable[..., Task] = self.task
+        made = build(image_size, self.variant) if self.variant else build(image_size)
         made.name = self.name
         if self.episode_length is not None:
             made.episode_length = self.episode_length
@@ -92,8 +93,8 @@ def find_task(name: str) -> TaskChoice:
     task = _import(place) if ":" in place else TASKS.get(place)
     if task is None:
         raise ValueError(
-            f"unknown task {name!r}; valid names: {', '.join(sorted(_shown_names()))}, or of a task "
-            "of yours where its class stands, as in my_package.my_task:MyTask"
+            f"unknown task {name!r}; valid names: {', '.join(sorted(_shown_names()))}; a task of "
+            "yours is named by where its class stands, as in my_package.my_task:MyTask"
         )
     if variant not in (task.variants or ("",)):
         valid = ", ".join(f"{place}/{one}" for one in task.variants) or place

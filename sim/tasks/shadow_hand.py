@@ -105,7 +105,8 @@ class ShadowHand(RoboticsFamily):
                 data.data.site(f"finger{finger}").xpos = tips[finger]
             return
         beside = 0.15 if env.target_position == "ignore" else 0.0  # pyright: ignore[reportAttributeAccessIssue]
-        _pose_body(data.model, data.data, "target", goal[:3] + (beside, 0.0, 0.0), goal[3:])
+        position = goal[:3] + np.array([beside, 0.0, 0.0])
+        _pose_body(data.model, data.data, "target", position, goal[3:])
         # The faces that tell a block's sides apart are invisible to the simulator's own viewer.
         for index in range(data.model.ngeom):
             if data.model.geom(index).name == "object_hidden":

@@ -80,10 +80,7 @@ def test_an_end_inside_the_task_ends_the_episode() -> None:
     ("changes", "message"),
     [
         ({"success_key": "done"}, r"success is not in info\['done'\], which has \['success'\]"),
-        (
-            {"make_env": lambda self: Line(np.inf)},
-            r"actions \['dx'\] have no limits.*action_limits",
-        ),
+        ({"make_env": lambda self: Line(np.inf)}, r"\['dx'\] have no limits.*action_limits"),
         ({"action_names": ("dx", "dy")}, "2 action_names, 1 action_units and 1 action_limits for"),
         ({"camera_list": ("front",)}, "no camera 'front', since the environment has no MuJoCo"),
         ({"proprio_parts": (Part(("x",), ("m",), "arm"),)}, r"key 'arm'.*\['robot/x', 'goal'\]"),
@@ -95,12 +92,16 @@ def test_a_wrong_declaration_is_refused_with_its_mend(
     changes: dict[str, Any], message: str
 ) -> None:
     """Before anything is recorded; success as soon as it is asked for."""
-    with pytest.raises(TaskDeclarationError, match=message):
+
+    def play() -> None:
         task = changed(**changes)(16)
         data = task.make_data()
         episode = task.reset(data, 0)
         task.step(data, episode, np.zeros(1, np.float32))
         task.is_success(data, episode)
+
+    with pytest.raises(TaskDeclarationError, match=message):
+        play()
 
 
 def test_what_is_not_declared_is_named() -> None:
@@ -110,7 +111,9 @@ def test_what_is_not_declared_is_named() -> None:
         name = "Nothing"
         env_id = "Reacher-v5"
 
-    with pytest.raises(TaskDeclarationError, match="robot.*templates.*action_names.*proprio_parts"):
+    with pytest.raises(
+        TaskDeclarationError, match=r"robot.*templates.*action_names.*proprio_parts"
+    ):
         Nothing()
 
 
@@ -132,9 +135,10 @@ def test_a_shorter_time_limit_of_the_environment_is_refused() -> None:
     task = limited(16)
     data = task.make_data()
     episode = task.reset(data, 0)
+    for _ in range(4):
+        task.step(data, episode, np.zeros(1, np.float32))
     with pytest.raises(TaskDeclarationError, match="after 5 steps, but episode_length is 30"):
-        for _ in range(6):
-            task.step(data, episode, np.zeros(1, np.float32))
+        task.step(data, episode, np.zeros(1, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +193,31 @@ def test_cameras_that_the_model_lacks_are_refused_with_those_it_has() -> None:
 
     with pytest.raises(TaskDeclarationError, match=r"no camera 'front'; it has \[.*view="):
         Wrong()
+
+
+@pytest.mark.render
+def test_the_environments_own_images_and_ours_do_not_disturb_each_other() -> None:
+    """Both libraries have a GL context in one process."""
+
+    class Both(LineTask):
+        env_id = "Reacher-v5"
+        make_env = GymnasiumTask.make_env
+        proprio_parts = (Part(("x",), ("m",)),)
+        action_names = ("a", "b")
+        action_units = ("N m", "N m")
+        camera_list = (Camera("top", view=View((0, 0, 0), 0.65, 90, -90)), RENDERED)
+
+    task = Both(48)
+    alone, both = (task.make_renderer(names, 48) for names in (["top"], ["top", RENDERED]))
+    data = task.make_data()
+    episode = task.reset(data, 0)
+    for _ in range(3):
+        task.step(data, episode, np.ones(2, np.float32))
+        images = both.images(data)
+        np.testing.assert_array_equal(alone.images(data)["top"], images["top"])
+        assert images[RENDERED].std() > 5
+    alone.close()
+    both.close()
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def test_a_missing_package_says_how_it_is_installed(monkeypatch: pytest.MonkeyPa
         raise ModuleNotFoundError(f"No module named {name!r}", name="metaworld")
 
     monkeypatch.setattr(metaworld.importlib, "import_module", missing)
-    with pytest.raises(TaskDeclarationError, match="pip install --no-deps metaworld==3.1.1"):
+    with pytest.raises(TaskDeclarationError, match=r"pip install --no-deps metaworld==3\.1\.1"):
         MetaWorld(16, "reach").make_data()
 
 
@@ -137,7 +137,9 @@ def test_images_are_lerobots_view_and_the_wrists() -> None:
     env = data.env
     names = [camera.name for camera in task.spec.cameras]
     assert names == ["corner2", "wrist"]
-    images = task.make_renderer(names, 96, antialias=True).images(data)
+    renderer = task.make_renderer(names, 96, antialias=True)
+    images = renderer.images(data)
+    renderer.close()
     env.width = env.height = 96
     from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 

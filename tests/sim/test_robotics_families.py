@@ -38,7 +38,7 @@ def original(name: str, seed: int, steps: int) -> list[np.ndarray]:
     if choice.task.name == "Kitchen":
         arguments = arguments | {"tasks_to_complete": list(THINGS[choice.variant])}
     env = gymnasium.make(
-        f"gymnasium_robotics:{choice.task.env_ids[choice.variant]}",  # pyright: ignore
+        f"gymnasium_robotics:{choice.task.env_ids[choice.variant]}",
         **arguments,
     )
     seen = [numbers(env.reset(seed=seed)[0])]
