@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import cast
 
 from sim.tasks import adroit, fetch, kitchen, metaworld, point_maze, shadow_hand, tabletop
 from sim.tasks.base import Task, TaskDeclarationError
@@ -72,7 +73,7 @@ class TaskChoice:
     def make(self, image_size: int = 96) -> Task:
         """Build it, with square images of `image_size` pixels."""
         # Only families take a variant, which `Task.__init__` does not know.
-        build: Callable[..., Task] = self.task
+        build = cast(Callable[..., Task], self.task)
         made = build(image_size, self.variant) if self.variant else build(image_size)
         made.name = self.name
         if self.episode_length is not None:
