@@ -57,8 +57,7 @@ class CameraRenderer:
         # Also checks the names, before a GL context is made.
         self._views = [camera.in_model(model) for camera in self._cameras]
         # These are read once, when the context is made.
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
         model.vis.quality.offsamples = 4 if antialias else 0
         # Shadows are off, so their map, up to 64 MB, would never be drawn.
         model.vis.quality.shadowsize = 0

@@ -148,7 +148,7 @@ class MetaWorld(GymnasiumTask):
         return episode
 
     def labels(self, data: GymnasiumState, seed: int) -> dict[str, str]:
-        """From the seed alone: a reset takes a tenth of a second."""
+        """From the seed alone: a reset computes a hundred control steps."""
         return self._labels(self._member(seed))
 
     def words(self, data: GymnasiumState, phrasing: Phrasing) -> tuple[str, ...]:

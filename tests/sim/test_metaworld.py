@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sim import gymnasium_render
 from sim.tasks import metaworld
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.metaworld import DIFFICULTY, MT10, SUITES, TASK_NAMES, MetaWorld
@@ -172,6 +173,29 @@ def test_several_tasks_share_a_vector_environment() -> None:
         again, again_privileged = env.observe()
         torch.testing.assert_close(again.images["corner2"][0], observation.images["corner2"][1])
         torch.testing.assert_close(again_privileged[0], privileged[1], rtol=0, atol=0)
+
+
+@pytest.mark.render
+def test_what_no_state_shows_any_longer_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts of fifty tasks would fill the memory; one that is in use is never made anew."""
+    monkeypatch.setattr(gymnasium_render, "_CONTEXTS", 1)
+    task = MetaWorld(16, "ML45-test")
+    renderer = task.make_renderer(["wrist"], 16)
+    one, other = task.make_data(), task.make_data()
+    task.reset(other, 1)
+    renderer.images(one)
+    renderer.images(other)
+    kept = dict(renderer._contexts)
+    renderer.images(one)
+    assert renderer._contexts == kept
+    task.reset(one, 1)
+    renderer.images(one)
+    task.reset(one, 2)
+    renderer.images(one)
+    assert set(renderer._contexts) == {"box-close", "hand-insert"}
+    with pytest.raises(RuntimeError, match="closed"):
+        kept["bin-picking"].images(one.data)
+    renderer.close()
 
 
 @pytest.mark.slow
