@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
+from sim.camera import Camera, View
 from sim.tasks.gymnasium_task import GymnasiumTask, Part
 
 
@@ -69,6 +70,34 @@ class LineTask(GymnasiumTask):
         """Straight there."""
         away = data.observation["goal"] - data.observation["robot"]["x"]
         return np.clip(away, -0.1, 0.1).astype(np.float32)
+
+
+class Reacher(GymnasiumTask):
+    """Gymnasium's Reacher-v5 with the points that grounding needs."""
+
+    name = "Reacher"
+    robot = "planar-arm"
+    env_id = "Reacher-v5"
+    templates: ClassVar = {"train": ("reach the target",), "heldout": ("touch the target",)}
+    action_names = ("shoulder", "elbow")
+    action_units = ("N m", "N m")
+    proprio_parts = (Part(("a", "b", "c", "d"), ("",) * 4),)
+    camera_list = (Camera("top", view=View((0.0, 0.0, 0.0), 0.8, 90.0, -90.0)),)
+    place_phrases = ("target",)
+    static_points = ("target",)
+
+    def points(self, data: Any, episode: Any) -> dict[str, np.ndarray]:
+        """Where MuJoCo has them."""
+        named = {"gripper": "fingertip", "target": "target"}
+        return {key: data.data.body(body).xpos.copy() for key, body in named.items()}
+
+    def is_success(self, data: Any, episode: Any) -> bool:
+        """Never mind."""
+        return False
+
+    def expert_action(self, data: Any, episode: Any) -> np.ndarray:
+        """A slow swing."""
+        return np.array([0.1, -0.1], np.float32)
 
 
 def changed(**changes: Any) -> type[LineTask]:

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from line_task import Line, LineTask, changed
+from line_task import Line, LineTask, Reacher, changed
 
-from sim.camera import Camera, View
+from sim.scenes import ScenesConfig, make_scenes
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.gymnasium_task import RENDERED, GymnasiumTask, Part, whole_observation
 from sim.tasks.registry import TaskChoice, find_task, make_task, member_names, short_name
@@ -183,13 +183,8 @@ def test_every_number_of_an_observation_has_a_name() -> None:
 def test_cameras_that_the_model_lacks_are_refused_with_those_it_has() -> None:
     """Of a MuJoCo environment."""
 
-    class Wrong(LineTask):
-        env_id = "Reacher-v5"
-        make_env = GymnasiumTask.make_env
-        proprio_parts = (Part(("x",), ("m",)),)
-        action_names = ("a", "b")
-        action_units = ("N m", "N m")
-        camera_list = (Camera("top", view=View((0, 0, 0), 1.0, 90, -90)), "front")
+    class Wrong(Reacher):
+        camera_list = (*Reacher.camera_list, "front")
 
     with pytest.raises(TaskDeclarationError, match=r"no camera 'front'; it has \[.*view="):
         Wrong()
@@ -199,13 +194,8 @@ def test_cameras_that_the_model_lacks_are_refused_with_those_it_has() -> None:
 def test_the_environments_own_images_and_ours_do_not_disturb_each_other() -> None:
     """Both libraries have a GL context in one process."""
 
-    class Both(LineTask):
-        env_id = "Reacher-v5"
-        make_env = GymnasiumTask.make_env
-        proprio_parts = (Part(("x",), ("m",)),)
-        action_names = ("a", "b")
-        action_units = ("N m", "N m")
-        camera_list = (Camera("top", view=View((0, 0, 0), 0.65, 90, -90)), RENDERED)
+    class Both(Reacher):
+        camera_list = (*Reacher.camera_list, RENDERED)
 
     task = Both(48)
     alone, both = (task.make_renderer(names, 48) for names in (["top"], ["top", RENDERED]))
@@ -220,6 +210,23 @@ def test_the_environments_own_images_and_ours_do_not_disturb_each_other() -> Non
     both.close()
 
 
+@pytest.mark.render
+def test_a_mujoco_environment_with_points_is_grounded(tmp_path: Path) -> None:
+    """What its words name lies in the images where its points are projected."""
+    config = ScenesConfig(("line_task:Reacher",), 20, tmp_path, image_size=64, workers=1)
+    [scenes] = make_scenes(config)
+    assert (tmp_path / "Reacher" / "scenes.json").is_file()
+    for image, points in zip(scenes.images[:, 0], scenes.image_points[:, :, 0], strict=True):
+        red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+        ys, xs = np.nonzero((red > 2 * green) & (red > 2 * blue))
+        x, y = points[scenes.phrases.index("target")]
+        if len(xs) > 5:  # not under the arm
+            away = np.abs([xs.mean() + 0.5 - 32 * (x + 1), ys.mean() + 0.5 - 32 * (y + 1)])
+            assert away.max() < 2
+    with pytest.raises(TaskDeclarationError, match="LineTask cannot be grounded: define points"):
+        make_scenes(ScenesConfig((LINE,), 10, tmp_path, workers=1))
+
+
 @pytest.fixture
 def worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The file of the documentation in the folder that a command is called from."""
@@ -232,7 +239,7 @@ def worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.render
-def test_the_worked_example_is_collected_and_evaluated(
+def test_the_worked_example_is_sound_and_collected(
     worked_example: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the commands that the documentation names."""
@@ -245,6 +252,21 @@ def test_the_worked_example_is_collected_and_evaluated(
     words = ["collect", "--task", worked_example, "--episodes", "2", "--image-size", "32"]
     assert cli.main([*words, "--workers", "1"]) == 0
     assert Path("data/MyReacher/meta/info.json").is_file()
-    words = ["evaluate", "--task", worked_example, "--policies", "expert", "zero"]
-    assert cli.main([*words, "--episodes", "4", "--films", "0", "--num-workers", "1"]) == 0
-    assert "expert" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.render
+def test_the_worked_example_is_cloned_refined_and_evaluated(worked_example: str) -> None:
+    """The rest of the way, small: nothing on it knows the task but by its name."""
+    from scripts import cli
+
+    few = ["--task", worked_example]
+    assert cli.main(["collect", *few, "--episodes", "4", "--workers", "1"]) == 0
+    small = ["--updates", "4", "--batch", "8", "--evaluate-every", "4", "--perception", "trained"]
+    assert cli.main(["pretrain", *few, *small, "--selection-episodes", "2"]) == 0
+    little = ["--iterations", "1", "--episodes", "4", "--selection-episodes", "2"]
+    assert cli.main(["refine", *few, *little, "--num-envs", "2"]) == 0
+    refined = "refined=runs/MyReacher/refined/best"
+    words = ["evaluate", *few, "--policies", "expert", refined, "--episodes", "2"]
+    assert cli.main([*words, "--films", "1", "--num-workers", "1"]) == 0
+    assert (Path("runs") / "report" / "report.html").is_file()
