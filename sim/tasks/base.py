@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 
 from sim.camera import Camera
-from vla.contract import RobotSpec
+from vla.contract import GoalSpec, RobotSpec
 
 Phrasing = Literal["train", "heldout"]
 
@@ -94,6 +94,8 @@ class Task[State](ABC):
         episode_length: control steps until truncation.
         templates: instruction templates, training and held-out paraphrases kept apart.
         privileged_names: one name per dimension of `privileged`.
+        goals: where the goal sits in `privileged`, for hindsight relabelling; None, the default,
+            where success is not the distance to a goal.
         object_phrases: keys of `points` that name what can be moved.
         place_phrases: keys of `points` that name the other objects of the scene.
         nouns: key of `points` → the word for it in a sentence, where that is another one.
@@ -125,6 +127,7 @@ class Task[State](ABC):
     # These depend on the image size or on the compiled model, so `__init__` sets them.
     spec: RobotSpec
     privileged_names: tuple[str, ...]
+    goals: GoalSpec | None = None
 
     @abstractmethod
     def __init__(self, image_size: int = 96):

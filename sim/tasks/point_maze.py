@@ -16,6 +16,7 @@ from sim.camera import Camera, View
 from sim.tasks.base import Episode, Task
 from sim.tasks.gymnasium_task import GymnasiumState, Part
 from sim.tasks.robotics_family import RoboticsFamily, Words
+from vla.contract import GoalSpec
 
 if TYPE_CHECKING:
     import gymnasium
@@ -46,6 +47,8 @@ class PointMaze(RoboticsFamily):
     proprio_parts = (
         Part(("x", "y", "velocity_x", "velocity_y"), ("m", "m", "m/s", "m/s"), "observation"),
     )
+    privileged_parts = (*proprio_parts, Part(("goal_x", "goal_y"), ("m", "m"), "desired_goal"))
+    goals = GoalSpec(("x", "y"), ("goal_x", "goal_y"), 0.45)
 
     def __init__(self, image_size: int = 96, variant: str = ""):
         self.episode_length = _LENGTHS[variant]
