@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from sim.camera import Camera
-from sim.render import CameraRenderer
+from sim.render import CameraRenderer, choose_backend
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.gymnasium_task import RENDERED, GymnasiumState
 
@@ -32,6 +33,9 @@ class GymnasiumRenderer:
         self._cameras = [camera for camera in cameras if camera.name != RENDERED]
         self._renders = len(self._cameras) < len(cameras)
         self._size, self._antialias = size, antialias
+        if self._renders:
+            # Gymnasium asks for a screen where nobody says which library to use.
+            os.environ.setdefault("MUJOCO_GL", choose_backend())
         # Geometry → renderer, the one used last at the end.
         self._contexts: dict[str, CameraRenderer] = {}
         # State, by its identity → the geometry that it had when it was drawn last.
@@ -70,6 +74,11 @@ class GymnasiumRenderer:
         return self._contexts[key]
 
     def _rendered(self, data: GymnasiumState) -> np.ndarray:
+        # Gymnasium makes the GL context of a MuJoCo environment current once, as if no other one
+        # of this process were ever drawn.
+        own = getattr(data.env.unwrapped, "mujoco_renderer", None)
+        if (viewer := getattr(own, "viewer", None)) is not None:
+            viewer.make_context_current()
         frame = data.env.render()
         CameraRenderer.others_have_drawn()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mujoco
@@ -56,12 +57,8 @@ class CameraRenderer:
         self._context = None
         # Also checks the names, before a GL context is made.
         self._views = [camera.in_model(model) for camera in self._cameras]
-        # These are read once, when the context is made.
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        model.vis.quality.offsamples = 4 if antialias else 0
-        # Shadows are off, so their map, up to 64 MB, would never be drawn.
-        model.vis.quality.shadowsize = 0
-        self._gl, self._context = self._start(choose_backend())
+        with _settings(model, size, antialias):
+            self._gl, self._context = self._start(choose_backend())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
         # Room for 1000 geometries; MuJoCo leaves out what does not fit.
@@ -153,6 +150,21 @@ class CameraRenderer:
         if CameraRenderer._current is not self:
             self._gl.make_current()
             CameraRenderer._current = self
+
+
+@contextlib.contextmanager
+def _settings(model: mujoco.MjModel, size: int, antialias: bool) -> Iterator[None]:
+    """What a context reads of a model as it is made; others may draw the model in their own way."""
+    screen, quality = model.vis.global_, model.vis.quality
+    kept = screen.offwidth, screen.offheight, quality.offsamples, quality.shadowsize
+    screen.offwidth = screen.offheight = size
+    quality.offsamples = 4 if antialias else 0
+    # Shadows are off, so their map, up to 64 MB, would never be drawn.
+    quality.shadowsize = 0
+    try:
+        yield
+    finally:
+        screen.offwidth, screen.offheight, quality.offsamples, quality.shadowsize = kept
 
 
 def _no_renderer(reason: str) -> NoRendererError:

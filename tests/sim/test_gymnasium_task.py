@@ -198,9 +198,20 @@ def test_the_environments_own_images_and_ours_do_not_disturb_each_other() -> Non
         camera_list = (*Reacher.camera_list, RENDERED)
 
     task = Both(48)
-    alone, both = (task.make_renderer(names, 48) for names in (["top"], ["top", RENDERED]))
     data = task.make_data()
     episode = task.reset(data, 0)
+    # Before we draw the same model in another size, without shadows.
+    theirs = data.env.render()
+    alone, both = (task.make_renderer(names, 48) for names in (["top"], ["top", RENDERED]))
+    other = task.make_data()
+    task.reset(other, 0)
+    first = both.images(data)[RENDERED]
+    assert first.std() > 5
+    # 480 pixels, cut and scaled: each 10 x 10 of theirs is one of ours.
+    blocks = theirs.reshape(480, -1, 3)[:, :480].reshape(48, 10, 48, 10, 3).mean((1, 3))
+    assert np.abs(first - blocks).max() <= 1
+    np.testing.assert_array_equal(both.images(other)[RENDERED], first)
+    np.testing.assert_array_equal(both.images(data)[RENDERED], first)
     for _ in range(3):
         task.step(data, episode, np.ones(2, np.float32))
         images = both.images(data)
