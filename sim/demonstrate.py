@@ -9,6 +9,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -39,6 +40,9 @@ class RecordConfig:
         noisy_fraction: share of the episodes that are played with noise.
         hold_steps: control steps that an episode goes on once success holds, so that staying is
             shown too.
+        keep: "held" keeps episodes in which success held through these steps, or to the end of the
+            episode; "reached" those in which it held once, whatever came after: some experts of
+            Meta-World let go of what they have reached.
         image_size: images are square, in pixels.
         workers: processes that simulate and render.
     """
@@ -52,6 +56,7 @@ class RecordConfig:
     noise: float = 0.2
     noisy_fraction: float = 0.5
     hold_steps: int = 10
+    keep: Literal["held", "reached"] = "held"
     image_size: int = 96
     workers: int = 2
 
@@ -89,6 +94,8 @@ class RecordConfig:
             "noisy_fraction": self.noisy_fraction,
             "hold_steps": self.hold_steps,
             "image_size": self.image_size,
+            # Left out by default: what was recorded before it could be chosen is continued.
+            **({} if self.keep == "held" else {"keep": self.keep}),
         }
 
 
@@ -98,7 +105,7 @@ def play(
     """Play one expert episode.
 
     Returns:
-        One row per control step, or None when the episode did not end in success. `image.<camera>`
+        One row per control step, or None when the episode is not to be kept. `image.<camera>`
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
     """
@@ -127,7 +134,8 @@ def play(
         task.step(data, episode, row["executed"])
         success = task.is_success(data, episode)
         # Counted anew when success is lost: a block that slides through its target has not arrived.
-        held = held + 1 if success else 0
+        goes_on = success or (config.keep == "reached" and held)
+        held = held + 1 if goes_on else 0
         has_ended = episode.steps >= task.episode_length or task.is_terminated(data, episode)
         for key, value in (row | {"success": np.bool_(success)}).items():
             rows.setdefault(key, []).append(value)
