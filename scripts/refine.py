@@ -9,9 +9,11 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes
 
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.rewards import make_reward
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
+from scripts.curricula import make_curriculum
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
@@ -40,6 +42,10 @@ class RefineConfig:
             reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
+        reward: learn from this one in place of the task's own, which is 1 at each successful step:
+            distance, or near-object, which is flawed on purpose. Success is watched beside it.
+        curriculum: choose start states (frontier) or how near is good enough (radius) by success so
+            far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.
         training: what is the same for every algorithm.
     """
@@ -52,11 +58,15 @@ class RefineConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 200
+    reward: str | None = None
+    curriculum: str | None = None
     stop_at: float | None = None
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
+        if self.reward and (self.curriculum or "").partition(":")[0] == "radius":
+            raise ValueError("--reward and --curriculum radius both say what is learned from")
 
 
 def main(config: RefineConfig) -> int:
@@ -65,14 +75,20 @@ def main(config: RefineConfig) -> int:
     configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
     # Before anything is loaded: a wrong setting is answered at once.
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
+    task = make_task(config.task)
+    reward = None if config.reward is None else make_reward(config.reward, task.privileged_names)
+    curriculum = None
+    if config.curriculum is not None:
+        curriculum = make_curriculum(config.curriculum, config.task, training)
     clone = config.clone or runs / "clone" / "best"
-    policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
+    policy = load_policy(clone, config.device, config.embodiment or task.spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
         command_line("refine", config),
         # By content: resuming with another clone is refused, moving the same one is not.
-        {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
+        {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
+        | ({} if config.reward is None else {"reward": config.reward}),
     )
     selection = SELECTION.seeds(config.selection_episodes)
     with (
@@ -90,6 +106,8 @@ def main(config: RefineConfig) -> int:
             # A function of the iteration alone, so a resumed run collects the states that come
             # next.
             lambda iteration: training_seeds(training.seed, iteration, training.episodes),
+            reward,
+            curriculum,
         )
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()

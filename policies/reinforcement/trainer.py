@@ -26,6 +26,7 @@ from policies.optimisation import require_finite, require_finite_weights
 from policies.reinforcement import diagnostics
 from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
+from policies.reinforcement.curriculum import Curriculum
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
@@ -101,6 +102,7 @@ class OnPolicyTrainer[State: PolicyState]:
         folder: where checkpoints `step_<n>`, `best` and metrics go.
         collection_seeds: iteration, from 0, to the seeds of the episodes that it collects.
         reward: rewards to learn from in place of the environment's; see `collect`.
+        curriculum: chooses the episodes in place of `collection_seeds`, and may bring a reward.
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
@@ -115,9 +117,13 @@ class OnPolicyTrainer[State: PolicyState]:
         folder: RunFolder,
         collection_seeds: Callable[[int], Sequence[int]],
         reward: Reward | None = None,
+        curriculum: Curriculum | None = None,
     ):
         self.policy, self.env, self.config = policy, env, config
         self._method, self._folder = method, folder
+        self._curriculum = curriculum
+        if curriculum is not None:
+            collection_seeds, reward = curriculum.seeds, curriculum.reward or reward
         self._watch = RewardWatch(reward)
         self._collection_seeds = collection_seeds
         # Dropout would make ratios of the same weights differ from 1.
@@ -266,8 +272,9 @@ class OnPolicyTrainer[State: PolicyState]:
         return batch, metrics | self.exploration.metrics(self.policy.spec.action.dim)
 
     def _describe(self, episodes: Episodes) -> Metrics:
-        returns = self._watch.returns(episodes)
+        returns, curriculum = self._watch.returns(episodes), self._curriculum
         return {
+            **({} if curriculum is None else curriculum.learn(episodes, returns)),
             **diagnostics.describe_episodes(episodes, returns, self.policy.spec.action),
             "collect/success_end": float(episodes.success_at_end.mean()),
             "collect/success_ever": float(episodes.success_ever.mean()),
@@ -304,6 +311,7 @@ class OnPolicyTrainer[State: PolicyState]:
             # Scores on other states cannot be compared, and so choose no best one.
             "selection": describe_seeds(selection_seeds),
             "device": self.policy.device.type,  # whose random generator the run has
+            **({} if self._curriculum is None else {"curriculum": self._curriculum.config}),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -314,6 +322,7 @@ class OnPolicyTrainer[State: PolicyState]:
             "update": self.update.state_dict(),
             "critic": None if critic is None else critic.state_dict(),
             "reward": self._watch.state_dict(),
+            "curriculum": None if self._curriculum is None else self._curriculum.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -323,6 +332,8 @@ class OnPolicyTrainer[State: PolicyState]:
             self.critic.load_state_dict(state["critic"])
         # Runs that an earlier version began have none.
         self._watch.load_state_dict(state.get("reward", {}))
+        if self._curriculum is not None:
+            self._curriculum.load_state_dict(state["curriculum"])
         self._generator.set_state(state["generator"])
         self.iteration = state["iteration"]
         self.simulator_steps = state["simulator_steps"]
