@@ -83,6 +83,7 @@ class CpuVecEnv:
         self.num_envs = num_envs
         self.episode_length = self.task.episode_length
         self.privileged_names = self.task.privileged_names
+        self.goals = self.task.goals
         self._instructions = [""] * num_envs
         self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
         self._began = np.zeros(num_envs, bool)

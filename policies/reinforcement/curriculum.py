@@ -107,7 +107,7 @@ class Frontier:
         self._episodes, self._candidates, self._difficulty = episodes, candidates, difficulty
         self._edges = np.zeros(0)  # [levels + 1], once the first candidates are known
         self._tried, self._solved = np.zeros(config.levels), np.zeros(config.levels)
-        self._playing = np.zeros(0, dtype=int)  # [episodes], levels of what is being collected
+        self._levels: dict[int, int] = {}  # seed → level, of what is being collected
 
     @property
     def success(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class Frontier:
         # The first candidates are a fair sample of the task's start states.
         fair = rng.random(self._episodes) < self.config.uniform
         rows = np.where(fair, np.arange(self._episodes), rows)
-        self._playing = level[rows]
+        self._levels = dict(zip(offered.tolist(), level.tolist(), strict=True))
         return [int(seed) for seed in offered[rows]]
 
     def _weights(self, is_offered: np.ndarray) -> np.ndarray:
@@ -145,16 +145,18 @@ class Frontier:
     def learn(self, episodes: Episodes, returns: np.ndarray) -> Metrics:
         """Success of each level, with what is older weighing less."""
         levels, solved = self.config.levels, episodes.success_at_end.astype(float)
+        # By seed: a method that compares groups plays a part of them, each several times.
+        playing = np.array([self._levels[episode.seed] for episode in episodes.episodes])
         self._tried *= self.config.memory
         self._solved *= self.config.memory
-        self._tried += np.bincount(self._playing, minlength=levels)
-        self._solved += np.bincount(self._playing, weights=solved, minlength=levels)
+        self._tried += np.bincount(playing, minlength=levels)
+        self._solved += np.bincount(playing, weights=solved, minlength=levels)
         p = self.success
         middles = (self._edges[1:] + self._edges[:-1]) / 2
         return {
-            "curriculum/frontier": float(_is_frontier(p)[self._playing].mean()),
+            "curriculum/frontier": float(_is_frontier(p)[playing].mean()),
             "curriculum/mastered": float((p >= 0.9).mean()),
-            "curriculum/difficulty": float(middles[self._playing].mean()),
+            "curriculum/difficulty": float(middles[playing].mean()),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def _calibration(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m"]) ->
 def ratio_error(actor: StochasticActor, batch: Batch) -> Metrics:
     """How far the ratio of the same weights is from 1, at most, over executed steps."""
     part = batch.select(torch.arange(min(_ROWS, len(batch)), device=batch.advantage.device))
-    moved = log_probs(actor, part.features, part.sample) - part.log_prob  # [m, k]
-    return {"policy/ratio_error": float((moved.exp() - 1)[part.valid].abs().max())}
+    moved = log_probs(actor, part.features, part.sample) - part.log_prob  # [m, p]
+    return {"policy/ratio_error": float((moved.exp() - 1)[part.weight > 0].abs().max())}
 
 
 @torch.no_grad()
@@ -250,8 +250,8 @@ def _fit_actor(
     actor, update = deepcopy((actor, update))
     for _ in range(_UPDATES):
         update.update(batch, reference, generator)
-    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
-    likelier = (moved * batch.valid).sum(1)
+    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, p]
+    likelier = (moved * batch.weight).sum(1)
     return {"frozen_batch/likelier": _correlation(likelier, batch.advantage)}
 
 

@@ -25,6 +25,11 @@ class PolicyUpdate(Protocol):
     needs_critic: ClassVar[bool]
 
     @property
+    def group_size(self) -> int:
+        """How many episodes are collected from each initial state."""
+        ...
+
+    @property
     def config(self) -> Any:
         """Its settings, a dataclass."""
         ...
@@ -75,20 +80,19 @@ def describe_weights(batch: Batch) -> Metrics:
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Estimate KL(old || new) from log(new / old) of old's samples; unbiased, low variance.
+    """Estimate KL(p || q) from log(q / p) of p's samples; unbiased, low variance.
 
     Source: Schulman 2020, Approximating KL divergence, http://joschu.net/blog/kl-approx.html.
     """
-    with torch.no_grad():
-        # exp(x) - 1 - x loses all digits near 0, where a policy has hardly moved; expm1 does not.
-        return log_ratio.expm1() - log_ratio
+    # exp(x) - 1 - x loses all digits near 0, where a policy has hardly moved; expm1 does not.
+    return log_ratio.expm1() - log_ratio
 
 
 def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
-    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
+    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, p]
     return {
         "policy/loss": float(loss.detach()),
         "policy/kl": float(batch.mean(k3(moved))),

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import mujoco
 import numpy as np
 
-from vla.contract import RobotSpec
+from vla.contract import GoalSpec, RobotSpec
 
 Phrasing = Literal["train", "heldout"]
 
@@ -70,6 +70,8 @@ class Task(ABC):
         episode_length: control steps until truncation.
         templates: instruction templates, training and held-out paraphrases kept apart.
         privileged_names: one name per dimension of `privileged`.
+        goals: where the goal sits in `privileged`, for hindsight relabelling; None, the default,
+            where success is not the distance to a goal.
         object_phrases: keys of `points` that name what can be moved.
         place_phrases: keys of `points` that name the other objects of the scene.
         nouns: key of `points` → the word for it in a sentence, where that is another one.
@@ -100,6 +102,7 @@ class Task(ABC):
     spec: RobotSpec
     model: mujoco.MjModel
     privileged_names: tuple[str, ...]
+    goals: GoalSpec | None = None
 
     @abstractmethod
     def __init__(self, image_size: int = 96):

@@ -167,5 +167,7 @@ def test_what_does_not_exist_is_refused_before_anything_runs() -> None:
         refine(RefineConfig(curriculum="hard"))
     with pytest.raises(ValueError, match="reads object_x"):
         refine(RefineConfig(task="FetchReach", reward="near-object"))
+    with pytest.raises(ValueError, match=r"--reward, --curriculum belongs to the on-policy"):
+        refine(RefineConfig(algorithm="sac", reward="distance", curriculum="frontier"))
     with pytest.raises(ValueError, match="--reward and --curriculum radius both say"):
         RefineConfig(reward="distance", curriculum="radius:start_m=0.3")
