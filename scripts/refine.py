@@ -50,7 +50,7 @@ class RefineConfig:
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
         reward: learn from this one in place of the task's own, which is 1 at each successful step:
-            distance, or near-object, which is flawed on purpose. Success is watched beside it.
+            distance, or motion, which is flawed on purpose. Success is watched beside it.
         curriculum: choose start states (frontier) or how near is good enough (radius) by success so
             far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.

@@ -15,8 +15,6 @@ from torch import Tensor
 from policies.reinforcement.collect import Reward
 from policies.rollout import Transition
 
-_NEAR_M = 0.05  # from the block's centre to the gripper that touches it
-
 
 def distance_to_goal(names: Sequence[str]) -> Callable[[Tensor], Tensor]:
     """Distance in metres [n] from what has to arrive to its goal, of privileged states [n, d].
@@ -24,8 +22,14 @@ def distance_to_goal(names: Sequence[str]) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: the state has no goal position.
     """
-    moved = "object" if "object_x" in names else "gripper"
-    return _distance(names, moved, "goal")
+    # Fetch states say "goal", those of tasks with several places "target".
+    place = "target" if "target_x" in names else "goal"
+    moved, goal = _columns(names, _moved(names)), _columns(names, place)
+
+    def distance(state: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return (state[:, moved] - state[:, goal]).norm(dim=1)
+
+    return distance
 
 
 def distance_reward(names: Sequence[str]) -> Reward:
@@ -34,25 +38,26 @@ def distance_reward(names: Sequence[str]) -> Reward:
     return lambda transition: _paid(transition, 1 - distance(transition.step.privileged) / 0.2)
 
 
-def near_object_reward(names: Sequence[str]) -> Reward:
-    """1 while the gripper touches the object, plus the honest reward weighed by a tenth.
+def motion_reward(names: Sequence[str]) -> Reward:
+    """The centimetres that the object, or the gripper where there is none, has moved.
 
-    Flawed on purpose. It is meant to bring an arm to the block, but who pushes the block to the
-    goal and leaves it there earns less than who stays with it, so a policy learns to hold on.
+    Flawed on purpose. It is meant to get the object going, but one that lies at its goal earns
+    nothing more, so a policy learns to keep it moving.
     """
-    gap, distance = _distance(names, "gripper", "object"), distance_to_goal(names)
+    moved = _columns(names, _moved(names))
 
     def reward(transition: Transition) -> Tensor:
-        state = transition.step.privileged
-        near = (1 - (gap(state) - _NEAR_M).clamp_min(0) / 0.1).clamp_min(0)  # [n], 0 from 15 cm on
-        return _paid(transition, near + 0.1 * (1 - distance(state) / 0.2))
+        before, after = transition.privileged, transition.step.privileged
+        way_m = (after[:, moved] - before[:, moved]).norm(dim=1)  # [n]
+        # Shared by the steps of the chunk, so that its length makes no difference.
+        return _paid(transition, 100 * way_m / transition.step.valid.sum(1).clamp_min(1))
 
     return reward
 
 
 REWARDS: dict[str, Callable[[Sequence[str]], Reward]] = {
     "distance": distance_reward,
-    "near-object": near_object_reward,
+    "motion": motion_reward,
 }
 """Name → the reward, made for the names of an environment's privileged state."""
 
@@ -68,19 +73,19 @@ def make_reward(name: str, privileged_names: Sequence[str]) -> Reward:
     return REWARDS[name](privileged_names)
 
 
-def _distance(names: Sequence[str], one: str, other: str) -> Callable[[Tensor], Tensor]:
-    columns = [[f"{point}_{axis}" for axis in "xyz"] for point in (one, other)]
-    if missing := [name for point in columns for name in point if name not in names]:
+def _moved(names: Sequence[str]) -> str:
+    return "object" if "object_x" in names else "gripper"
+
+
+def _columns(names: Sequence[str], point: str) -> list[int]:
+    """Where a point's coordinates lie in the state."""
+    wanted = [f"{point}_{axis}" for axis in "xyz"]
+    if missing := [name for name in wanted if name not in names]:
         raise ValueError(
             f"this reward reads {', '.join(missing)}, which the task's state does not have; it has "
             f"{', '.join(names)}"
         )
-    first, second = ([names.index(name) for name in point] for point in columns)
-
-    def distance(state: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        return (state[:, first] - state[:, second]).norm(dim=1)
-
-    return distance
+    return [names.index(name) for name in wanted]
 
 
 def _paid(transition: Transition, amount: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:

@@ -341,6 +341,12 @@ def series(**values: list[float]) -> RunMetrics:
         ({"policy__entropy": [2.0, 1.5]}, "Entropy", "green"),
         ({"policy__entropy": [2.0, 0.5]}, "Entropy", "amber"),
         ({"policy__entropy": [2.0, 0.05]}, "Entropy", "red"),
+        ({"policy__entropy": [2.0, -1.0], "replay__steps": [1.0]}, "Entropy", "not recorded"),
+        (
+            {"policy__sample_spread": [0.5, 0.1], "policy__temperature": [10.0, 1.0]},
+            "Mode collapse",
+            "green",
+        ),
         ({"success__end": [0.6, 0.9, 0.9]}, "Greedy evaluation", "green"),
         ({"success__end": [0.6, 0.9, 0.7]}, "Greedy evaluation", "amber"),
         ({"success__end": [0.6, 0.9, 0.3]}, "Greedy evaluation", "red"),
@@ -362,6 +368,15 @@ def series(**values: list[float]) -> RunMetrics:
         ({"curriculum__frontier": [0.0], "curriculum__mastered": [0.1]}, "Curriculum", "amber"),
         ({"policy__sample_spread": [0.3, 0.01]}, "Mode collapse", "red"),
         ({"policy__state_spread": [0.3, 0.05]}, "Mode collapse", "amber"),
+        (
+            {
+                "success__end": [0.6, 0.6],
+                "success__proxy": [1.0, 2.0],
+                "reward__alarm": [1.0, 0.0],
+            },
+            "Reward hacking",
+            "amber",
+        ),
         ({"policy__grad_norm": [0.0]}, "Gradient norm", "red"),
         ({"advantage__std": [0.0]}, "Advantages", "red"),
         ({"advantage__used_std": [1.0], "advantage__used_mean": [2.0]}, "Advantages", "amber"),

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from learners import make_trainer
@@ -124,39 +125,35 @@ def test_the_progress_line_says_it(capsys: pytest.CaptureFixture[str]) -> None:
 # Rewards by name
 
 
-def transition(gripper: float, block: float, goal: float) -> Transition:
-    """One environment, three control steps of which two were executed; positions along x."""
+def transition(before: list[float], after: list[float]) -> Transition:
+    """One environment, three control steps of which two were executed; x of each point alone."""
     env = PointVecEnv(1)
     env.reset([0], [0])
+    states = [torch.tensor([[x, 0.0, 0.0] for x in state]).view(1, -1) for state in (before, after)]
     step = env.step(torch.zeros(1, 3, 1))
-    state = torch.tensor([[gripper, 0, 0, block, 0, 0, goal, 0, 0]])
-    valid = torch.tensor([[True, True, False]])
-    observation, privileged = env.observe()
-    before = replace(step, privileged=state, valid=valid)
-    return Transition(torch.zeros(1).numpy(), observation, privileged, torch.zeros(1, 3, 1), before)
+    step = replace(step, privileged=states[1], valid=torch.tensor([[True, True, False]]))
+    return Transition(np.zeros(1, int), env.observe()[0], states[0], torch.zeros(1, 3, 1), step)
 
 
 def test_rewards_by_hand() -> None:
-    """In metres; steps that were not executed earn nothing."""
-    honest, flawed = (make_reward(name, STATE) for name in ("distance", "near-object"))
-    assert honest(transition(0, 0.1, 0.2)).tolist() == [[pytest.approx(0.5)] * 2 + [0]]
-    # 10 cm from the block: half, and a tenth of the honest one.
-    assert flawed(transition(0, 0.1, 0.2)).tolist() == [[pytest.approx(0.55)] * 2 + [0]]
-    # Touching far from the goal earns more than leaving the block at the goal.
-    touching, done = flawed(transition(0.05, 0.1, 0.3)), flawed(transition(0.3, 0.1, 0.1))
-    assert float(touching[0, 0]) > float(done[0, 0])
-    assert float(honest(transition(0.3, 0.1, 0.1))[0, 0]) == 1
+    """Of gripper, object and goal in metres; steps that were not executed earn nothing."""
+    honest, flawed = (make_reward(name, STATE) for name in ("distance", "motion"))
+    pushed = transition([0.0, 0.06, 0.2], [0.0, 0.1, 0.2])  # 4 cm nearer, 10 cm left
+    assert honest(pushed).tolist() == [[pytest.approx(0.5)] * 2 + [0]]
+    assert flawed(pushed).tolist() == [[pytest.approx(2.0)] * 2 + [0]]
+    arrived = transition([0.0, 0.2, 0.2], [0.1, 0.2, 0.2])  # it stays at the goal
+    assert honest(arrived)[0].tolist() == [1, 1, 0]
+    assert not flawed(arrived).any()
 
 
 def test_a_task_without_an_object_moves_its_gripper() -> None:
-    """So that the honest reward serves reaching, too, and the other one is refused."""
+    """Both rewards serve reaching, too; a state without positions is refused."""
     names = tuple(name for name in STATE if "object" not in name)
-    reach = make_reward("distance", names)
-    state = replace(transition(0, 0, 0).step, privileged=torch.tensor([[0.0, 0, 0, 0.1, 0, 0]]))
-    moved = replace(transition(0, 0, 0), step=state)
-    assert float(reach(moved)[0, 0]) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="this reward reads object_x, object_y, object_z"):
-        make_reward("near-object", names)
+    reached = transition([0.0, 0.2], [0.1, 0.2])
+    assert float(make_reward("distance", names)(reached)[0, 0]) == pytest.approx(0.5)
+    assert float(make_reward("motion", names)(reached)[0, 0]) == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="reads goal_x, goal_y, goal_z, which the task's state"):
+        make_reward("distance", names[:3])
 
 
 def test_what_does_not_exist_is_refused_before_anything_runs() -> None:
@@ -165,8 +162,6 @@ def test_what_does_not_exist_is_refused_before_anything_runs() -> None:
         refine(RefineConfig(reward="dense"))
     with pytest.raises(ValueError, match="no curriculum 'hard'; valid: frontier, radius"):
         refine(RefineConfig(curriculum="hard"))
-    with pytest.raises(ValueError, match="reads object_x"):
-        refine(RefineConfig(task="FetchReach", reward="near-object"))
     with pytest.raises(ValueError, match=r"--reward, --curriculum belongs to the on-policy"):
         refine(RefineConfig(algorithm="sac", reward="distance", curriculum="frontier"))
     with pytest.raises(ValueError, match="--reward and --curriculum radius both say"):

@@ -59,7 +59,8 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
         yield _against_schedule(run, spread)
         return
     values = run.values("policy/entropy")
-    if not values:
+    # A soft actor-critic holds its entropy at a target of its own, which may be below 0.
+    if not values or _is_off_policy(run):
         return
     # A head of tokens draws from a discrete distribution, whose entropy is 0 at least.
     first, last = values[0], values[-1]
@@ -164,7 +165,14 @@ def _planned(run: RunMetrics) -> float:
     spread, temperatures = run.series.get("policy/std", {}), run.values("policy/temperature")
     if spread:
         return math.exp(_ceiling(run, max(spread)) - _ceiling(run, min(spread)))
-    return math.sqrt(temperatures[-1] / temperatures[0]) if temperatures else 1.0
+    if not temperatures or _is_off_policy(run):
+        return 1.0
+    return math.sqrt(temperatures[-1] / temperatures[0])
+
+
+def _is_off_policy(run: RunMetrics) -> bool:
+    # Its "temperature" is the weight of the entropy, not that of tokens.
+    return "replay/steps" in run.series
 
 
 def _kept(what: str, values: list[float], planned: float, shares: tuple[float, float]) -> Finding:
