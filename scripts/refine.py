@@ -21,7 +21,7 @@ from scripts.curricula import make_curriculum
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
@@ -80,7 +80,7 @@ class RefineConfig:
 
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
-    training, runs = config.training, Path("runs") / config.task
+    training, runs = config.training, Path("runs") / short_name(config.task)
     configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
     configs |= {name: method.config for name, method in OFF_POLICY.items()}
     # Before anything is loaded: a wrong setting is answered at once.
