@@ -307,6 +307,12 @@ def test_doctor_refuses_what_is_no_run(
     assert message in capsys.readouterr().err
 
 
+def test_doctor_checks_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """A task and a run together are refused."""
+    assert vla(["doctor", "--task", "FetchPush", "--run", "runs"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_doctor_prints_every_habit(
     healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
