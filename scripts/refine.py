@@ -12,10 +12,12 @@ from tyro.conf import OmitArgPrefixes
 from policies.reinforcement.off_policy import OFF_POLICY, OffPolicyTrainer
 from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.rewards import make_reward
 from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
+from scripts.curricula import make_curriculum
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
@@ -47,6 +49,10 @@ class RefineConfig:
             reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
+        reward: learn from this one in place of the task's own, which is 1 at each successful step:
+            distance, or motion, which is flawed on purpose. Success is watched beside it.
+        curriculum: choose start states (frontier) or how near is good enough (radius) by success so
+            far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.
         training: what is the same for every algorithm; off-policy ones have no separate epochs,
             schedule or exploration of their own there.
@@ -61,11 +67,15 @@ class RefineConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 200
+    reward: str | None = None
+    curriculum: str | None = None
     stop_at: float | None = None
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
+        if self.reward and (self.curriculum or "").partition(":")[0] == "radius":
+            raise ValueError("--reward and --curriculum radius both say what is learned from")
 
 
 def main(config: RefineConfig) -> int:
@@ -77,14 +87,20 @@ def main(config: RefineConfig) -> int:
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_recorded(config, isinstance(method, SACConfig))
+    task = make_task(config.task)
+    reward = None if config.reward is None else make_reward(config.reward, task.privileged_names)
+    curriculum = None
+    if config.curriculum is not None:
+        curriculum = make_curriculum(config.curriculum, config.task, training)
     clone = config.clone or runs / "clone" / "best"
-    policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
+    policy = load_policy(clone, config.device, config.embodiment or task.spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
         command_line("refine", config),
         # By content: resuming with another clone is refused, moving the same one is not.
-        {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
+        {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
+        | ({} if config.reward is None else {"reward": config.reward}),
     )
     selection = SELECTION.seeds(config.selection_episodes)
 
@@ -104,7 +120,9 @@ def main(config: RefineConfig) -> int:
                 policy, env, shared, method, folder, seeds, config.demonstrations
             )
         else:
-            trainer = OnPolicyTrainer(policy, env, training, method, folder, seeds)
+            trainer = OnPolicyTrainer(
+                policy, env, training, method, folder, seeds, reward, curriculum
+            )
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
     print(
@@ -123,7 +141,9 @@ def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
     training, default = config.training, OnPolicyConfig()
     shared = [field.name for field in fields(RefinementConfig)]
     rest = [field.name for field in fields(OnPolicyConfig) if field.name not in shared]
-    if off := [name for name in rest if getattr(training, name) != getattr(default, name)]:
+    off = [name for name in rest if getattr(training, name) != getattr(default, name)]
+    off += [name for name in ("reward", "curriculum") if getattr(config, name) is not None]
+    if off:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in off)
         name = config.algorithm.partition(":")[0]
         raise ValueError(

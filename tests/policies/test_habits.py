@@ -307,6 +307,12 @@ def test_doctor_refuses_what_is_no_run(
     assert message in capsys.readouterr().err
 
 
+def test_doctor_checks_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """A task and a run together are refused."""
+    assert vla(["doctor", "--task", "FetchPush", "--run", "runs"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 def test_doctor_prints_every_habit(
     healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +347,12 @@ def series(**values: list[float]) -> RunMetrics:
         ({"policy__entropy": [2.0, 1.5]}, "Entropy", "green"),
         ({"policy__entropy": [2.0, 0.5]}, "Entropy", "amber"),
         ({"policy__entropy": [2.0, 0.05]}, "Entropy", "red"),
+        ({"policy__entropy": [2.0, -1.0], "replay__steps": [1.0]}, "Entropy", "not recorded"),
+        (
+            {"policy__sample_spread": [0.5, 0.1], "policy__temperature": [10.0, 1.0]},
+            "Mode collapse",
+            "green",
+        ),
         ({"success__end": [0.6, 0.9, 0.9]}, "Greedy evaluation", "green"),
         ({"success__end": [0.6, 0.9, 0.7]}, "Greedy evaluation", "amber"),
         ({"success__end": [0.6, 0.9, 0.3]}, "Greedy evaluation", "red"),
@@ -362,6 +374,15 @@ def series(**values: list[float]) -> RunMetrics:
         ({"curriculum__frontier": [0.0], "curriculum__mastered": [0.1]}, "Curriculum", "amber"),
         ({"policy__sample_spread": [0.3, 0.01]}, "Mode collapse", "red"),
         ({"policy__state_spread": [0.3, 0.05]}, "Mode collapse", "amber"),
+        (
+            {
+                "success__end": [0.6, 0.6],
+                "success__proxy": [1.0, 2.0],
+                "reward__alarm": [1.0, 0.0],
+            },
+            "Reward hacking",
+            "amber",
+        ),
         ({"policy__grad_norm": [0.0]}, "Gradient norm", "red"),
         ({"advantage__std": [0.0]}, "Advantages", "red"),
         ({"advantage__used_std": [1.0], "advantage__used_mean": [2.0]}, "Advantages", "amber"),

@@ -253,6 +253,13 @@ def reward_hacking(run: RunMetrics) -> Iterator[Finding]:
     if len(steps) < 2:
         return
     found = parted([proxy[s] for s in steps], [success[s] for s in steps], _evaluated(run))
+    alarms = run.series.get("reward/alarm", {})
+    if not found and (raised := [step for step, alarm in sorted(alarms.items()) if alarm]):
+        yield Finding(
+            "amber",
+            f"the alarm was raised in iteration {raised[-1]}, and is off now",
+            "watch it: reward and success go together less than they should",
+        )
     learned = "the reward learned from" if name == "success/proxy" else "the return"
     yield Finding(
         "red" if found else "green",
