@@ -102,6 +102,7 @@ def make_trainer(config: BenchSacConfig, env: CpuVecEnv, seed: int) -> OffPolicy
     method = SACConfig(
         gamma=_GAMMA,
         hidden=config.hidden,
+        layer_norm=False,  # as the peer's networks
         batch_size=_BATCH,
         learning_rate=_LEARNING_RATE,
         critic_learning_rate=_LEARNING_RATE,
