@@ -178,7 +178,8 @@ class SAC:
         self._adam.step()
         self._actor.keep_in_range()
         with torch.no_grad():
-            torch._foreach_lerp_(self._slow, self._fast, self.config.tau)
+            for slow, fast in zip(self._slow, self._fast, strict=True):
+                slow.lerp_(fast, self.config.tau)
         return metrics
 
     @torch.no_grad()

@@ -139,7 +139,7 @@ def test_the_critic_s_loss_by_hand() -> None:
     sac, batch = make(), batch_of()
     constant(sac.critic, 1.0, 4.0)
     loss, metrics = sac.critic_loss(batch, torch.full((3,), 2.0))
-    assert float(loss) == pytest.approx(5.0)
+    assert loss.item() == pytest.approx(5.0)
     assert float(metrics["critic/loss"]) == pytest.approx(2.5)
     assert float(metrics["critic/predicted_value"]) == pytest.approx(2.5)
 
@@ -203,7 +203,7 @@ def bandit(action: Tensor) -> Tensor:
 @pytest.mark.parametrize("settings", [{}, {"critics": 1, "subset": 1, "temperature": 0.0}])
 def test_the_best_action_of_a_bandit_is_found(settings: dict[str, Any]) -> None:
     """Its value is 1, and the greedy chunk is (0.3, -0.6); also by plain Q-learning."""
-    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "target_entropy": -1.0}
+    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "temperature_start": 0.03}
     sac, draw = make(**(rates | {"hidden": 64} | settings)), generator()
     state = torch.zeros(128, 2)
     features = Features.of_vector(state, 1)
