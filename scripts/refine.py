@@ -32,8 +32,9 @@ class RefineConfig:
 
     Attributes:
         task: registry name.
-        algorithm: ppo, a2c, reinforce, or, off-policy, sac or dsrl; and settings of it that are off
-            their defaults: `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
+        algorithm: ppo, a2c, reinforce, trpo, grpo, rloo, or, off-policy, sac or dsrl; and settings
+            of it that are off their defaults: `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them
+            all.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
         demonstrations: recorded folder, episodes of which lie in the replay buffer of sac; none by

@@ -79,6 +79,7 @@ class CriticLearner:
         return {
             "critic/loss": sum(losses) / len(losses),
             "critic/grad_norm": sum(norms) / len(norms),
+            "critic/grad_clipped": sum(n > self._max_grad_norm for n in norms) / len(norms),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import torch
 
 from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
-from policies.reinforcement.collect import CriticObs
+from policies.reinforcement.collect import CriticObs, Reward
 from policies.reinforcement.policy_update import Metrics
+from policies.reinforcement.reward_watch import RewardWatch
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
 from policies.rollout import Episodes
 from policies.run_folder import RunFolder, plain
@@ -60,6 +61,7 @@ class Refinement[State: PolicyState](ABC):
         name: of the method.
         folder: where checkpoints `step_<n>`, `best` and metrics go.
         collection_seeds: iteration, from 0, to the seeds of the episodes that it collects.
+        reward: rewards to learn from in place of the environment's; see `collect`.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Refinement[State: PolicyState](ABC):
         name: str,
         folder: RunFolder,
         collection_seeds: Callable[[int], Sequence[int]],
+        reward: Reward | None = None,
     ):
         self.policy, self.env = policy, env
         self._shared, self._method, self._name = config, method, name
         self._folder, self._collection_seeds = folder, collection_seeds
+        self._watch = RewardWatch(reward)
         # Dropout would make ratios of the same weights differ from 1.
         policy.actor.eval()
         # Draws the critic's first weights; samples and orders come from a generator of their own.
@@ -147,7 +151,9 @@ class Refinement[State: PolicyState](ABC):
 
     def _select(self, seeds: Sequence[int]) -> Metrics:
         """Greedy rollouts; the best so far is saved as `best`."""
-        values, steps = evaluate(self.env, self.policy, seeds)
+        # By both measures: the reward that is learned from, and success.
+        values, steps = evaluate(self.env, self.policy, seeds, self._watch.begin(len(seeds)))
+        values |= self._watch.judge(values)
         self.policy.ledger.spend(selection_steps=steps)
         # Ties go to the later one: it explored less while it was trained.
         self.checkpoints.offer_best(values["success/end"])
@@ -179,11 +185,14 @@ class Refinement[State: PolicyState](ABC):
         return {
             "iteration": self.iteration,
             "simulator_steps": self.simulator_steps,
+            "reward": self._watch.state_dict(),
             "generator": self._generator.get_state(),
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `_state`."""
+        # Runs that an earlier version began have none.
+        self._watch.load_state_dict(state.get("reward", {}))
         self._generator.set_state(state["generator"])
         self.iteration = state["iteration"]
         self.simulator_steps = state["simulator_steps"]

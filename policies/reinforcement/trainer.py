@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from policies.optimisation import require_finite, require_finite_weights
+from policies.reinforcement import diagnostics
 from policies.reinforcement.collect import Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, sample_std
+from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
@@ -47,6 +48,9 @@ class OnPolicyConfig(RefinementConfig):
         max_grad_norm: the critic's gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
         log_std_end: it is learned, below a ceiling that falls from `log_std_start` to this.
+        temperature_start: of a head of tokens, which has no standard deviation, at the beginning;
+            greedy decisions know no temperature.
+        temperature_end: its logarithm falls along a line to that of this.
     """
 
     critic_learning_rate: float = 1e-3
@@ -56,6 +60,8 @@ class OnPolicyConfig(RefinementConfig):
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
+    temperature_start: float = 10.0
+    temperature_end: float = 2.0
 
     def __post_init__(self) -> None:
         require_numbers(
@@ -67,7 +73,7 @@ class OnPolicyConfig(RefinementConfig):
                 "critic_minibatch_size",
                 "warmup_epochs",
             ),
-            above_0=("max_grad_norm",),
+            above_0=("max_grad_norm", "temperature_start", "temperature_end"),
             any_sign=("log_std_start", "log_std_end"),
         )
 
@@ -86,6 +92,7 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
+        ValueError: the episodes of an iteration are no whole number of the method's groups.
     """
 
     def __init__(
@@ -99,12 +106,21 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         reward: Reward | None = None,
     ):
         name = algorithm_of(method)
-        super().__init__(policy, env, config, method, name, folder, collection_seeds)
-        self.config, self._reward = config, reward
+        super().__init__(policy, env, config, method, name, folder, collection_seeds, reward)
+        self.config = config
         self.reference = Reference(policy.actor)
-        self.exploration = Exploration(policy.actor, config.log_std_start, config.log_std_end)
+        self.exploration = Exploration(
+            policy.actor,
+            (config.log_std_start, config.log_std_end),
+            (config.temperature_start, config.temperature_end),
+        )
         self.exploration.begin()
         self.update: PolicyUpdate = ALGORITHMS[name].update(policy.actor, method)
+        if config.episodes % self.update.group_size:
+            raise ValueError(
+                f"{name} compares groups of {self.update.group_size} episodes: episodes must "
+                f"be a multiple of that, got {config.episodes}"
+            )
         self.critic = self._make_critic() if self.update.needs_critic else None
 
     def _make_critic(self) -> CriticLearner:
@@ -136,6 +152,9 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         self.iteration += 1
         return batch, {
             **self._count(episodes),
+            **diagnostics.describe_episodes(
+                episodes, self._watch.returns(episodes), self.policy.spec.action
+            ),
             **values,
             "time/collect_s": collected - started,
             "time/learn_s": time.perf_counter() - collected,
@@ -146,16 +165,22 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         # Before the reference: the KL to it is at this collection's exploration.
         self.exploration.limit(self.iteration / self.config.iterations)
         self.reference.match_exploration(self.policy.actor)
+        seeds = self._seeds()
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._collection_seeds(self.iteration),
+            seeds,
             self.config.critic,
             self._generator,
-            self._reward,
+            self._watch.begin(len(seeds)),
         )
         require_finite({"a sample's log-probability": experience.log_prob})
         return experience, episodes
+
+    def _seeds(self) -> list[int]:
+        """The initial state of each episode of this iteration; those of a group are the same."""
+        size, states = self.update.group_size, self._collection_seeds(self.iteration)
+        return [seed for seed in states[: len(states) // size] for _ in range(size)]
 
     def learn(self, experience: Experience) -> tuple[Batch, Metrics]:
         """Fit the critic, and update the actor once the critic is warm."""
@@ -173,16 +198,21 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
-            "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(sample_std(batch.advantage)),
+            **diagnostics.describe_policy(self.policy, experience, batch, self.iteration),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
+        if self.iteration == 0:
+            metrics |= diagnostics.learn_frozen_batch(
+                self.policy.actor, self.update, critic, experience, batch, self.reference
+            )
         if critic is not None:
             active = experience.active
             # Whatever the estimator: an advantage is a return minus a value.
             returns = (advantage + values)[active]
             metrics |= describe_fit(values[active], returns)
+            gamma = self.update.config.gamma
+            metrics |= diagnostics.describe_prediction(experience, values, next_values, gamma)
             epochs = config.critic_epochs if is_warm else config.warmup_epochs
             metrics |= critic.fit(experience.critic_obs[active], returns, epochs, self._generator)
         if is_warm:

@@ -76,9 +76,11 @@ def test_the_ratio_is_one_before_the_first_update(name: str, tmp_path: Path) -> 
     part = batch.select(torch.randperm(len(batch))[:5])
     new = log_probs(trainer.policy.actor, part.features, part.sample)
     ratio = (new - part.log_prob).exp()
-    assert (ratio[part.valid] - 1).abs().max() < 1e-3
+    executed = part.weight > 0
+    assert executed.any()
+    assert (ratio[executed] - 1).abs().max() < 1e-3
     moved = trainer.reference.distance(trainer.policy.actor, batch.features, batch.sample)
-    assert moved[batch.valid].abs().max() < 1e-4
+    assert moved[batch.weight > 0].abs().max() < 1e-4
 
 
 def test_ppo_at_ratio_one_is_the_policy_gradient(tmp_path: Path) -> None:
@@ -344,8 +346,10 @@ def test_one_macro_step_is_enough(tmp_path: Path) -> None:
     env = PointVecEnv(1, episode_length=1)
     policy = StatePolicy(env, 1)
     for name, algorithm in ALGORITHMS.items():
-        trainer = make_trainer(tmp_path / name, algorithm.config(), policy, env, episodes=1)
-        trainer._collection_seeds = lambda iteration: [iteration]
+        trainer = make_trainer(tmp_path / name, algorithm.config(), policy, env, episodes=8)
+        trainer._collection_seeds = lambda iteration, trainer=trainer: (
+            [0] * trainer.update.group_size
+        )
         _, metrics = trainer.iterate()
         assert all(torch.tensor(value).isfinite() for value in metrics.values())
         assert all(weight.isfinite().all() for weight in weights(trainer))
