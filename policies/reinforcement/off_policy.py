@@ -21,6 +21,7 @@ from policies.optimisation import require_finite_weights
 from policies.reinforcement.action_space import ActionSpace, DirectActions
 from policies.reinforcement.collect import flatten
 from policies.reinforcement.critic import describe_fit
+from policies.reinforcement.diagnostics import describe_episodes
 from policies.reinforcement.dsrl import DSRLConfig, LatentNoise
 from policies.reinforcement.hindsight import Hindsight
 from policies.reinforcement.policy_update import Metrics
@@ -198,14 +199,18 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._measured, self._learning_s = [], 0.0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
+        self._watch.begin(len(seeds))
         episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
         require_finite_weights(self.policy.actor.parameters())
         newest = self.replay.newest(min(len(seeds), self.method.capacity))
-        self._standardise(newest)
+        # Once: statistics that move under a trained network change what it has learned.
+        if self.iteration == 0:
+            self._standardise(newest)
         self.iteration += 1
         means = {name: [m[name] for m in self._measured] for name in (self._measured or [{}])[-1]}
         return {
             **self._count(episodes),
+            **describe_episodes(episodes, self._watch.returns(episodes), self.policy.spec.action),
             **{name: float(np.mean(values)) for name, values in means.items()},
             **self._describe_critic(newest),
             "replay/steps": float(len(self.replay)),
