@@ -127,8 +127,9 @@ class SAC:
         self.config, self._actor, self.critic = config, actor, critic
         self._target_entropy = config.target_entropy * action_numbers
         self.target = deepcopy(critic)
-        # The statistics of the inputs are shared; weights follow by `_follow`.
-        self.target.mean, self.target.var = critic.mean, critic.var
+        # The statistics of the inputs are shared, all of them; the weights follow in `_step`.
+        for name, statistic in critic.named_buffers():
+            setattr(self.target, name, statistic)
         self._slow, self._fast = list(self.target.parameters()), list(critic.parameters())
         start = config.temperature_start if config.temperature is None else 1.0
         self.log_temperature = torch.full((), math.log(start), device=critic.mean.device)

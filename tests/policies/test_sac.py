@@ -181,6 +181,17 @@ def test_slow_critics_follow_by_a_share() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(actor, sac._actor.parameters(), strict=True))
 
 
+def test_slow_critics_see_inputs_as_the_others_do() -> None:
+    """Also after statistics have been measured: until they learn, both give the same values."""
+    sac = make()
+    state, action = 3 + 5 * torch.randn(40, 2, generator=generator()), torch.zeros(40, 2, 1)
+    before = sac.critic(state, action)
+    sac.critic.update_statistics(state)
+    after = sac.critic(state, action)
+    assert not torch.allclose(before, after)
+    assert torch.equal(sac.target(state, action), after)
+
+
 def test_members_of_an_ensemble_are_networks_of_their_own() -> None:
     """Each row is what that member alone would give, normalised layers included."""
     torch.manual_seed(0)
