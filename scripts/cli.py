@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "write a checkpoint as graphs that a robot runs without torch",
     "serve": "answer robots' observations with a policy's actions, over a websocket",
     "convert": "rewrite a checkpoint of an older format in today's",
-    "doctor": "check versions, device, rendering and disk, or what a training run logged",
+    "doctor": "check versions, device, rendering and disk; or a task, or what a run logged",
 }
 
 # Errors that a person can cause and mend: a bad value, a missing file, a full disk, and whatever

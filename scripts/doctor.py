@@ -63,11 +63,13 @@ class DoctorConfig:
     """What to check.
 
     Attributes:
+        task: check this task instead of the machine: seeding, limits, images, success.
         directory: where data sets and runs will be written.
         free_gb: free disk that a run should find there, gigabytes.
         run: folder of a training, such as `runs/FetchPush/refined`: judge what it logged instead.
     """
 
+    task: str | None = None
     directory: Path = Path()
     free_gb: float = 5.0
     run: Path | None = None
@@ -141,6 +143,11 @@ def print_habits(run: Path) -> int:
 def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
     # A generator: the lines of fast checks appear while rendering is still being tried.
+    if config.task is not None:
+        from scripts.doctor_task import check_task
+
+        yield from check_task(config.task)
+        return
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
     for package, extra in REPORTED_PACKAGES.items():

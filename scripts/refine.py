@@ -19,7 +19,7 @@ from scripts.choice import read_choice
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
@@ -70,7 +70,7 @@ class RefineConfig:
 
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
-    training, runs = config.training, Path("runs") / config.task
+    training, runs = config.training, Path("runs") / short_name(config.task)
     configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
     configs |= {name: method.config for name, method in OFF_POLICY.items()}
     # Before anything is loaded: a wrong setting is answered at once.
