@@ -9,7 +9,15 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # Keys of the trainers' metrics; a trainer has some of them, and all others go to its log alone.
-_SHOWN = ("loss/train", "success/end", "success/ever", "collect/success_end", "policy/kl")
+_SHOWN = (
+    "loss/train",
+    "accuracy/heldout",
+    "dpo/accuracy_heldout",
+    "success/end",
+    "success/ever",
+    "collect/success_end",
+    "policy/kl",
+)
 
 
 class Bar:

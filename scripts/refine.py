@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from policies.preferences.learned_reward import load_reward, reward_fingerprint
 from policies.reinforcement.registry import ALGORITHMS
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
@@ -30,6 +32,8 @@ class RefineConfig:
         task: registry name.
         algorithm: ppo, a2c or reinforce, and settings of it that are off their defaults:
             `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
+        reward: learn from a reward model in the place of the task's own reward: `model:FOLDER`, the
+            folder that `vla reward` wrote. Success still chooses the checkpoint.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
@@ -46,6 +50,7 @@ class RefineConfig:
 
     task: str = "FetchPush"
     algorithm: str = "ppo"
+    reward: str | None = None
     clone: Path | None = None
     embodiment: str | None = None
     out: Path | None = None
@@ -57,6 +62,8 @@ class RefineConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
+        if self.reward is not None and not re.fullmatch("model:.+", self.reward):
+            raise ValueError(f"reward is model:FOLDER, as `vla reward` wrote it, got {self.reward}")
 
 
 def main(config: RefineConfig) -> int:
@@ -66,13 +73,16 @@ def main(config: RefineConfig) -> int:
     # Before anything is loaded: a wrong setting is answered at once.
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
     clone = config.clone or runs / "clone" / "best"
+    origin = {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
+    if model := _reward_folder(config):
+        origin["reward"] = reward_fingerprint(model)
     policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
         command_line("refine", config),
         # By content: resuming with another clone is refused, moving the same one is not.
-        {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
+        origin,
     )
     selection = SELECTION.seeds(config.selection_episodes)
     with (
@@ -90,6 +100,7 @@ def main(config: RefineConfig) -> int:
             # A function of the iteration alone, so a resumed run collects the states that come
             # next.
             lambda iteration: training_seeds(training.seed, iteration, training.episodes),
+            load_reward(model, config.task, policy, env) if model else None,
         )
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
@@ -98,3 +109,7 @@ def main(config: RefineConfig) -> int:
         f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0
+
+
+def _reward_folder(config: RefineConfig) -> Path | None:
+    return Path(config.reward.removeprefix("model:")) if config.reward else None

@@ -1,0 +1,164 @@
+"""`vla dagger`: clone, let the clone play, label what it meets, and clone again."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from tyro.conf import OmitArgPrefixes
+from vla_runtime.atomic_folder import write_atomically
+
+from policies.evaluation.drift import Drift, measure_drift
+from policies.imitation.dagger import Mixture, play_labelled
+from scripts import pretrain
+from scripts.initial_states import choose_seeds
+from scripts.policy_loading import BUILT_IN, make_built_in
+from scripts.pretrain import PretrainConfig
+from scripts.progress import Bar
+from sim.demonstrate import leave_in_spool
+from sim.recording_store import RecordingStore
+from sim.seeds import DEVELOPMENT, training_seeds
+from sim.tasks.registry import make_task
+from sim.vector import CpuVecEnv
+from vla.checkpoint.folder import fingerprint
+from vla.data.recorded_frames import read_frames
+from vla.policy import VLAPolicy, load_policy
+from vla.settings import require_numbers
+
+TEACHERS = tuple(name for name in BUILT_IN if name == "expert" or name.startswith("planner:"))
+_STATES = "privileged.state"
+
+
+@dataclass(frozen=True)
+class DaggerConfig:
+    """Clone with DAgger.
+
+    Attributes:
+        rounds: of playing, labelling and cloning again, after the first clone.
+        episodes: played in each round.
+        teacher: labels every visited state: expert, planner:cem or planner:mppi.
+        beta: probability that a chunk is the teacher's in the first round; in round i its i-th
+            power. With 0 the learner always plays.
+        drift_episodes: initial states on which the first and the last clone are compared.
+        training: how demonstrations are cloned, as in `vla pretrain`. `out` holds all rounds, by
+            default `runs/<task>/dagger`; its best checkpoint is `<out>/round_<last>/best`.
+    """
+
+    rounds: int = 3
+    episodes: int = 50
+    teacher: str = "expert"
+    beta: float = 0.0
+    drift_episodes: int = 100
+    training: OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
+
+    def __post_init__(self) -> None:
+        counts = ("rounds", "episodes", "drift_episodes")
+        require_numbers(self, at_least_1=counts, at_most={"beta": 1})
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"no teacher {self.teacher!r}; valid: {', '.join(TEACHERS)}")
+        if self.training.task is None:
+            raise ValueError("DAgger plays in simulation: name a task")
+
+
+def main(config: DaggerConfig) -> int:
+    """Clone, play and label, round by round; then say what it was good for."""
+    cloning, task = config.training, str(config.training.task)
+    out = cloning.out or Path("runs") / task / "dagger"
+    recorded = cloning.data or (Path("data") / task,)
+    # Both before minutes of cloning: data sets of others have no simulator state to compare with.
+    _require_teacher(task, config.teacher)
+    demonstrated = _demonstrated_states(recorded)
+    labelled: list[Path] = []
+    for number in range(config.rounds + 1):
+        if number:
+            labelled.append(_label(config, number, out))
+        every = (*recorded, *labelled)
+        pretrain.main(replace(cloning, data=every, out=_round(out, number)))
+    found = {
+        name: _drift(config, _round(out, number) / "best", demonstrated)
+        for name, number in (("cloned", 0), ("with DAgger", config.rounds))
+    }
+    write_atomically(
+        out / "drift.json", json.dumps({name: asdict(drift) for name, drift in found.items()})
+    )
+    print("control steps   distance from demonstrations        success")
+    print("                " + "".join(f"{name:>12}" for name in found) * 2)
+    first, last = found.values()
+    for index, steps in enumerate(first.steps):
+        figures = (first.distance, last.distance, first.success, last.success)
+        print(f"{steps:13}   " + "".join(f"{values[index]:12.3f}" for values in figures))
+    print(f"dagger: {_round(out, config.rounds) / 'best'}")
+    return 0
+
+
+def _round(out: Path, number: int) -> Path:
+    return out / f"round_{number}"
+
+
+def _require_teacher(name: str, teacher: str) -> None:
+    """Ask once what will be asked at every step; a task without it says so."""
+    task = make_task(name)
+    data = task.make_data()
+    episode = task.reset(data, DEVELOPMENT.start)
+    if teacher == "expert":
+        task.expert_action(data, episode)
+    else:
+        task.cost(data, episode)
+
+
+def _demonstrated_states(folders: tuple[Path, ...]) -> torch.Tensor:
+    """Simulator states of the demonstrations, float32 [m, privileged]."""
+    parts = [read_frames(folder).vectors(_STATES) for folder in folders]
+    return torch.cat([torch.from_numpy(part).float() for part in parts])
+
+
+def _label(config: DaggerConfig, number: int, out: Path) -> Path:
+    """Play and label the episodes of a round that are not recorded yet; their data set."""
+    cloning, task = config.training, str(config.training.task)
+    learner = _round(out, number - 1) / "best"
+    policy = load_policy(learner, cloning.device)
+    folder = out / "labelled" / f"round_{number}"
+    settings = {
+        "task": [task],
+        "teacher": config.teacher,
+        "beta": config.beta**number,
+        "learner": fingerprint(learner),
+        "seed": cloning.training.seed,
+    }
+    # Iteration 0 is what no round plays: a refinement of the clone with this seed begins there.
+    seeds = training_seeds(cloning.training.seed, number, config.episodes)
+    with (
+        _environment(policy, task, cloning.num_envs) as env,
+        RecordingStore.open(folder, settings, [env.task]) as store,
+        Bar(f"round {number}", len(seeds)) as bar,
+    ):
+        missing = [seed for seed in seeds if (task, seed) not in store.succeeded]
+        for group in itertools.batched(missing, env.num_envs):
+            # A planner is asked at every control step, so it shifts its plan by one.
+            teacher = make_built_in(config.teacher, env, seed=number, execute_steps=1)
+            beta = config.beta**number
+            mixture = Mixture(lambda: copy.copy(policy), teacher, policy.spec, beta, group[0])
+            for seed, arrays in zip(group, play_labelled(env, mixture, group), strict=True):
+                leave_in_spool(store.spool, task, seed, arrays)
+                store.register((task, seed), succeeded=True)
+            bar.update(len(store.succeeded), {})
+        store.write([(task, s) for s in seeds if (task, s) not in store.episodes])
+    return folder
+
+
+def _drift(config: DaggerConfig, checkpoint: Path, demonstrated: torch.Tensor) -> Drift:
+    """On development states, which chose no checkpoint."""
+    task = str(config.training.task)
+    policy = load_policy(checkpoint, config.training.device)
+    seeds = choose_seeds(task, "development", config.drift_episodes)
+    with _environment(policy, task, config.training.num_envs) as env:
+        return measure_drift(env, policy, seeds, demonstrated)
+
+
+def _environment(policy: VLAPolicy, task: str, num_envs: int) -> CpuVecEnv:
+    cameras = [camera.name for camera in policy.spec.cameras]
+    return CpuVecEnv(task, num_envs, None, policy.spec.cameras[0].height, cameras)
