@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 
-from policies.preferences.comparisons import Comparison, ComparisonStore, Pair, Segment, make_pairs
+from policies.preferences.comparisons import Comparison, ComparisonStore, Pair, Segment
 from policies.preferences.judges import ScriptedJudge
 from policies.preferences.page import JudgingServer, Questions
+from policies.preferences.pairing import make_pairs
 from policies.preferences.trajectories import (
     Trajectory,
     collect_trajectories,

@@ -9,8 +9,10 @@ from tyro.conf import OmitArgPrefixes
 from vla_runtime.atomic_folder import digest, new_folder
 
 from policies.preferences.calibration import measure, reliability
-from policies.preferences.comparisons import ComparisonError, ComparisonStore, split_by_state
-from policies.preferences.reward_model import Preferences, RewardModel, RewardModelConfig, fit
+from policies.preferences.comparisons import ComparisonError, ComparisonStore
+from policies.preferences.pairing import split_by_state
+from policies.preferences.preference_batch import PreferenceBatch
+from policies.preferences.reward_model import RewardModel, RewardModelConfig, fit
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
@@ -49,7 +51,7 @@ def main(config: RewardConfig) -> int:
         )
     seeds = {name: trajectory.seed for name, trajectory in trajectories.items()}
     parts = split_by_state(compared, seeds, training.heldout_fraction, training.seed)
-    train, heldout = (Preferences.stack(part, trajectories, training.inputs) for part in parts)
+    train, heldout = (PreferenceBatch.stack(part, trajectories, training.inputs) for part in parts)
     with new_folder(out) as partial, Bar("reward", training.epochs) as bar:
         run = RunFolder(partial, config, command_line("reward", config))
         run.open({"comparisons": digest(store.folder / "comparisons.jsonl")})

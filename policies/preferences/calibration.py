@@ -6,20 +6,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.preferences.reward_model import Preferences, RewardModel, preference_loss
+from policies.preferences.preference_batch import PreferenceBatch
+from policies.preferences.reward_model import RewardModel, preference_loss
 
 
 @torch.no_grad()
-def measure(model: RewardModel, heldout: Preferences) -> dict[str, float]:
-    """How well held-out preferences are predicted; ties count in the loss alone."""
+def measure(model: RewardModel, heldout: PreferenceBatch) -> dict[str, float]:
+    """How well held-out preferences are predicted; nobody is right or wrong about a tie."""
     probability = model.probability(heldout)
     told = heldout.label != 0.5
     loss = preference_loss(model.log_odds(heldout), heldout.label, model.config.error_rate)
-    values = {"loss/heldout": float(loss.mean())}
+    values = {
+        "loss/heldout": float(loss.mean()),
+        "calibration/error": calibration_error(probability, heldout.label),
+    }
     if told.any():
         right = (probability > 0.5) == (heldout.label > 0.5)
         values["accuracy/heldout"] = float(right[told].float().mean())
-        values["calibration/error"] = calibration_error(probability[told], heldout.label[told])
     return values
 
 

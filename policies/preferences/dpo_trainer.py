@@ -12,8 +12,9 @@ import torch
 from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite_weights
-from policies.preferences.comparisons import Comparison, split_by_state
+from policies.preferences.comparisons import Comparison
 from policies.preferences.dpo import DPOConfig, dpo_loss, stack_pairs
+from policies.preferences.pairing import split_by_state
 from policies.preferences.trajectories import Trajectory
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.experience import shuffled

@@ -13,10 +13,10 @@ is taken to err now and then (section 2.2). Departures:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from vla_runtime.atomic_folder import sync
 
 from policies.optimisation import cosine, optimizer_step
-from policies.preferences.comparisons import Comparison, ComparisonError, Segment
-from policies.preferences.trajectories import Trajectory
+from policies.preferences.comparisons import ComparisonError
+from policies.preferences.preference_batch import Inputs, PreferenceBatch
 from policies.reinforcement.critic import Critic
 from policies.reinforcement.experience import shuffled
 from vla.settings import require_numbers
-
-Inputs = Literal["privileged", "features"]
 
 
 @dataclass(frozen=True)
@@ -73,65 +71,6 @@ class RewardModelConfig:
         )
 
 
-@dataclass(frozen=True)
-class Preferences:
-    """`n` comparisons as tensors; a segment has at most `m` chunks.
-
-    Attributes:
-        reached: float32 [n, 2, m, d], what the chunks of both segments led to.
-        weight: float32 [n, 2, m], executed share of each chunk; 0 where a segment is shorter.
-        label: float32 [n], the probability that the first is better.
-    """
-
-    reached: Float[Tensor, "n 2 m d"]
-    weight: Float[Tensor, "n 2 m"]
-    label: Float[Tensor, " n"]
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def select(self, rows: Tensor) -> Preferences:
-        """These comparisons."""
-        return Preferences(self.reached[rows], self.weight[rows], self.label[rows])
-
-    @classmethod
-    def stack(
-        cls,
-        comparisons: Sequence[Comparison],
-        trajectories: dict[str, Trajectory],
-        inputs: Inputs,
-    ) -> Preferences:
-        """Those that the judge could tell apart, or found equally good.
-
-        Raises:
-            ComparisonError: there are none.
-        """
-        told = [c for c in comparisons if c.label is not None]
-        if not told:
-            raise ComparisonError(f"none of {len(comparisons)} comparisons has a label")
-        segments = [(c.pair.first, c.pair.second) for c in told]
-        longest = max(s.stop - s.start for pair in segments for s in pair)
-
-        def read(segment: Segment) -> tuple[Tensor, Tensor]:
-            trajectory = trajectories[segment.trajectory]
-            vectors = trajectory.privileged if inputs == "privileged" else trajectory.reached
-            chosen, missing = (
-                slice(segment.start, segment.stop),
-                longest - segment.stop + segment.start,
-            )
-            share = trajectory.valid[chosen].float().mean(1)
-            # Padding repeats nothing: its weight is 0 and so is its reward's.
-            pad = nn.functional.pad
-            return pad(vectors[chosen], (0, 0, 0, missing)), pad(share, (0, missing))
-
-        parts = [[read(segment) for segment in pair] for pair in segments]
-        return cls(
-            reached=torch.stack([torch.stack([p[0] for p in pair]) for pair in parts]),
-            weight=torch.stack([torch.stack([p[1] for p in pair]) for pair in parts]),
-            label=torch.tensor([c.label for c in told]),
-        )
-
-
 class RewardModel(nn.Module):
     """The mean of an ensemble; a reward is one number for what a chunk led to.
 
@@ -159,20 +98,20 @@ class RewardModel(nn.Module):
         """Rewards of mean 0 and standard deviation 1 over the comparisons."""
         return (self.raw(vectors).mean(0) - self.mean) / self.std
 
-    def log_odds(self, preferences: Preferences) -> Float[Tensor, "members n"]:
+    def log_odds(self, batch: PreferenceBatch) -> Float[Tensor, "members n"]:
         """Difference of the two segments' returns, for each member."""
-        returns = (self.raw(preferences.reached) * preferences.weight).sum(-1)  # [members, n, 2]
+        returns = (self.raw(batch.reached) * batch.weight).sum(-1)  # [members, n, 2]
         return returns[..., 0] - returns[..., 1]
 
-    def probability(self, preferences: Preferences) -> Float[Tensor, " n"]:
+    def probability(self, batch: PreferenceBatch) -> Float[Tensor, " n"]:
         """That the first segment is preferred: the mean over the members."""
-        return preference_probability(self.log_odds(preferences), self.config.error_rate).mean(0)
+        return preference_probability(self.log_odds(batch), self.config.error_rate).mean(0)
 
     @torch.no_grad()
-    def standardise(self, preferences: Preferences) -> None:
+    def standardise(self, batch: PreferenceBatch) -> None:
         """Measure the rewards of these comparisons, as which `forward` is scaled."""
-        executed = preferences.weight > 0
-        rewards = self.raw(preferences.reached[executed]).mean(0)
+        executed = batch.weight > 0
+        rewards = self.raw(batch.reached[executed]).mean(0)
         self.mean.copy_(rewards.mean())
         self.std.copy_(rewards.std().clamp_min(1e-6))
 
@@ -232,7 +171,7 @@ def preference_loss(
 def fit_epoch(
     model: RewardModel,
     optimizer: torch.optim.Optimizer,
-    preferences: Preferences,
+    batch: PreferenceBatch,
     generator: torch.Generator,
 ) -> float:
     """One pass over all comparisons; the mean loss of a member.
@@ -241,8 +180,8 @@ def fit_epoch(
         NotFiniteError: the loss or a gradient is not finite.
     """
     config, losses = model.config, []
-    for rows in shuffled(len(preferences), config.minibatch_size, generator):
-        part = preferences.select(rows)
+    for rows in shuffled(len(batch), config.minibatch_size, generator):
+        part = batch.select(rows)
         # The members share no weight, so their sum trains each by its own loss.
         loss = preference_loss(model.log_odds(part), part.label, config.error_rate).sum()
         optimizer_step(optimizer, loss, config.max_grad_norm)
@@ -251,7 +190,7 @@ def fit_epoch(
 
 
 def fit(
-    train: Preferences,
+    train: PreferenceBatch,
     config: RewardModelConfig,
     progress: Callable[[int, RewardModel, float], None] = lambda epoch, model, loss: None,
 ) -> RewardModel:

@@ -20,10 +20,9 @@ from policies.preferences.comparisons import (
     ComparisonStore,
     Pair,
     Segment,
-    make_pairs,
-    split_by_state,
 )
 from policies.preferences.judges import ScriptedJudge
+from policies.preferences.pairing import make_pairs, split_by_state
 from policies.preferences.trajectories import (
     Trajectory,
     collect_trajectories,

@@ -27,8 +27,8 @@ from policies.preferences.learned_reward import (
     read_privileged,
     reward_fingerprint,
 )
+from policies.preferences.preference_batch import PreferenceBatch
 from policies.preferences.reward_model import (
-    Preferences,
     RewardModel,
     RewardModelConfig,
     fit,
@@ -77,23 +77,25 @@ EPISODES = {
 def test_segments_are_stacked_with_the_share_that_was_executed() -> None:
     """Shorter ones are padded; who could not tell says nothing."""
     labels = {("long", "short"): 0.0, ("short", "long"): None}
-    found = Preferences.stack(compared(EPISODES, labels), EPISODES, "privileged")
+    found = PreferenceBatch.stack(compared(EPISODES, labels), EPISODES, "privileged")
     assert found.reached[0, :, :, 0].tolist() == [[1, 2, 4], [8, 16, 0]]
     assert found.weight.tolist() == [[[1, 1, 1], [1, 0.5, 0]]]
     assert found.label.tolist() == [0]
     with pytest.raises(ComparisonError, match="none of 1 comparisons has a label"):
-        Preferences.stack(compared(EPISODES, {("long", "short"): None}), EPISODES, "privileged")
+        PreferenceBatch.stack(compared(EPISODES, {("long", "short"): None}), EPISODES, "privileged")
 
 
 def test_a_return_is_the_sum_of_the_rewards_of_executed_chunks() -> None:
     """With the identity as the reward: 7 against 8 + 16 / 2."""
-    found = Preferences.stack(compared(EPISODES, {("long", "short"): 0.0}), EPISODES, "features")
+    found = PreferenceBatch.stack(
+        compared(EPISODES, {("long", "short"): 0.0}), EPISODES, "features"
+    )
     model = RewardModel(1, replace(SMALL, members=1))
     model.raw = lambda vectors: vectors[None, ..., 0]  # type: ignore[method-assign]
     assert model.log_odds(found).tolist() == [[-9.0]]
 
 
-def judged(count: int, noise: float, seed: int) -> tuple[Preferences, torch.Tensor]:
+def judged(count: int, noise: float, seed: int) -> tuple[PreferenceBatch, torch.Tensor]:
     """Pairs of three points in the square; the true reward is 3 x - y, labels are Bradley-Terry."""
     generator = torch.Generator().manual_seed(seed)
     reached = torch.rand(count, 2, 3, 2, generator=generator) * 2 - 1
@@ -101,7 +103,7 @@ def judged(count: int, noise: float, seed: int) -> tuple[Preferences, torch.Tens
     odds = returns[:, 0] - returns[:, 1]
     probability = preference_probability(odds, noise)
     label = (torch.rand(count, generator=generator) < probability).float()
-    return Preferences(reached, torch.ones(count, 2, 3), label), odds
+    return PreferenceBatch(reached, torch.ones(count, 2, 3), label), odds
 
 
 def test_the_reward_behind_the_judgements_is_recovered() -> None:
@@ -258,7 +260,7 @@ def near_the_goal(count: int, seed: int) -> Preferences:
     reached[..., 1] = reached[:, :, :1, 1]  # a goal does not move
     returns = -(reached[..., 0] - reached[..., 1]).abs().sum(-1)
     label = (returns[:, 0] > returns[:, 1]).float()
-    return Preferences(reached, torch.ones(count, 2, 2), label)
+    return PreferenceBatch(reached, torch.ones(count, 2, 2), label)
 
 
 def test_ppo_learns_from_preferences_what_the_task_rewards(tmp_path: Path) -> None:
