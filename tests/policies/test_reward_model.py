@@ -148,12 +148,12 @@ def test_calibration_by_hand() -> None:
     assert calibration_error(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])) == 0
 
 
-def test_ties_count_in_the_loss_alone() -> None:
-    """Nobody can be right about them."""
+def test_nobody_is_right_about_a_tie() -> None:
+    """They count in the loss and in the calibration, where they are half of each."""
     found, _ = judged(30, 0.0, seed=0)
     ties = replace(found, label=torch.full((30,), 0.5))
     values = measure(RewardModel(2, SMALL), ties)
-    assert set(values) == {"loss/heldout"}
+    assert set(values) == {"loss/heldout", "calibration/error"}
 
 
 def saved(folder: Path, model: RewardModel | None = None, **changes: Any) -> Path:
@@ -253,7 +253,7 @@ def test_a_reward_that_is_not_finite_stops_the_first_collection(tmp_path: Path) 
         make_trainer(tmp_path / "other", reward=reward).collect()
 
 
-def near_the_goal(count: int, seed: int) -> Preferences:
+def near_the_goal(count: int, seed: int) -> PreferenceBatch:
     """Segments of two positions and goals; the nearer one is better."""
     rng = np.random.default_rng(seed)
     reached = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 2, 2)).astype(np.float32))
