@@ -39,7 +39,7 @@ class DaggerConfig:
 
     Attributes:
         rounds: of playing, labelling and cloning again, after the first clone.
-        episodes: played in each round.
+        episodes_per_round: played and labelled in each round.
         teacher: labels every visited state: expert, planner:cem or planner:mppi.
         beta: probability that a chunk is the teacher's in the first round; in round i its i-th
             power. With 0 the learner always plays.
@@ -49,14 +49,14 @@ class DaggerConfig:
     """
 
     rounds: int = 3
-    episodes: int = 50
+    episodes_per_round: int = 50
     teacher: str = "expert"
     beta: float = 0.0
     drift_episodes: int = 100
     training: OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
-        counts = ("rounds", "episodes", "drift_episodes")
+        counts = ("rounds", "episodes_per_round", "drift_episodes")
         require_numbers(self, at_least_1=counts, at_most={"beta": 1})
         if self.teacher not in TEACHERS:
             raise ValueError(f"no teacher {self.teacher!r}; valid: {', '.join(TEACHERS)}")
@@ -129,8 +129,8 @@ def _label(config: DaggerConfig, number: int, out: Path) -> Path:
         "learner": fingerprint(learner),
         "seed": cloning.training.seed,
     }
-    # Iteration 0 is what no round plays: a refinement of the clone with this seed begins there.
-    seeds = training_seeds(cloning.training.seed, number, config.episodes)
+    # Other states in every round, and none that chooses or measures.
+    seeds = training_seeds(cloning.training.seed, number, config.episodes_per_round)
     with (
         _environment(policy, task, cloning.num_envs) as env,
         RecordingStore.open(folder, settings, [env.task]) as store,

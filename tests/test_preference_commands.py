@@ -222,7 +222,7 @@ def test_dagger_labels_what_the_clone_meets_and_resumes(
     """Rounds are data sets like those of the recorder; what is done is not done again."""
     out = tmp_path / "dagger"
     learning = ("--updates", 10, "--batch", 16, "--data", data, "--out", out)
-    words = ("dagger", *SELECTED, "--episodes", 3, "--drift-episodes", 2, *learning)
+    words = ("dagger", *SELECTED, "--episodes-per-round", 3, "--drift-episodes", 2, *learning)
     assert vla(*words, "--rounds", 1) == 0
     assert "distance from demonstrations" in capsys.readouterr().out
     drift = json.loads((out / "drift.json").read_text())

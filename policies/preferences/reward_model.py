@@ -2,9 +2,11 @@
 
 Source: Christiano et al. 2017, Deep reinforcement learning from human preferences
 (arXiv:1706.03741): equation 1 is the Bradley-Terry probability of a preference from the sums of
-rewards, its cross-entropy the loss; an ensemble is averaged, rewards are standardised, and a judge
-is taken to err now and then (section 2.2). Departures:
+rewards, its cross-entropy the loss; an ensemble is averaged, and a judge is taken to err now and
+then (section 2.2). Departures:
 
+- Rewards are scaled and clipped to 0 to 1, not standardised: comparisons do not say where 0 is, and
+  with negative rewards it would pay to end an episode early.
 - A chunk has one reward, a function of what it led to, and not of an observation and an action.
 - Members see the same comparisons in other orders and differ in their first weights; there is no
   bootstrap. Weight decay is fixed, not adapted to the held-out loss.
@@ -79,24 +81,25 @@ class RewardModel(nn.Module):
         config: sizes.
     """
 
-    mean: Tensor
-    std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, width: int, config: RewardModelConfig):
         super().__init__()
         self.width, self.config = width, config
         # A network from a vector to a number that standardises its input, as a critic is.
         self.members = nn.ModuleList(Critic(width, config.hidden) for _ in range(config.members))
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.ones(()))
 
     def raw(self, vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "members ..."]:
         """Rewards of each member, in the unit in which preferences are log-odds."""
         return torch.stack([member(vectors) for member in self.members])
 
     def forward(self, vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
-        """Rewards of mean 0 and standard deviation 1 over the comparisons."""
-        return (self.raw(vectors).mean(0) - self.mean) / self.std
+        """Rewards between 0 and 1, the lowest and the highest of what was compared."""
+        # Clipped: what lies beyond was never compared. Not negative: an end would pay.
+        return ((self.raw(vectors).mean(0) - self.low) / (self.high - self.low)).clamp(0, 1)
 
     def log_odds(self, batch: PreferenceBatch) -> Float[Tensor, "members n"]:
         """Difference of the two segments' returns, for each member."""
@@ -108,12 +111,11 @@ class RewardModel(nn.Module):
         return preference_probability(self.log_odds(batch), self.config.error_rate).mean(0)
 
     @torch.no_grad()
-    def standardise(self, batch: PreferenceBatch) -> None:
-        """Measure the rewards of these comparisons, as which `forward` is scaled."""
-        executed = batch.weight > 0
-        rewards = self.raw(batch.reached[executed]).mean(0)
-        self.mean.copy_(rewards.mean())
-        self.std.copy_(rewards.std().clamp_min(1e-6))
+    def scale(self, batch: PreferenceBatch) -> None:
+        """Measure the range of the rewards of these comparisons, but for the outermost percent."""
+        rewards = self.raw(batch.reached[batch.weight > 0]).mean(0)
+        self.low.copy_(rewards.quantile(0.01))
+        self.high.copy_(torch.maximum(rewards.quantile(0.99), self.low + 1e-6))
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write weights and `reward.json` into an existing folder."""
@@ -215,5 +217,5 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine(epoch, config.epochs)
         progress(epoch + 1, model, fit_epoch(model, optimizer, train, generator))
-    model.standardise(train)
+    model.scale(train)
     return model

@@ -62,7 +62,7 @@ def test_a_very_sure_model_has_a_finite_loss_and_gradient() -> None:
     """Wrong by a thousand nats costs a thousand, not infinity."""
     log_odds = torch.tensor([-1000.0, 1000.0], requires_grad=True)
     loss = preference_loss(log_odds, torch.tensor([1.0, 1.0]), 0.0)
-    assert float(loss) == 500
+    assert loss.item() == 500
     loss.backward()
     assert log_odds.grad is not None
     assert log_odds.grad.tolist() == [-0.5, 0]
@@ -115,15 +115,15 @@ def test_the_reward_behind_the_judgements_is_recovered() -> None:
     with torch.no_grad():
         points = torch.rand(500, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1
         learned = torch.stack([model(points), 3 * points[:, 0] - points[:, 1]])
-        assert float(torch.corrcoef(learned)[0, 1]) > 0.98
+        assert float(torch.corrcoef(learned)[0, 1]) > 0.97
     best = float(((odds > 0) == (heldout.label > 0.5)).float().mean())
     found = measure(model, heldout)
     assert found["accuracy/heldout"] > best - 0.03
     assert found["calibration/error"] < 0.06
     assert found["loss/heldout"] < 0.9 * math.log(2)
     rewards = model(train.reached)
-    assert float(rewards.mean()) == pytest.approx(0, abs=1e-4)
-    assert float(rewards.std()) == pytest.approx(1, abs=1e-3)
+    assert (rewards.min().item(), rewards.max().item()) == (0, 1)
+    assert float(((rewards == 0) | (rewards == 1)).float().mean()) == pytest.approx(0.02, abs=2e-3)
 
 
 def test_fitting_is_repeatable_and_members_differ() -> None:
@@ -132,7 +132,7 @@ def test_fitting_is_repeatable_and_members_differ() -> None:
     one, again, other = (fit(train, replace(SMALL, seed=seed)) for seed in (0, 0, 1))
     states = [model.state_dict() for model in (one, again, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["mean"], states[2]["mean"])
+    assert not torch.equal(states[0]["low"], states[2]["low"])
     raw = one.raw(train.reached)
     assert not torch.allclose(raw[0], raw[1])
 
@@ -193,8 +193,8 @@ def test_models_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match=r"features of another policy.*--inputs privileged"):
         load_reward(other, "point", policy, env)
     broken = RewardModel(2, SMALL)
-    broken.std.fill_(float("nan"))
-    with pytest.raises(ComparisonError, match="is not finite in std"):
+    broken.high.fill_(float("nan"))
+    with pytest.raises(ComparisonError, match="is not finite in high"):
         load_reward(saved(tmp_path / "nan", broken), "point", policy, env)
     file = folder / "reward.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"width": 3}))
@@ -245,7 +245,7 @@ def test_every_executed_step_earns_the_reward_of_its_chunk() -> None:
 def test_a_reward_that_is_not_finite_stops_the_first_collection(tmp_path: Path) -> None:
     """By name, before anything was learned from it."""
     model = RewardModel(2, SMALL)
-    model.std.fill_(float("nan"))
+    model.high.fill_(float("nan"))
     reward = LearnedReward(model, read_privileged)
     with pytest.raises(DivergedError, match="at step 1: the reward model's reward is nan"):
         make_trainer(tmp_path, reward=reward).run([0])
@@ -254,20 +254,26 @@ def test_a_reward_that_is_not_finite_stops_the_first_collection(tmp_path: Path) 
 
 
 def near_the_goal(count: int, seed: int) -> PreferenceBatch:
-    """Segments of two positions and goals; the nearer one is better."""
+    """Segments of two positions around one goal; the nearer one is better."""
     rng = np.random.default_rng(seed)
-    reached = torch.from_numpy(rng.uniform(-1, 1, (count, 2, 2, 2)).astype(np.float32))
-    reached[..., 1] = reached[:, :, :1, 1]  # a goal does not move
-    returns = -(reached[..., 0] - reached[..., 1]).abs().sum(-1)
-    label = (returns[:, 0] > returns[:, 1]).float()
-    return PreferenceBatch(reached, torch.ones(count, 2, 2), label)
+    goal = rng.uniform(-0.8, 0.8, (count, 1, 1))
+    position = np.clip(goal + rng.uniform(-0.8, 0.8, (count, 2, 2)), -1, 1)
+    reached = np.stack([position, np.broadcast_to(goal, position.shape)], -1).astype(np.float32)
+    returns = -abs(position - goal).sum(-1)
+    label = torch.from_numpy(returns[:, 0] > returns[:, 1]).float()
+    return PreferenceBatch(torch.from_numpy(reached), torch.ones(count, 2, 2), label)
 
 
 def test_ppo_learns_from_preferences_what_the_task_rewards(tmp_path: Path) -> None:
-    """From nearly nothing to most of what is possible, by a reward that never saw the task's."""
-    config = RewardModelConfig(members=2, hidden=32, epochs=20, error_rate=0.0, weight_decay=0.01)
+    """From nearly nothing to the optimum, by a reward that never saw the task's.
+
+    The goal is 0.24 m away and a step 0.1 m at most, so 7 of 8 steps can end within 0.1 m of it.
+    """
+    config = RewardModelConfig(
+        members=1, epochs=30, error_rate=0.0, weight_decay=0.01, learning_rate=3e-3
+    )
     model = fit(near_the_goal(1500, seed=0), config)
-    assert measure(model, near_the_goal(500, seed=1))["accuracy/heldout"] > 0.9
+    assert measure(model, near_the_goal(500, seed=1))["accuracy/heldout"] > 0.95
     env = PointVecEnv(32, episode_length=8)
     torch.manual_seed(0)
     policy = StatePolicy(env, 2)
@@ -280,7 +286,15 @@ def test_ppo_learns_from_preferences_what_the_task_rewards(tmp_path: Path) -> No
         log_std_start=-0.5,
         log_std_end=-1.0,
     )
-    method = PPOConfig(learning_rate=3e-3, epochs=4, minibatch_size=64, reference_kl=0.001)
+    # Eight steps: a longer horizon would be the critic's guess beyond them.
+    method = PPOConfig(
+        gamma=0.7,
+        learning_rate=1e-3,
+        epochs=4,
+        minibatch_size=128,
+        target_kl=0.1,
+        reference_kl=1e-4,
+    )
     trainer = OnPolicyTrainer(
         policy,
         env,
@@ -293,4 +307,4 @@ def test_ppo_learns_from_preferences_what_the_task_rewards(tmp_path: Path) -> No
     # The episodes count the task's reward, which nothing has learned from.
     returns = [trainer.iterate()[1]["collect/return"] for _ in range(training.iterations)]
     assert returns[0] < 1
-    assert sum(returns[-5:]) / 5 > 3
+    assert sum(returns[-5:]) / 5 > 6
