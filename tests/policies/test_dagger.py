@@ -97,20 +97,13 @@ def test_draws_belong_to_the_episode() -> None:
     )
 
 
-class Linear:
-    """Least squares from the state to the labels, in chunks of one."""
+class Nearest:
+    """The label of the nearest state that was shown, in chunks of one."""
 
     spec = SPEC
 
     def __init__(self, env: PointVecEnv, states: np.ndarray, labels: np.ndarray):
-        # Cubic in the error, so that what holds near the demonstrations errs far from them.
-        self._env = env
-        self._weights = np.linalg.lstsq(self._basis(states), labels, rcond=None)[0]
-
-    @staticmethod
-    def _basis(states: np.ndarray) -> np.ndarray:
-        error = states[:, 1] - states[:, 0]
-        return np.stack([np.ones_like(error), error, error**2, error**3], 1)
+        self._env, self._states, self._labels = env, states, labels
 
     def reset(self, indices: Sequence[int]) -> None:
         """Nothing to forget."""
@@ -119,8 +112,8 @@ class Linear:
         """From the environment's state; the row that is asked for is found by its position."""
         states = self._env.observe()[1].numpy()
         rows = [int(np.argmin(abs(states[:, 0] - float(x)))) for x in observation.proprio[:, 0]]
-        command = self._basis(states[rows]) @ self._weights
-        return torch.from_numpy(command.clip(-1, 1).astype(np.float32))[:, None, None]
+        gaps = np.linalg.norm(self._states[None] - states[rows, None], axis=2)  # [n, shown]
+        return torch.from_numpy(self._labels[gaps.argmin(1)].astype(np.float32))[:, None, None]
 
 
 def error_of(policy: Policy, env: PointVecEnv, seeds: Sequence[int]) -> float:
@@ -131,7 +124,7 @@ def error_of(policy: Policy, env: PointVecEnv, seeds: Sequence[int]) -> float:
 
 
 def test_aggregating_mends_a_learner_that_errs_where_nothing_was_shown() -> None:
-    """Shown near the goal alone, it runs away from afar; three rounds mend it.
+    """Shown one side of the goal alone, it runs away on the other; three rounds mend it.
 
     The expert brings every start within a millimetre of its goal: the known optimum.
     """
@@ -140,22 +133,22 @@ def test_aggregating_mends_a_learner_that_errs_where_nothing_was_shown() -> None
     expert = ExpertPolicy(env.expert_actions, SPEC)
     assert error_of(expert, env, seeds) < 1e-3
     rng = np.random.default_rng(0)
-    states = rng.uniform(-0.8, 0.8, (200, 2))
-    states[:, 0] = states[:, 1] + rng.uniform(0.05, 0.1, 200)  # from one side
-    labels = np.clip((states[:, 1] - states[:, 0]) / STEP_M, -1, 1) - rng.normal(0, 0.05, 200)
-    learner: Policy = Linear(env, states, labels)
-    before = error_of(learner, env, seeds)
+    states = rng.uniform(-0.8, 0.8, (300, 2))
+    states = states[states[:, 0] > states[:, 1]]
+    labels = np.clip((states[:, 1] - states[:, 0]) / STEP_M, -1, 1)
     demonstrated = torch.from_numpy(states.astype(np.float32))
+    learner: Policy = Nearest(env, states, labels)
+    before = error_of(learner, env, seeds)
     far = measure_drift(env, learner, seeds, demonstrated).distance[-1]
     for number in range(3):
-        played = play_labelled(
-            env, Mixture(lambda p=learner: p, expert, SPEC, 0.0, number), range(100, 112)
-        )
+        mixture = Mixture(lambda p=learner: p, expert, SPEC, 0.0, number)
+        played = play_labelled(env, mixture, range(100, 200))
         states = np.concatenate([states, *(episode["privileged"] for episode in played)])
         labels = np.concatenate([labels, *(episode["action"][:, 0] for episode in played)])
-        learner = Linear(env, states, labels)
+        learner = Nearest(env, states, labels)
+    after = error_of(learner, env, seeds)
     assert before > 0.3
-    assert error_of(learner, env, seeds) < 0.1
+    assert after < 0.2 * before
     assert measure_drift(env, learner, seeds, demonstrated).distance[-1] < 0.5 * far
 
 

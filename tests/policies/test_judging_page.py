@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -168,7 +169,10 @@ class Browser:
         port = port_file.read_text().splitlines()[0]
         with urlopen(f"http://{HOST}:{port}/json") as response:
             pages = [page for page in json.load(response) if page["type"] == "page"]
-        self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(
+            connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+        )
         self._calls = 0
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -200,7 +204,7 @@ class Browser:
 
     def close(self) -> None:
         """End it."""
-        self._socket.close()
+        self._open.close()
         self.process.terminate()
         self.process.wait()
 
