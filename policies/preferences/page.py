@@ -11,7 +11,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from policies.preferences.comparisons import LABELS, Pair, Segment
 
@@ -75,8 +75,6 @@ class JudgingServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: JudgingServer
-
     def do_GET(self) -> None:
         if not self._is_local():
             return
@@ -87,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif (film := _FILM.fullmatch(self.path)) and int(film[1]) < len(self._questions.pairs):
             pair = self._questions.pairs[int(film[1])]
             segment = pair.first if film[2] == "first" else pair.second
-            self._reply(self.server.draw(segment), "video/mp4")
+            self._reply(self._judging.draw(segment), "video/mp4")
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
 
@@ -107,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(label, bool) or label not in LABELS:
             self._refuse(HTTPStatus.BAD_REQUEST, f"label must be one of {json.dumps(LABELS)}")
             return
-        server = self.server
+        server = self._judging
         with server.lock:
             # Two windows, or a double click: a question has one answer.
             if index != server.answered or server.answered == len(self._questions.pairs):
@@ -120,11 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Timer(1.0, server.shutdown).start()  # the page still asks for what is next
 
     @property
+    def _judging(self) -> JudgingServer:
+        return cast(JudgingServer, self.server)
+
+    @property
     def _questions(self) -> Questions:
-        return self.server.questions
+        return self._judging.questions
 
     def _question(self) -> dict[str, Any]:
-        done, pairs = self.server.answered, self._questions.pairs
+        done, pairs = self._judging.answered, self._questions.pairs
         if done == len(pairs):
             return {"pair": None, "progress": f"All {done} are answered. You can close this page."}
         instruction = self._questions.instruction(pairs[done])
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_local(self) -> bool:
         """Refuse what another site's page makes a browser send here."""
-        own = f"{HOST}:{self.server.server_address[1]}"
+        own = f"{HOST}:{self._judging.server_address[1]}"
         # The host against a name that was rebound to this address, the origin against a form.
         if self.headers.get("Host") == own and self.headers.get("Origin") in (
             None,

@@ -106,6 +106,7 @@ class RewardModel(nn.Module):
         returns = (self.raw(batch.reached) * batch.weight).sum(-1)  # [members, n, 2]
         return returns[..., 0] - returns[..., 1]
 
+    @torch.no_grad()
     def probability(self, batch: PreferenceBatch) -> Float[Tensor, " n"]:
         """That the first segment is preferred: the mean over the members."""
         return preference_probability(self.log_odds(batch), self.config.error_rate).mean(0)
