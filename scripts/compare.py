@@ -49,7 +49,7 @@ class CompareConfig:
         log_std: log standard deviation of the exploration, as `vla refine --log-std-start`.
         judge: "return" and "success" are scripted; "person" opens a page on this machine.
         label_noise: how often a scripted judge prefers the worse one.
-        comparisons: the most pairs; by default every two episodes of a state.
+        comparisons: the most pairs; by default one of every two episodes of a state.
         segment_chunks: compare segments of so many chunks from anywhere in the episodes instead of
             whole episodes, which DPO needs.
         out: folder of the comparisons, which grows; by default `runs/<task>/comparisons`.
@@ -113,8 +113,7 @@ def main(config: CompareConfig) -> int:
             _play_missing(policy, fingerprint(folder), env, store, config)
     trajectories = store.load(store.names())
     lengths = {name: (t.seed, len(t)) for name, t in trajectories.items()}
-    most = config.comparisons or len(lengths) ** 2
-    pairs = make_pairs(lengths, config.segment_chunks, most, config.seed)
+    pairs = make_pairs(lengths, config.segment_chunks, config.comparisons, config.seed)
     if not pairs:
         raise ValueError(_NOTHING)
     if config.judge == "person":
@@ -145,7 +144,7 @@ def _play_missing(
     seeds = training_seeds(config.seed, 0, config.states)
     wanted = [(seed, attempt) for seed in seeds for attempt in range(config.attempts)]
     with Bar("compare", len(wanted)) as bar:
-        for group in itertools.batched(wanted, env.num_envs):
+        for number, group in enumerate(itertools.batched(wanted, env.num_envs)):
             names = [f"{name[:12]}-{seed}-{attempt}" for seed, attempt in group]
             if not existing.issuperset(names):
                 # Of the group alone, so that an interrupted collection goes on to the same samples.
@@ -156,7 +155,7 @@ def _play_missing(
                 )
                 for each, trajectory in zip(names, played, strict=True):
                     trajectory.save(store.path(each))
-            bar.update(min(wanted.index(group[-1]) + 1, len(wanted)), {})
+            bar.update(number * env.num_envs + len(group), {})
 
 
 def _ask(

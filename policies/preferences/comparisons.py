@@ -127,12 +127,14 @@ class ComparisonStore:
             FolderInUseError: another process writes it.
         """
         settings = plain({"task": task, "contract": spec.to_dict(), **others})
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "settings.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if found and "settings.json" not in found:
             raise ComparisonError(f"{folder} holds something else: choose another folder")
-        (folder / "trajectories").mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
-        if not (folder / "settings.json").exists():
+        if not found:
             write_atomically(folder / "settings.json", json.dumps(settings, indent=1))
+        (folder / "trajectories").mkdir(exist_ok=True)
         store = cls(folder)
         store._lock = lock
         if store.settings != settings:

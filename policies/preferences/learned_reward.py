@@ -41,8 +41,8 @@ class LearnedReward:
         Raises:
             NotFiniteError: a reward is NaN or infinite.
         """
-        valid = transition.step.valid
-        rewards = self._model(self._read(transition)).to(valid.device)  # [n]
+        valid, vectors = transition.step.valid, self._read(transition)
+        rewards = self._model(vectors.to(self._model.low.device)).to(valid.device)  # [n]
         # In the first collection and by name, not as a loss that is NaN an epoch later.
         require_finite({"the reward model's reward": rewards})
         return rewards[:, None] * valid

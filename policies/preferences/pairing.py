@@ -11,7 +11,10 @@ from policies.preferences.comparisons import Comparison, ComparisonError, Pair, 
 
 
 def make_pairs(
-    trajectories: Mapping[str, tuple[int, int]], segment_chunks: int | None, count: int, seed: int
+    trajectories: Mapping[str, tuple[int, int]],
+    segment_chunks: int | None,
+    count: int | None,
+    seed: int,
 ) -> list[Pair]:
     """Pairs of segments of episodes from the same initial state, in a random order.
 
@@ -21,8 +24,9 @@ def make_pairs(
     Args:
         trajectories: seed and number of chunks, by name.
         segment_chunks: chunks of a segment, drawn from anywhere in the episode; None compares
-            whole episodes, each two of them once.
-        count: the most pairs.
+            whole episodes.
+        count: the most pairs; None is one of every two episodes. More than that are only of
+            segments.
         seed: of the order and of the segments.
     """
     by_seed: dict[int, list[str]] = {}
@@ -32,7 +36,8 @@ def make_pairs(
     rng = np.random.default_rng(seed)
     pairs: dict[Pair, None] = {}  # a set that keeps the order
     # Segments may be drawn twice; a bound, since short episodes have few of them.
-    for _ in range(1 if segment_chunks is None else max(1, 4 * count // max(1, len(couples)))):
+    again = count is not None and segment_chunks is not None and couples
+    for _ in range(1 + 4 * count // len(couples) if again else 1):
         for index in rng.permutation(len(couples)):
             # Either may be shown first: a person prefers one side.
             names = rng.permutation(couples[index]).tolist()

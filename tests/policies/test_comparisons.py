@@ -144,6 +144,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match=r"log_std: -1\.0 recorded, -2\.0 now"):
         open_store(store.folder, log_std=-2.0)
     open_store(store.folder).close()  # the refusal has freed it
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lock").touch()  # killed before the settings were written
+    open_store(tmp_path / "begun").close()
     with pytest.raises(ComparisonError, match="holds comparisons of point, not of FetchPush"):
         store.require_task("FetchPush")
     with pytest.raises(ComparisonError, match="record some with `vla compare"):
@@ -207,13 +210,15 @@ def test_judgements_are_exported_as_a_table(tmp_path: Path) -> None:
 def test_pairs_are_of_one_initial_state() -> None:
     """Every two episodes of it once; segments lie inside of their episodes."""
     lengths = {"a": (0, 5), "b": (0, 5), "c": (0, 4), "d": (1, 5), "e": (1, 5)}
-    pairs = make_pairs(lengths, None, 100, seed=0)
+    pairs = make_pairs(lengths, None, None, seed=0)
     found = [frozenset((p.first.trajectory, p.second.trajectory)) for p in pairs]
     assert sorted(map(sorted, found)) == [["a", "b"], ["a", "c"], ["b", "c"], ["d", "e"]]
     assert all(
         (s.start, s.stop) == (0, lengths[s.trajectory][1]) for p in pairs for s in (p.first,)
     )
+    assert make_pairs(lengths, None, 100, seed=0) == pairs
     assert make_pairs(lengths, None, 2, seed=0) == pairs[:2], "more pairs begin with the same"
+    assert len(make_pairs(lengths, 2, None, seed=0)) == 4
     assert {make_pairs(lengths, None, 9, seed=s)[0].first.trajectory for s in range(20)} > {"a"}
 
     parts = make_pairs(lengths, 2, 30, seed=0)
@@ -222,7 +227,7 @@ def test_pairs_are_of_one_initial_state() -> None:
     assert {s.stop - s.start for s in segments} == {2}
     assert {s.start for s in segments} == {0, 1, 2, 3}
     assert all(s.stop <= lengths[s.trajectory][1] for s in segments)
-    assert make_pairs({"a": (0, 5), "d": (1, 5)}, None, 9, seed=0) == []
+    assert make_pairs({"a": (0, 5), "d": (1, 5)}, 2, 9, seed=0) == []
 
 
 def test_held_out_states_share_no_episode_with_the_others() -> None:
