@@ -36,8 +36,10 @@ def make_pairs(
     rng = np.random.default_rng(seed)
     pairs: dict[Pair, None] = {}  # a set that keeps the order
     # Segments may be drawn twice; a bound, since short episodes have few of them.
-    again = count is not None and segment_chunks is not None and couples
-    for _ in range(1 + 4 * count // len(couples) if again else 1):
+    rounds = 1
+    if count is not None and segment_chunks is not None and couples:
+        rounds += 4 * count // len(couples)
+    for _ in range(rounds):
         for index in rng.permutation(len(couples)):
             # Either may be shown first: a person prefers one side.
             names = rng.permutation(couples[index]).tolist()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -159,27 +160,26 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         store.load(["a"])
 
 
-def hold(folder: Path, opened: multiprocessing.Event, done: multiprocessing.Event) -> None:
-    """Keep a store open."""
-    store = open_store(folder)
-    opened.set()
-    done.wait(60)
-    store.close()
+# Another program, which holds the lock until its input ends; without torch it starts at once.
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_one_process_writes(tmp_path: Path) -> None:
     """Two would judge the same pairs."""
-    context = multiprocessing.get_context("fork")
-    opened, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "store", opened, done))
-    other.start()
-    try:
-        assert opened.wait(60)
-        with pytest.raises(FolderInUseError, match=f"process id {other.pid}"):
+    open_store(tmp_path / "store").close()
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "store" / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(FolderInUseError, match="another process writes"):
             open_store(tmp_path / "store")
-    finally:
-        done.set()
-        other.join()
+        other.communicate()
     open_store(tmp_path / "store").close()
 
 
