@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from scripts.initial_states import choose_seeds
 from scripts.policy_loading import BUILT_IN, make_built_in
 from scripts.pretrain import PretrainConfig
 from scripts.progress import Bar
+from scripts.provenance import command_line
 from sim.demonstrate import leave_in_spool
 from sim.recording_store import RecordingStore
 from sim.seeds import DEVELOPMENT, training_seeds
@@ -43,9 +45,9 @@ class DaggerConfig:
         teacher: labels every visited state: expert, planner:cem or planner:mppi.
         beta: probability that a chunk is the teacher's in the first round; in round i its i-th
             power. With 0 the learner always plays.
-        drift_episodes: initial states on which the first and the last clone are compared.
+        drift_episodes: initial states on which the first and the best clone are compared.
         training: how demonstrations are cloned, as in `vla pretrain`. `out` holds all rounds, by
-            default `runs/<task>/dagger`; its best checkpoint is `<out>/round_<last>/best`.
+            default `runs/<task>/dagger`. `<out>/best` is the best clone of all rounds.
     """
 
     rounds: int = 3
@@ -73,26 +75,37 @@ def main(config: DaggerConfig) -> int:
     _require_teacher(task, config.teacher)
     demonstrated = _demonstrated_states(recorded)
     labelled: list[Path] = []
+    scores: list[float] = []
     for number in range(config.rounds + 1):
         if number:
             labelled.append(_label(config, number, out))
         every = (*recorded, *labelled)
-        pretrain.main(replace(cloning, data=every, out=_round(out, number)))
+        checkpoints = pretrain.clone(replace(cloning, data=every, out=_round(out, number)))
+        scores.append(checkpoints.best_score)
+    # Of equally good ones the later, which has seen more.
+    best = max(range(len(scores)), key=lambda number: (scores[number], number))
+    load_policy(_round(out, best) / "best").save(
+        out / "best", command=command_line("dagger", config)
+    )
     found = {
-        name: _drift(config, _round(out, number) / "best", demonstrated)
-        for name, number in (("cloned", 0), ("with DAgger", config.rounds))
+        name: _drift(config, folder, demonstrated)
+        for name, folder in (("clone", _round(out, 0) / "best"), ("DAgger", out / "best"))
     }
     write_atomically(
         out / "drift.json", json.dumps({name: asdict(drift) for name, drift in found.items()})
     )
-    print("control steps   distance from demonstrations        success")
-    print("                " + "".join(f"{name:>12}" for name in found) * 2)
+    _print_drift(found)
+    print(f"dagger: success {scores[best]:.2f} in round {best}: {out / 'best'}")
+    return 0
+
+
+def _print_drift(found: Mapping[str, Drift]) -> None:
+    print("                distance from demonstrations      success")
+    print("control steps   " + "".join(f"{name:>12}" for name in found) * 2)
     first, last = found.values()
     for index, steps in enumerate(first.steps):
         figures = (first.distance, last.distance, first.success, last.success)
         print(f"{steps:13}   " + "".join(f"{values[index]:12.3f}" for values in figures))
-    print(f"dagger: {_round(out, config.rounds) / 'best'}")
-    return 0
 
 
 def _round(out: Path, number: int) -> Path:

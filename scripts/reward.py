@@ -59,7 +59,7 @@ def main(config: RewardConfig) -> int:
         def progress(epoch: int, model: RewardModel, loss: float) -> None:
             values = {"loss/train": loss, **measure(model, heldout)}
             run.log(epoch, values)
-            bar.update(epoch, values if epoch % 20 == 0 else {})
+            bar.update(epoch, values)
 
         model = fit(train, training, progress)
         table = reliability(model.probability(heldout), heldout.label)

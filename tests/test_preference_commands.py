@@ -226,8 +226,8 @@ def test_dagger_labels_what_the_clone_meets_and_resumes(
     assert vla(*words, "--rounds", 1) == 0
     assert "distance from demonstrations" in capsys.readouterr().out
     drift = json.loads((out / "drift.json").read_text())
-    assert drift["cloned"]["steps"] == [*range(0, 51, 5)]
-    assert len(drift["with DAgger"]["distance"]) == 11
+    assert drift["clone"]["steps"] == [*range(0, 51, 5)]
+    assert len(drift["DAgger"]["distance"]) == 11
     labelled = out / "labelled" / "round_1"
     recorded = Demonstrations([data, labelled], 5).robots["fetch"]
     assert len(recorded) == len(Demonstrations([data], 5).robots["fetch"]) + 3 * 50
@@ -240,6 +240,13 @@ def test_dagger_labels_what_the_clone_meets_and_resumes(
     assert (out / "round_1" / "metrics.jsonl").read_text() == log
     ledger = json.loads((out / "round_1" / "best" / "ledger.json").read_text())
     assert ledger["demonstration_episodes"] == 3 + 3
+    scores = [
+        max(json.loads(line)["success/end"] for line in (file / "metrics.jsonl").open())
+        for file in (out / "round_0", out / "round_1")
+    ]
+    chosen = out / ("round_1" if scores[1] >= scores[0] else "round_0") / "best"
+    states = [load_policy(folder).model.state_dict() for folder in (chosen, out / "best")]
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
     assert "teacher: expert recorded, planner:cem asked for" in refusal(
         capsys, *words, "--teacher", "planner:cem"
     )

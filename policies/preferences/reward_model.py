@@ -54,11 +54,11 @@ class RewardModelConfig:
 
     inputs: Inputs = "privileged"
     members: int = 3
-    hidden: int = 64
-    epochs: int = 100
+    hidden: int = 256
+    epochs: int = 30
     minibatch_size: int = 64
     learning_rate: float = 1e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
     error_rate: float = 0.1
     max_grad_norm: float = 1.0
     heldout_fraction: float = 0.2
