@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from policies.evaluation.drift import Drift, measure_drift
 from policies.imitation.dagger import Mixture, play_labelled
 from scripts import pretrain
 from scripts.initial_states import choose_seeds
-from scripts.policy_loading import BUILT_IN, make_built_in
+from scripts.policy_loading import BUILT_IN, image_size_px, make_built_in
 from scripts.pretrain import PretrainConfig
 from scripts.progress import Bar
 from scripts.provenance import command_line
@@ -87,10 +87,8 @@ def main(config: DaggerConfig) -> int:
     load_policy(_round(out, best) / "best").save(
         out / "best", command=command_line("dagger", config)
     )
-    found = {
-        name: _drift(config, folder, demonstrated)
-        for name, folder in (("clone", _round(out, 0) / "best"), ("DAgger", out / "best"))
-    }
+    compared = {"clone": _round(out, 0) / "best", "DAgger": out / "best"}
+    found = _drift(config, compared, demonstrated)
     write_atomically(
         out / "drift.json", json.dumps({name: asdict(drift) for name, drift in found.items()})
     )
@@ -144,34 +142,50 @@ def _label(config: DaggerConfig, number: int, out: Path) -> Path:
     }
     # Other states in every round, and none that chooses or measures.
     seeds = training_seeds(cloning.training.seed, number, config.episodes_per_round)
-    with (
-        _environment(policy, task, cloning.num_envs) as env,
-        RecordingStore.open(folder, settings, [env.task]) as store,
-        Bar(f"round {number}", len(seeds)) as bar,
-    ):
-        missing = [seed for seed in seeds if (task, seed) not in store.succeeded]
-        for group in itertools.batched(missing, env.num_envs):
+    tasks = [make_task(task, image_size_px(policy.spec))]
+    with RecordingStore.open(folder, settings, tasks) as store:
+        if missing := [seed for seed in seeds if (task, seed) not in store.succeeded]:
+            with _environment(policy, task, cloning.num_envs) as env:
+                _play(config, number, policy, env, store, missing)
+        store.write([(task, seed) for seed in seeds if (task, seed) not in store.episodes])
+    return folder
+
+
+def _play(
+    config: DaggerConfig,
+    number: int,
+    policy: VLAPolicy,
+    env: CpuVecEnv,
+    store: RecordingStore,
+    seeds: Sequence[int],
+) -> None:
+    """Leave labelled episodes in the store's spool."""
+    task, beta = env.task.name, config.beta**number
+    with Bar(f"round {number}", len(seeds)) as bar:
+        for group in itertools.batched(seeds, env.num_envs):
             # A planner is asked at every control step, so it shifts its plan by one.
             teacher = make_built_in(config.teacher, env, seed=number, execute_steps=1)
-            beta = config.beta**number
             mixture = Mixture(lambda: copy.copy(policy), teacher, policy.spec, beta, group[0])
             for seed, arrays in zip(group, play_labelled(env, mixture, group), strict=True):
                 leave_in_spool(store.spool, task, seed, arrays)
                 store.register((task, seed), succeeded=True)
             bar.update(len(store.succeeded), {})
-        store.write([(task, s) for s in seeds if (task, s) not in store.episodes])
-    return folder
 
 
-def _drift(config: DaggerConfig, checkpoint: Path, demonstrated: torch.Tensor) -> Drift:
+def _drift(
+    config: DaggerConfig, checkpoints: Mapping[str, Path], demonstrated: torch.Tensor
+) -> dict[str, Drift]:
     """On development states, which chose no checkpoint."""
-    task = str(config.training.task)
-    policy = load_policy(checkpoint, config.training.device)
+    cloning, task = config.training, str(config.training.task)
+    policies = {name: load_policy(path, cloning.device) for name, path in checkpoints.items()}
     seeds = choose_seeds(task, "development", config.drift_episodes)
-    with _environment(policy, task, config.training.num_envs) as env:
-        return measure_drift(env, policy, seeds, demonstrated)
+    with _environment(next(iter(policies.values())), task, cloning.num_envs) as env:
+        return {
+            name: measure_drift(env, policy, seeds, demonstrated)
+            for name, policy in policies.items()
+        }
 
 
 def _environment(policy: VLAPolicy, task: str, num_envs: int) -> CpuVecEnv:
     cameras = [camera.name for camera in policy.spec.cameras]
-    return CpuVecEnv(task, num_envs, None, policy.spec.cameras[0].height, cameras)
+    return CpuVecEnv(task, num_envs, None, image_size_px(policy.spec), cameras)
