@@ -24,7 +24,7 @@ from policies.reinforcement.exploration import Exploration
 from scripts.films import film_mp4, try_film
 from scripts.progress import Bar
 from sim.seeds import training_seeds
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.model.heads.registry import require_likelihood
@@ -47,6 +47,7 @@ class CompareConfig:
         states: initial states that each of them plays.
         attempts: how often, each time with other samples.
         log_std: log standard deviation of the exploration, as `vla refine --log-std-start`.
+        temperature: of a head of tokens, which has no standard deviation.
         judge: "return" and "success" are scripted; "person" opens a page on this machine.
         label_noise: how often a scripted judge prefers the worse one.
         comparisons: the most pairs; by default one of every two episodes of a state.
@@ -66,6 +67,7 @@ class CompareConfig:
     states: int = 100
     attempts: int = 4
     log_std: float = -1.2
+    temperature: float = 4.0
     judge: Literal["return", "success", "person"] = "return"
     label_noise: float = 0.1
     comparisons: int | None = None
@@ -83,6 +85,7 @@ class CompareConfig:
         require_numbers(
             self,
             at_least_1=counts,
+            above_0=("temperature",),
             any_sign=("log_std",),
             at_most={"label_noise": 0.49, "port": 65535},
         )
@@ -92,7 +95,7 @@ class CompareConfig:
 
 def main(config: CompareConfig) -> int:
     """Play what is missing, judge what is not judged, and say what there is."""
-    runs = Path("runs") / config.task
+    runs = Path("runs") / short_name(config.task)
     checkpoints = config.policies or (runs / "clone" / "best",)
     out = config.out or runs / "comparisons"
     if config.attempts * len(checkpoints) < 2 and not any(out.glob("trajectories/*")):
@@ -108,6 +111,7 @@ def main(config: CompareConfig) -> int:
             env.spec,
             privileged_names=env.privileged_names,
             log_std=config.log_std,
+            temperature=config.temperature,
         )
         for folder, policy in policies.items():
             _play_missing(policy, fingerprint(folder), env, store, config)
@@ -139,7 +143,8 @@ def _play_missing(
     policy: VLAPolicy, name: str, env: CpuVecEnv, store: ComparisonStore, config: CompareConfig
 ) -> None:
     """Play in groups of as many episodes as there are environments, and keep each group."""
-    Exploration(policy.actor, config.log_std, config.log_std).begin()
+    log_std, temperature = config.log_std, config.temperature
+    Exploration(policy.actor, (log_std, log_std), (temperature, temperature)).begin()
     interface, existing = interface_fingerprint(policy), set(store.names())
     seeds = training_seeds(config.seed, 0, config.states)
     wanted = [(seed, attempt) for seed in seeds for attempt in range(config.attempts)]

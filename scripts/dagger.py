@@ -24,7 +24,7 @@ from scripts.provenance import command_line
 from sim.demonstrate import leave_in_spool
 from sim.recording_store import RecordingStore
 from sim.seeds import DEVELOPMENT, training_seeds
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.data.recorded_frames import read_frames
@@ -69,8 +69,8 @@ class DaggerConfig:
 def main(config: DaggerConfig) -> int:
     """Clone, play and label, round by round; then say what it was good for."""
     cloning, task = config.training, str(config.training.task)
-    out = cloning.out or Path("runs") / task / "dagger"
-    recorded = cloning.data or (Path("data") / task,)
+    out = cloning.out or Path("runs") / short_name(task) / "dagger"
+    recorded = cloning.data or (Path("data") / short_name(task),)
     # Both before minutes of cloning: data sets of others have no simulator state to compare with.
     _require_teacher(task, config.teacher)
     demonstrated = _demonstrated_states(recorded)

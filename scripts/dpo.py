@@ -16,7 +16,7 @@ from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
@@ -55,7 +55,7 @@ class DpoConfig:
 
 def main(config: DpoConfig) -> int:
     """Learn, say how well, and where the policy lies."""
-    training, runs = config.training, Path("runs") / config.task
+    training, runs = config.training, Path("runs") / short_name(config.task)
     store = ComparisonStore(config.comparisons or runs / "comparisons")
     store.require_task(config.task)
     clone = config.clone or runs / "clone" / "best"
@@ -79,9 +79,15 @@ def main(config: DpoConfig) -> int:
         CpuVecEnv(config.task, min(config.num_envs, config.selection_episodes)) as env,
         Bar("dpo", training.epochs) as bar,
     ):
-        log_std = store.settings["log_std"]
         trainer = DPOTrainer(
-            policy, env, training, folder, store.comparisons, trajectories, log_std
+            policy,
+            env,
+            training,
+            folder,
+            store.comparisons,
+            trajectories,
+            store.settings["log_std"],
+            store.settings["temperature"],
         )
         best = trainer.run(SELECTION.seeds(config.selection_episodes), bar.update)
     folder.close()

@@ -73,6 +73,8 @@ def main(config: ExportConfig) -> int:
         found = export_lerobot(folder, *places, config.observations, config.shadow_episodes)
     else:
         policy = load_policy(folder, embodiment=config.embodiment)
+        if not policy.ledger.taught_to_act:
+            print("warning: its action head was never trained: a robot would move at random")
         name = policy.embodiments.choose(config.embodiment)
         comparison = _Comparison(config, policy)
         source = {"checkpoint": fingerprint(folder), "embodiment": name}

@@ -15,6 +15,7 @@ _SHOWN = (
     "dpo/accuracy_heldout",
     "success/end",
     "success/ever",
+    "success/proxy",
     "collect/success_end",
     "policy/kl",
 )
@@ -51,6 +52,11 @@ class Bar:
         shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN if name in values)
         # Through the bar, which `print` would overwrite.
         self._progress.print(f"{step:>6}  {shown}")
+        if values.get("reward/alarm"):
+            self._progress.print(
+                "ALARM  the reward still rises while success has fallen: it is being hacked; the "
+                "best checkpoint is kept"
+            )
 
 
 def stages() -> Callable[[str], None]:

@@ -16,6 +16,7 @@ from policies.preferences.reward_model import RewardModel, RewardModelConfig, fi
 from policies.run_folder import RunFolder
 from scripts.progress import Bar
 from scripts.provenance import command_line
+from sim.tasks.registry import short_name
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RewardConfig:
 
 def main(config: RewardConfig) -> int:
     """Fit, say how far the model can be trusted, and where it lies."""
-    training, runs = config.training, Path("runs") / config.task
+    training, runs = config.training, Path("runs") / short_name(config.task)
     out = config.out or runs / "reward"
     store = ComparisonStore(config.comparisons or runs / "comparisons")
     store.require_task(config.task)

@@ -183,6 +183,10 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     assert "raise --attempts" in refusal(capsys, "compare", *SMALL, *once)
     none = ("--clone", clone, "--reward", f"model:{tmp_path}", "--out", tmp_path / "out")
     assert "no reward model in" in refusal(capsys, "refine", *SELECTED, *none)
+    none = (*none, "--algorithm", "sac")
+    assert "--reward is learned from by the on-policy algorithms" in refusal(
+        capsys, "refine", *SELECTED, *none
+    )
     other = tmp_path / "l1"
     learning = ("--updates", 1, "--batch", 4, "--head", "l1", "--out", other)
     assert vla("pretrain", *SELECTED, "--data", data, *learning) == 0

@@ -28,6 +28,7 @@ from policies.preferences.trajectories import Trajectory
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor, in_parts
 from vla.model.features import Features
+from vla.model.heads.base import Likelihood
 from vla.settings import require_numbers
 
 
@@ -143,17 +144,17 @@ def stack_pairs(
     features = Features.concatenate([part.features for part in parts]).to(device)
     sample = torch.cat([part.sample for part in parts]).to(device)
     valid = torch.cat([part.valid for part in parts]).to(device)
-    with torch.no_grad():  # once: the reference never changes
-        log_prob = [reference.likelihood(f, s).log_prob() for f, s in in_parts(features, sample)]
-    frozen = chunk_log_probs(torch.cat(log_prob), valid)
+    # Once: the reference never changes.
+    both = zip(in_parts(features, sample), in_parts(features, valid), strict=True)
+    frozen = torch.cat(
+        [chunk_log_probs(reference.likelihood(f, drawn), v) for (f, drawn), (_, v) in both]
+    )
     return PairBatch(features, sample, valid, rows.to(device), played.to(device), frozen)
 
 
-def chunk_log_probs(
-    log_prob: Float[Tensor, "r k"], valid: Bool[Tensor, "r k"]
-) -> Float[Tensor, " r"]:
+def chunk_log_probs(likelihood: Likelihood, valid: Bool[Tensor, "r k"]) -> Float[Tensor, " r"]:
     """Of each decision, summed over its executed control steps."""
-    return (log_prob * valid).sum(1)
+    return (likelihood.log_prob() * likelihood.weight(valid)).sum(1)
 
 
 def margins(
@@ -181,8 +182,8 @@ def dpo_loss(
     actor: StochasticActor, pairs: PairBatch, config: DPOConfig
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Equation 7, a mean over pairs, or over their chunks; and what was measured."""
-    log_prob = actor.likelihood(pairs.features, pairs.sample).log_prob()  # [r, k]
-    log_ratio = chunk_log_probs(log_prob, pairs.valid) - pairs.reference
+    likelihood = actor.likelihood(pairs.features, pairs.sample)
+    log_ratio = chunk_log_probs(likelihood, pairs.valid) - pairs.reference
     margin, counts = margins(log_ratio, pairs, config)
     loss = -(nn.functional.logsigmoid(margin) * counts).sum() / counts.sum()
     # By the sum over the trajectory at both levels, so that figures can be compared.

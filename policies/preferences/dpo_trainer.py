@@ -40,6 +40,7 @@ class DPOTrainer[State: PolicyState]:
         comparisons: judgements.
         trajectories: what was compared, by name.
         log_std: exploration at which the trajectories were collected.
+        temperature: the same of a head of tokens.
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
@@ -55,6 +56,7 @@ class DPOTrainer[State: PolicyState]:
         comparisons: Sequence[Comparison],
         trajectories: Mapping[str, Trajectory],
         log_std: float,
+        temperature: float,
     ):
         require_likelihood(policy.actor.head, "DPO")
         self.policy, self.env, self.config = policy, env, config
@@ -62,7 +64,8 @@ class DPOTrainer[State: PolicyState]:
         # In the settings of the run: it is resumed with the same judgements, or refused.
         self._judged = hashlib.sha256(repr(list(comparisons)).encode()).hexdigest()
         policy.actor.eval()  # dropout would make a ratio of equal weights differ from 1
-        Exploration(policy.actor, log_std, log_std).begin()
+        # Before the reference is made of it: both explore alike.
+        Exploration(policy.actor, (log_std, log_std), (temperature, temperature)).begin()
         seeds = {name: trajectory.seed for name, trajectory in trajectories.items()}
         told = [comparison for comparison in comparisons if comparison.told]
         parts = split_by_state(told, seeds, config.heldout_fraction, config.seed)

@@ -193,6 +193,8 @@ class ControlLoop:
     def _explain(self, fault: Fault) -> str:
         """The gate's reason, and what is behind it."""
         text = f"{fault.kind}: {fault.reason}"
+        if fault.kind == "observation":
+            return f"{text}. --safety.max-observation-age-s allows older ones"
         if fault.kind != "heartbeat":
             return text
         if self._read_error is not None:

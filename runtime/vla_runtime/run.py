@@ -122,7 +122,10 @@ def _prepare_out(folder: Path) -> None:
 
 def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:
     if config.limits is not None:
-        return load_limits(config.limits, spec)
+        try:
+            return load_limits(config.limits, spec)
+        except OSError as error:
+            raise OSError(f"--limits {config.limits} cannot be read: {error.strerror}") from error
     try:
         return SafetyLimits.from_spec(spec)
     except LimitsError as error:

@@ -232,7 +232,10 @@ def open_recording(folder: Path, spec: RobotSpec | None) -> Iterator[None]:
     work = folder / ".recording"
     if folder.is_dir() and any(folder.iterdir()) and not work.is_dir():
         raise ValueError(f"{folder} exists and is no recording of runs; choose another folder")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot record in the folder {folder}: {error.strerror}") from error
     with recording_lock(folder, work):
         finish_interrupted(folder, work)
         _require_same_robot(folder, spec)

@@ -115,7 +115,7 @@ def test_what_was_not_executed_does_not_count() -> None:
         pairs = stack_pairs(comparisons, episodes, Reference(policy.actor), CPU)
         with torch.no_grad():
             pairs = replace(pairs, reference=pairs.reference + torch.arange(5))
-        losses.append(float(dpo_loss(policy.actor, pairs, DPOConfig())[0]))
+        losses.append(dpo_loss(policy.actor, pairs, DPOConfig())[0].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_the_optimum_of_preferences_of_a_known_reward_is_reached() -> None:
     torch.manual_seed(0)
     env = PointVecEnv(1)
     policy = StatePolicy(env, 1, GaussianHeadConfig(hidden=8))
-    Exploration(policy.actor, -1.0, -1.0).begin()
+    Exploration(policy.actor, (-1.0, -1.0), (1.0, 1.0)).begin()
     reference, slope, beta = Reference(policy.actor), 2.0, 0.5
     generator = torch.Generator().manual_seed(0)
     state, count = [[0.2, 0.1]], 6000
@@ -170,7 +170,7 @@ def test_every_head_with_a_likelihood_learns_what_is_preferred(name: str, tmp_pa
 
 def played(policy: Any, env: PointVecEnv, log_std: float) -> dict[str, Trajectory]:
     """Two attempts at each of eight states."""
-    Exploration(policy.actor, log_std, log_std).begin()
+    Exploration(policy.actor, (log_std, log_std), (4.0, 4.0)).begin()
     generator = torch.Generator().manual_seed(0)
     seeds = [seed for seed in range(8) for _ in range(2)]
     found = collect_trajectories(env, policy, seeds, generator, "me", "mine")
@@ -207,6 +207,7 @@ def make_run(
         further_right(trajectories),
         trajectories,
         log_std,
+        4.0,
     )
 
 
@@ -270,6 +271,7 @@ def test_what_dpo_cannot_learn_from_is_refused(tmp_path: Path) -> None:
             [],
             {},
             -1.0,
+            1.0,
         )
     assert not (tmp_path / "run").exists()
     policy = policy_of_two()
@@ -287,6 +289,7 @@ def test_what_dpo_cannot_learn_from_is_refused(tmp_path: Path) -> None:
             compared(EPISODES, {("a", "b"): 1.0}),
             EPISODES,
             -1.0,
+            1.0,
         )
 
 

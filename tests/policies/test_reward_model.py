@@ -16,7 +16,6 @@ from learners import make_trainer
 from point_env import PointVecEnv
 from two_robots import tiny_policy
 
-from policies.checkpoints import DivergedError
 from policies.optimisation import NotFiniteError
 from policies.preferences.calibration import calibration_error, measure, reliability
 from policies.preferences.comparisons import ComparisonError
@@ -242,12 +241,12 @@ def test_every_executed_step_earns_the_reward_of_its_chunk() -> None:
     assert (experience.rewards[-1, :, 1] == 0).all()
 
 
-def test_a_reward_that_is_not_finite_stops_the_first_collection(tmp_path: Path) -> None:
-    """By name, before anything was learned from it."""
+def test_a_reward_that_is_not_finite_stops_a_run_at_once(tmp_path: Path) -> None:
+    """By name, in the evaluation before the first collection, and in a collection."""
     model = RewardModel(2, SMALL)
     model.high.fill_(float("nan"))
     reward = LearnedReward(model, read_privileged)
-    with pytest.raises(DivergedError, match="at step 1: the reward model's reward is nan"):
+    with pytest.raises(NotFiniteError, match="the reward model's reward is nan"):
         make_trainer(tmp_path, reward=reward).run([0])
     with pytest.raises(NotFiniteError, match="reward is nan"):
         make_trainer(tmp_path / "other", reward=reward).collect()

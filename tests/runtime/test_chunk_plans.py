@@ -157,7 +157,7 @@ def test_real_time_chunks_keep_what_runs_meanwhile() -> None:
         ("receding", "is none of chunk"),
         ("ensemble:nan", "from -100.0 to 100.0, got nan"),
         ("realtime:8", "from 1 to 7, got 8"),
-        ("realtime:x", "invalid literal"),
+        ("realtime:x", "no whole number"),
         ("chunk:3", "is none of chunk"),
         ("fast", "is none of chunk"),
     ],

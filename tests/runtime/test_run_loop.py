@@ -183,6 +183,13 @@ def test_limits_are_required(play: Play, tmp_path: Path) -> None:
     assert speeds(robot).max() <= 0.05 * PERIOD_S * (1 + 1e-9)
 
 
+def test_limits_that_cannot_be_read_name_their_flag(play: Play, tmp_path: Path) -> None:
+    """A file that is missing, and a folder."""
+    for limits in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(OSError, match=f"--limits {limits} cannot be read: "):
+            play(NumpyRobot(), limits=limits)
+
+
 def test_a_workspace_needs_a_model(play: Play, tmp_path: Path) -> None:
     """Boxes without kinematics would limit nothing: refused, with the flag that gives it."""
     limits = tmp_path / "limits.toml"

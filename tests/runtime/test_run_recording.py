@@ -155,6 +155,17 @@ def test_something_else_is_never_recorded_into(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file of that name, and a file above it."""
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "data"):
+        with (
+            pytest.raises(OSError, match=f"cannot record in the folder {folder}: "),
+            open_recording(folder, SPEC),
+        ):
+            pass
+
+
 def test_one_process_records_at_a_time(tmp_path: Path) -> None:
     """A second one is told so."""
     folder = log_in(tmp_path / "data")

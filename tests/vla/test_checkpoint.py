@@ -22,6 +22,7 @@ from torch import nn
 
 from vla.checkpoint import folder as checkpoint
 from vla.checkpoint.folder import CheckpointError, latest_complete, load_checkpoint, save_checkpoint
+from vla.checkpoint.ledger import Ledger
 from vla.checkpoint.state_dict_io import flatten_state, restore_state
 from vla.processing.processor import collate
 
@@ -428,3 +429,12 @@ def test_training_resumes_exactly(tmp_path):
     random.setstate(loaded.training_state["random"]["python"])
     assert train(resumed, again, 4) == expected
     assert same(resumed[1].state_dict(), training[1].state_dict())
+
+
+def test_grounding_alone_teaches_no_acting() -> None:
+    """What `vla export` warns of."""
+    ledger = Ledger({"grounding_frames": 9})
+    assert not ledger.taught_to_act
+    ledger.spend(demonstration_episodes=1)
+    assert ledger.taught_to_act
+    assert Ledger({"collection_steps": 5}).taught_to_act

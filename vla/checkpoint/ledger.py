@@ -25,6 +25,11 @@ class Ledger:
         for name, amount in amounts.items():
             self.amounts[name] = self.amounts.get(name, 0) + amount
 
+    @property
+    def taught_to_act(self) -> bool:
+        """Demonstrations or simulation have gone into the weights, not grounding alone."""
+        return bool({"demonstration_episodes", "collection_steps"} & self.amounts.keys())
+
     def restore(self, amounts: Mapping[str, int]) -> None:
         """Replace the amounts by these, from which a run resumes."""
         self.amounts = dict(amounts)

@@ -225,8 +225,14 @@ class SafetyGate:
         now = self._now()
         age = now - seconds(reading.time_s)
         # Measured before the last tick, it shows no standstill.
-        if not 0 <= age <= self._config.max_observation_age_s or now - age < self._last_s:
-            raise SafetyError(f"the reading is {age:.3f} s old: read the robot again")
+        oldest = self._config.max_observation_age_s
+        if not 0 <= age <= oldest:
+            raise SafetyError(
+                f"the reading is {age:.3f} s old, max_observation_age_s allows 0 to {oldest}: "
+                "read the robot again"
+            )
+        if now - age < self._last_s:
+            raise SafetyError("the reading is from before the last tick: read the robot again")
         try:
             position = checked_command(reading.position, self._names)
         except Refused as refused:
