@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from policies.preferences.learned_reward import load_reward, reward_fingerprint
 from policies.reinforcement.off_policy import OFF_POLICY, OffPolicyTrainer
 from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
@@ -50,7 +51,8 @@ class RefineConfig:
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
         reward: learn from this one in place of the task's own, which is 1 at each successful step:
-            distance, or motion, which is flawed on purpose. Success is watched beside it.
+            distance, motion, which is flawed on purpose, or `model:FOLDER`, the folder of a reward
+            model that `vla reward` wrote. Success is watched beside it, and chooses the checkpoint.
         curriculum: choose start states (frontier) or how near is good enough (radius) by success so
             far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.
@@ -88,19 +90,24 @@ def main(config: RefineConfig) -> int:
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_recorded(config, isinstance(method, SACConfig))
     task = make_task(config.task)
-    reward = None if config.reward is None else make_reward(config.reward, task.privileged_names)
+    model = _reward_model(config.reward)
+    reward = None
+    if config.reward is not None and model is None:
+        reward = make_reward(config.reward, task.privileged_names)
     curriculum = None
     if config.curriculum is not None:
         curriculum = make_curriculum(config.curriculum, config.task, training)
     clone = config.clone or runs / "clone" / "best"
+    origin = {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
+    if config.reward is not None:
+        origin["reward"] = reward_fingerprint(model) if model else config.reward
     policy = load_policy(clone, config.device, config.embodiment or task.spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
         command_line("refine", config),
         # By content: resuming with another clone is refused, moving the same one is not.
-        {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
-        | ({} if config.reward is None else {"reward": config.reward}),
+        origin,
     )
     selection = SELECTION.seeds(config.selection_episodes)
 
@@ -120,6 +127,7 @@ def main(config: RefineConfig) -> int:
                 policy, env, shared, method, folder, seeds, config.demonstrations
             )
         else:
+            reward = load_reward(model, config.task, policy, env) if model else reward
             trainer = OnPolicyTrainer(
                 policy, env, training, method, folder, seeds, reward, curriculum
             )
@@ -130,6 +138,12 @@ def main(config: RefineConfig) -> int:
         f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0
+
+
+def _reward_model(reward: str | None) -> Path | None:
+    """The folder of a fitted reward model, where one is named."""
+    kind, _, folder = (reward or "").partition(":")
+    return Path(folder) if kind == "model" and folder else None
 
 
 def _off_policy_settings(config: RefineConfig) -> RefinementConfig:

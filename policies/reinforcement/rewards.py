@@ -69,7 +69,7 @@ def make_reward(name: str, privileged_names: Sequence[str]) -> Reward:
         ValueError: no such reward, or the state lacks what it reads; lists what is valid.
     """
     if name not in REWARDS:
-        raise ValueError(f"no reward {name!r}; valid: {', '.join(REWARDS)}")
+        raise ValueError(f"no reward {name!r}; valid: {', '.join(REWARDS)}, model:FOLDER")
     return REWARDS[name](privileged_names)
 
 
