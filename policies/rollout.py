@@ -135,7 +135,7 @@ def rollout(
     env: VecEnv,
     policy: Policy,
     seeds: Sequence[int],
-    on_step: Callable[[Transition], None] | None = None,
+    on_step: Callable[[Transition], object] | None = None,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Episodes:
     """Play one episode per seed, `env.num_envs` at a time; an ended environment takes the next.

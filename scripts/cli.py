@@ -21,7 +21,7 @@ COMMANDS = {
     "ground": "train the vision-language model to point at the objects that words name",
     "pretrain": "clone the demonstrations into a vision-language-action policy",
     "lerobot-train": "train LeRobot's policies as lerobot-train does, on decoded images",
-    "refine": "improve a cloned policy by reinforcement learning: PPO, A2C or REINFORCE",
+    "refine": "improve a cloned policy by reinforcement learning: PPO, TRPO, GRPO and others",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
     "run": "run a policy on a robot, behind the safety gate, and record what happens",
@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "write a checkpoint as graphs that a robot runs without torch",
     "serve": "answer robots' observations with a policy's actions, over a websocket",
     "convert": "rewrite a checkpoint of an older format in today's",
-    "doctor": "check versions, device, rendering and disk",
+    "doctor": "check versions, device, rendering and disk; or a task, or what a run logged",
 }
 
 # Errors that a person can cause and mend: a bad value, a missing file, a full disk, and whatever

@@ -1,4 +1,4 @@
-"""`vla doctor`: is this machine ready, and if not, which command makes it so?"""
+"""`vla doctor`: is this machine ready, or is a run sound; and if not, what makes it so?"""
 
 from __future__ import annotations
 
@@ -63,12 +63,16 @@ class DoctorConfig:
     """What to check.
 
     Attributes:
+        task: check this task instead of the machine: seeding, limits, images, success.
         directory: where data sets and runs will be written.
         free_gb: free disk that a run should find there, gigabytes.
+        run: folder of a training, such as `runs/FetchPush/refined`: judge what it logged instead.
     """
 
+    task: str | None = None
     directory: Path = Path()
     free_gb: float = 5.0
+    run: Path | None = None
 
     def __post_init__(self) -> None:
         require_numbers(self)
@@ -107,7 +111,9 @@ class RenderProbe:
 
 
 def main(config: DoctorConfig) -> int:
-    """Print every check; 1 if an essential one fails, else 0."""
+    """Print every check; 1 if an essential one fails or a run shows something wrong, else 0."""
+    if config.run is not None:
+        return print_habits(config.run)
     failed = False
     for check in diagnose(config):
         mark = "ok  " if not check.fix else "FAIL" if check.essential else "warn"
@@ -119,9 +125,29 @@ def main(config: DoctorConfig) -> int:
     return int(failed)
 
 
+def print_habits(run: Path) -> int:
+    """How a run stands in every habit; 1 where one is red, else 0."""
+    # Only here: the checks of a machine need no part of training.
+    from policies.evaluation.habits.diagnosis import diagnose_folder
+
+    verdicts = diagnose_folder(run).verdicts
+    for verdict in verdicts:
+        print(f"{verdict.state:<13} {verdict.habit:<26} {verdict.reason}")
+        if verdict.advice:
+            print(f"{'':<13} {'':<26} try: {verdict.advice}")
+    red = [verdict.habit for verdict in verdicts if verdict.state == "red"]
+    print(f"wrong: {', '.join(red)}" if red else "nothing is red")
+    return int(bool(red))
+
+
 def diagnose(config: DoctorConfig) -> Iterator[Check]:
     """All checks, each made when it is asked for."""
     # A generator: the lines of fast checks appear while rendering is still being tried.
+    if config.task is not None:
+        from scripts.doctor_task import check_task
+
+        yield from check_task(config.task)
+        return
     yield check_python(sys.version_info[:2])
     versions = installed_versions()
     for package, extra in REPORTED_PACKAGES.items():

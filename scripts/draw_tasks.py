@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import tyro
 
-from sim.render import CameraRenderer
-from sim.tasks.registry import TASKS, make_task
+from sim.tasks.registry import example_names, make_task, short_name
 from vla.settings import require_numbers
 
 _INK = (40, 40, 40)
@@ -22,9 +21,9 @@ class DrawTasksConfig:
 
     Attributes:
         folder: receives one PNG a task.
-        tasks: registry names; empty draws all.
+        tasks: registry names; empty draws all, of a family its first variant.
         seeds: one row each.
-        step: control steps that the scripted expert takes first.
+        step: control steps that the scripted expert takes first, where there is one.
         size: side of an image as the policy receives it, pixels.
         zoom: integer enlargement, nearest neighbour, so that the policy's pixels stay visible.
         antialias: multisample the images, which those of policies are not.
@@ -46,13 +45,13 @@ def draw_task(name: str, config: DrawTasksConfig) -> np.ndarray:
     """One row a seed, one column a camera, captions above; uint8 RGB."""
     task = make_task(name, config.size)
     cameras = [camera.name for camera in task.spec.cameras]
-    renderer = CameraRenderer(task.model, cameras, config.size, config.antialias)
+    renderer = task.make_renderer(cameras, config.size, config.antialias)
     data = task.make_data()
     rows = []
     # One renderer for all rows: each has a GL context of its own.
     for seed in config.seeds:
         episode = task.reset(data, seed)
-        for _ in range(config.step):
+        for _ in range(config.step if task.has_expert() else 0):
             # Without noise: the image then shows a typical state within the episode.
             task.step(data, episode, task.expert_action(data, episode))
         task.place_markers(data, episode)
@@ -78,8 +77,8 @@ def _caption(text: str, width: int) -> np.ndarray:
 def main(config: DrawTasksConfig) -> None:
     """Write the images and print where they are."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    for name in config.tasks or tuple(TASKS):
-        path = config.folder / f"{name}.png"
+    for name in config.tasks or example_names():
+        path = config.folder / f"{short_name(name).replace('/', '-')}.png"
         # OpenCV writes BGR.
         cv2.imwrite(str(path), cv2.cvtColor(draw_task(name, config), cv2.COLOR_RGB2BGR))
         print(path)

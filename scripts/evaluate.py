@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from policies.evaluation.baselines import BlankImages
+from policies.evaluation.habits.diagnosis import diagnose_folder
 from policies.evaluation.report.curves import Log, read_log
 from policies.evaluation.report.data import PolicyResult, Report, Unfinished, table
 from policies.evaluation.report.page import REPORT_FILES, write_report
@@ -190,7 +191,7 @@ class Evaluation:
         seeds: of the initial states.
 
     Raises:
-        ValueError: a training's run.json is damaged.
+        ValueError: a training's run.json or metrics.jsonl is damaged.
     """
 
     def __init__(
@@ -203,6 +204,12 @@ class Evaluation:
         self.config, self.candidates, self.seeds = config, candidates, seeds
         self.reference = reference
         folders = {c.name: c.run_folder for c in candidates}
+        self._diagnoses = {
+            name: diagnose_folder(folder)
+            for name, folder in folders.items()
+            # Runs of other programs have no metrics of ours.
+            if folder and (folder / "metrics.jsonl").is_file()
+        }
         self._runs = {name: read_run(folder) for name, folder in folders.items() if folder}
         self._logs = {
             n: read_log(folder) if folder else Log({}, {}) for n, folder in folders.items()
@@ -257,6 +264,7 @@ class Evaluation:
             ledger=candidate.ledger,
             curves=log.curves,
             distributions=log.distributions,
+            diagnosis=self._diagnoses.get(candidate.name),
         )
         if not self.config.swap_instructions:
             return [result]

@@ -25,7 +25,7 @@ from scripts.provenance import command_line
 from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
-from sim.tasks.registry import TASKS, make_task
+from sim.tasks.registry import find_task, groundable_names, make_task
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.points import PointsConfig, PointSpec
@@ -100,7 +100,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     Raises:
         ValueError: an instruction's target may move, though policies average it over an episode.
     """
-    task = TASKS[name]
+    task = find_task(name).task
     instructions = task.referring_expressions(phrasing)
     # A point that moves would be averaged into a place where it never was.
     if moving := sorted({i.target for i in instructions} - {*task.static_points}):
@@ -121,7 +121,7 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
 def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSet:
     """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
-    unseen_pairs = [set(pair) for pair in TASKS[scenes.task].unseen_pairs]
+    unseen_pairs = [set(pair) for pair in find_task(scenes.task).task.unseen_pairs]
     trained, apart = [], []
     for prompt in prompts_of(scenes.task, "train"):
         # Sets: a path in the other direction names the pair, too.
@@ -155,13 +155,15 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
         robots = {spec.robot: Embodiment(spec, statistics)}
         return vlm_policy(config.vlm, config.backbone, robots, config.model, ProcessorConfig())
     # Its vocabulary has the words of all tasks and phrasings.
-    nouns = {task.noun(p) for task in TASKS.values() for p in task.object_phrases} | {
-        task.noun(p) for task in TASKS.values() for p in task.place_phrases
+    known = (*dict.fromkeys((*groundable_names(), *config.tasks)),)
+    tasks = [find_task(name).task for name in known]
+    nouns = {task.noun(p) for task in tasks for p in task.object_phrases} | {
+        task.noun(p) for task in tasks for p in task.place_phrases
     }
     # Of all registered tasks, not only those that are drawn: cloning another task needs its words.
     sentences = {
         opening + p.text
-        for name in TASKS
+        for name in known
         for phrasing in ("train", "heldout")
         for p in prompts_of(name, phrasing)
         for opening in OPENINGS
@@ -183,7 +185,8 @@ def resolve(config: GroundConfig) -> GroundConfig:
         ContractMismatchError: tasks of different robots, whose scenes one model cannot share.
         ValueError: an unknown task, or not one frame count a task.
     """
-    specs = {name: make_task(name, config.image_size).spec for name in config.tasks or TASKS}
+    tried = config.tasks or groundable_names()
+    specs = {name: make_task(name, config.image_size).spec for name in tried}
     first, *others = specs
     # Tasks that were named must agree; by default those of other robots are left out.
     if config.tasks:
@@ -191,7 +194,7 @@ def resolve(config: GroundConfig) -> GroundConfig:
             specs[first].require_match(specs[name], f"task {first}", f"task {name}")
     # Tasks of other packages may have robots of their own.
     names = tuple(name for name in specs if not specs[first].differences(specs[name]))
-    frames = config.frames or tuple(TASKS[name].grounding_frames for name in names)
+    frames = config.frames or tuple(find_task(name).task.grounding_frames for name in names)
     if len(names) != len(frames):
         raise ValueError(f"one frame count a task: {names} and {frames}")
     return replace(config, tasks=names, frames=frames)

@@ -53,6 +53,6 @@ def choose_seeds(
 def goals_of(name: str, seeds: Sequence[int]) -> tuple[str, ...]:
     """What each episode is about: the words that fill its instruction; "" where there are none."""
     task = make_task(name)
-    # Resets alone, no step and no image: thousands of states take seconds.
+    # Resets at most, no step and no image: thousands of states take seconds.
     data = task.make_data()
-    return tuple(", ".join(task.reset(data, seed).labels.values()) for seed in seeds)
+    return tuple(", ".join(task.labels(data, seed).values()) for seed in seeds)

@@ -18,6 +18,7 @@ from scripts.choice import read_choice
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION
+from sim.tasks.registry import short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.checkpoint.initialisation import (
@@ -118,11 +119,12 @@ class PretrainConfig:
 
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
-    out = config.out or Path("runs") / (config.task or config.data[0].name) / "clone"
+    name = config.data[0].name if config.task is None else short_name(config.task)
+    out = config.out or Path("runs") / name / "clone"
     # First of all: an `--out` that cannot be written is refused before data are decoded.
     folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
     data = Demonstrations(
-        config.data or (Path("data") / str(config.task),),
+        config.data or (Path("data") / name,),
         config.chunk_length,
         seed=config.training.seed,
         weights=config.weights,

@@ -9,7 +9,14 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # Keys of the trainers' metrics; a trainer has some of them, and all others go to its log alone.
-_SHOWN = ("loss/train", "success/end", "success/ever", "collect/success_end", "policy/kl")
+_SHOWN = (
+    "loss/train",
+    "success/end",
+    "success/ever",
+    "success/proxy",
+    "collect/success_end",
+    "policy/kl",
+)
 
 
 class Bar:
@@ -43,6 +50,11 @@ class Bar:
         shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN if name in values)
         # Through the bar, which `print` would overwrite.
         self._progress.print(f"{step:>6}  {shown}")
+        if values.get("reward/alarm"):
+            self._progress.print(
+                "ALARM  the reward still rises while success has fallen: it is being hacked; the "
+                "best checkpoint is kept"
+            )
 
 
 def stages() -> Callable[[str], None]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from policies.reinforcement.off_policy import OFF_POLICY, OffPolicyTrainer
+from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
-from sim.tasks.registry import make_task
+from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.policy import load_policy
@@ -28,10 +32,13 @@ class RefineConfig:
 
     Attributes:
         task: registry name.
-        algorithm: ppo, a2c or reinforce, and settings of it that are off their defaults:
-            `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them all.
+        algorithm: ppo, a2c, reinforce, trpo, grpo, rloo, or, off-policy, sac or dsrl; and settings
+            of it that are off their defaults: `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them
+            all.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
+        demonstrations: recorded folder, episodes of which lie in the replay buffer of sac; none by
+            default.
         out: run folder; by default `runs/<task>/refined`. Its best checkpoint is `<out>/best`.
         device: where to learn.
         num_envs: environments stepped together. They decide in one batch, about four times as fast
@@ -41,13 +48,15 @@ class RefineConfig:
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
         stop_at: end early once greedy success on them reaches this; None never does.
-        training: what is the same for every algorithm.
+        training: what is the same for every algorithm; off-policy ones have no separate epochs,
+            schedule or exploration of their own there.
     """
 
     task: str = "FetchPush"
     algorithm: str = "ppo"
     clone: Path | None = None
     embodiment: str | None = None
+    demonstrations: Path | None = None
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
@@ -61,10 +70,13 @@ class RefineConfig:
 
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
-    training, runs = config.training, Path("runs") / config.task
+    training, runs = config.training, Path("runs") / short_name(config.task)
     configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
+    configs |= {name: method.config for name, method in OFF_POLICY.items()}
     # Before anything is loaded: a wrong setting is answered at once.
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
+    shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
+    _require_recorded(config, isinstance(method, SACConfig))
     clone = config.clone or runs / "clone" / "best"
     policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
     folder = RunFolder(
@@ -75,22 +87,24 @@ def main(config: RefineConfig) -> int:
         {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
     )
     selection = SELECTION.seeds(config.selection_episodes)
+
+    # A function of the iteration alone, so a resumed run collects the states that come next.
+    def seeds(iteration: int) -> range:
+        return training_seeds(training.seed, iteration, training.episodes)
+
     with (
         # One environment for collection and for selection: `rollout` resets it with the seeds of
         # each.
         CpuVecEnv(config.task, config.num_envs) as env,
         Bar("refine", training.iterations) as bar,
     ):
-        trainer = OnPolicyTrainer(
-            policy,
-            env,
-            training,
-            method,
-            folder,
-            # A function of the iteration alone, so a resumed run collects the states that come
-            # next.
-            lambda iteration: training_seeds(training.seed, iteration, training.episodes),
-        )
+        trainer: Refinement[Any]
+        if isinstance(method, SACConfig):
+            trainer = OffPolicyTrainer(
+                policy, env, shared, method, folder, seeds, config.demonstrations
+            )
+        else:
+            trainer = OnPolicyTrainer(policy, env, training, method, folder, seeds)
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
     print(
@@ -98,3 +112,45 @@ def main(config: RefineConfig) -> int:
         f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0
+
+
+def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
+    """Of `config.training` what off-policy methods have.
+
+    Raises:
+        ValueError: a setting that they do not have is off its default.
+    """
+    training, default = config.training, OnPolicyConfig()
+    shared = [field.name for field in fields(RefinementConfig)]
+    rest = [field.name for field in fields(OnPolicyConfig) if field.name not in shared]
+    if off := [name for name in rest if getattr(training, name) != getattr(default, name)]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in off)
+        name = config.algorithm.partition(":")[0]
+        raise ValueError(
+            f"{flags} belongs to the on-policy algorithms {', '.join(ALGORITHMS)}; the settings of "
+            f"{name} are shown by --algorithm {name}:help"
+        )
+    return RefinementConfig(**{name: getattr(training, name) for name in shared})
+
+
+def _require_recorded(config: RefineConfig, is_off_policy: bool) -> None:
+    """Refuse demonstrations that cannot be used.
+
+    Raises:
+        ValueError: an algorithm without a replay buffer, or demonstrations of another task.
+    """
+    if (root := config.demonstrations) is None:
+        return
+    if not is_off_policy:
+        raise ValueError(
+            "--demonstrations go into a replay buffer, which only the off-policy algorithms "
+            f"{', '.join(OFF_POLICY)} have"
+        )
+    journal = root / "meta" / "recording.json"
+    # Contracts do not tell tasks apart; data sets that others recorded have no journal.
+    if journal.is_file():
+        tasks = json.loads(journal.read_text(encoding="utf-8"))["settings"]["task"]
+        if tasks != [config.task]:
+            raise ValueError(
+                f"demonstrations {root} are of {', '.join(tasks)}, not of {config.task} alone"
+            )

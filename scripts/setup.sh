@@ -6,8 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
-readonly EXTRAS=sim,train,lerobot,export,dev
-readonly WITHOUT_DEPENDENCIES=(openpi-client==0.1.2) # the tests' peer; it asks for numpy below 2, but runs on 2
+readonly EXTRAS=sim,metaworld,train,lerobot,export,dev
+# Both ask for old packages, but run on ours: numpy 2 (the tests' peer), MuJoCo 3.11 (tasks).
+readonly WITHOUT_DEPENDENCIES=(openpi-client==0.1.2 metaworld==3.1.1)
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)
 readonly NEEDED_KB=$((12 * 1024 * 1024)) # the packages, torch's CUDA libraries first, and their cache
 

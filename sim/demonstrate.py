@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -10,13 +9,14 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from sim.render import CameraRenderer
 from sim.seeds import DEMONSTRATIONS
-from sim.tasks.base import Task
-from sim.tasks.registry import make_task
+from sim.tasks.base import Renderer, Task
+from sim.tasks.registry import make_task, member_names, short_name
 from vla.settings import require_numbers
 
 # Failures for each success (and one more) at which the expert is declared unfit.
@@ -28,7 +28,8 @@ class RecordConfig:
     """What to record, and where.
 
     Attributes:
-        task: registry names, one or several; they share one data set.
+        task: names, one or several; they share one data set. A suite such as MetaWorld/MT10 stands
+            for each of its tasks.
         episodes: successful episodes to keep of each task.
         root: folder of the data set; by default data/<task>.
         first_seed: seeds count up from here, within `sim.seeds.DEMONSTRATIONS`.
@@ -39,6 +40,9 @@ class RecordConfig:
         noisy_fraction: share of the episodes that are played with noise.
         hold_steps: control steps that an episode goes on once success holds, so that staying is
             shown too.
+        keep: "held" keeps episodes in which success held through these steps, or to the end of the
+            episode; "reached" those in which it held once, whatever came after: some experts of
+            Meta-World let go of what they have reached.
         image_size: images are square, in pixels.
         workers: processes that simulate and render.
     """
@@ -52,6 +56,7 @@ class RecordConfig:
     noise: float = 0.2
     noisy_fraction: float = 0.5
     hold_steps: int = 10
+    keep: Literal["held", "reached"] = "held"
     image_size: int = 96
     workers: int = 2
 
@@ -66,7 +71,12 @@ class RecordConfig:
     @property
     def folder(self) -> Path:
         """Where the data set lies."""
-        return self.root or Path("data") / "+".join(self.task)
+        return self.root or Path("data") / "+".join(short_name(name) for name in self.task)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, suites resolved."""
+        return tuple(dict.fromkeys(one for name in self.task for one in member_names(name)))
 
     @property
     def attempts(self) -> int:
@@ -84,16 +94,18 @@ class RecordConfig:
             "noisy_fraction": self.noisy_fraction,
             "hold_steps": self.hold_steps,
             "image_size": self.image_size,
+            # Left out by default: what was recorded before it could be chosen is continued.
+            **({} if self.keep == "held" else {"keep": self.keep}),
         }
 
 
 def play(
-    task: Task, renderer: CameraRenderer, seed: int, config: RecordConfig
+    task: Task, renderer: Renderer, seed: int, config: RecordConfig
 ) -> dict[str, np.ndarray] | None:
     """Play one expert episode.
 
     Returns:
-        One row per control step, or None when the episode did not end in success. `image.<camera>`
+        One row per control step, or None when the episode is not to be kept. `image.<camera>`
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
     """
@@ -105,8 +117,8 @@ def play(
     data = task.make_data()
     episode = task.reset(data, seed, "train")
     rows: dict[str, list[np.ndarray | np.bool_]] = {}
-    held = 0
-    while episode.steps < task.episode_length and held <= config.hold_steps:
+    held, has_ended = 0, False
+    while not has_ended and held <= config.hold_steps:
         task.place_markers(data, episode)
         # The observation before the action, as a policy has it.
         images = renderer.images(data)
@@ -122,7 +134,9 @@ def play(
         task.step(data, episode, row["executed"])
         success = task.is_success(data, episode)
         # Counted anew when success is lost: a block that slides through its target has not arrived.
-        held = held + 1 if success else 0
+        goes_on = success or (config.keep == "reached" and held)
+        held = held + 1 if goes_on else 0
+        has_ended = episode.steps >= task.episode_length or task.is_terminated(data, episode)
         for key, value in (row | {"success": np.bool_(success)}).items():
             rows.setdefault(key, []).append(value)
     # Success was lost at the end, or never held.
@@ -135,15 +149,22 @@ def play(
 @dataclass(frozen=True)
 class _Setup:
     task: Task
-    renderer: CameraRenderer
+    renderer: Renderer
 
 
-# One model and one GL context a process and task, kept for all of its episodes.
-@functools.cache
+# One model and one GL context a process and task, kept for all of its episodes. Tasks are played
+# one after another, so that of the task before is freed: fifty of them would fill the memory.
+_kept: dict[tuple[str, int], _Setup] = {}
+
+
 def _setup(name: str, image_size: int) -> _Setup:
-    task = make_task(name, image_size)
-    cameras = [camera.name for camera in task.spec.cameras]
-    return _Setup(task, CameraRenderer(task.model, cameras, image_size))
+    if (name, image_size) not in _kept:
+        while _kept:
+            _kept.popitem()[1].renderer.close()
+        task = make_task(name, image_size)
+        cameras = [camera.name for camera in task.spec.cameras]
+        _kept[name, image_size] = _Setup(task, task.make_renderer(cameras, image_size))
+    return _kept[name, image_size]
 
 
 def prepare_worker() -> None:
@@ -159,11 +180,22 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
+def spool_name(task: str, seed: int, suffix: str) -> str:
+    """Of the file that holds an episode's outcome; `read_spool_name` is the inverse."""
+    return f"{quote(task, safe='')}-{seed}{suffix}"
+
+
+def read_spool_name(path: Path) -> tuple[str, int]:
+    """Task and seed."""
+    task, _, seed = path.stem.rpartition("-")
+    return unquote(task), int(seed)
+
+
 def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
     """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
     setup = _setup(name, config.image_size)
     arrays = play(setup.task, setup.renderer, seed, config)
-    target = spool / f"{name}-{seed}{'.failed' if arrays is None else '.npz'}"
+    target = spool / spool_name(name, seed, ".failed" if arrays is None else ".npz")
     # Renamed when complete: whatever has a final name in the spool is whole. A failure is an empty
     # file.
     unfinished = target.with_suffix(".tmp")

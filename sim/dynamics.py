@@ -9,7 +9,8 @@ from queue import SimpleQueue
 import mujoco
 import numpy as np
 
-from sim.tasks.base import unpack_state
+from sim.tasks.base import TaskDeclarationError
+from sim.tasks.mujoco_task import MujocoTask, unpack_state
 from sim.tasks.registry import make_task
 
 _BROKEN = [
@@ -43,13 +44,19 @@ class ExactDynamics:
             threads: worker threads; None is one per CPU core.
 
         Raises:
-            ValueError: unknown task, or `threads` below 1.
+            ValueError: unknown task, one that cannot be searched, or `threads` below 1.
         """
         threads = (os.cpu_count() or 1) if threads is None else threads
         if threads < 1:
             raise ValueError(f"threads is {threads}, it must be at least 1")
         self.threads = threads
-        self._task = make_task(task_name)
+        task = make_task(task_name)
+        if not isinstance(task, MujocoTask):
+            raise TaskDeclarationError(
+                f"planners search tasks on one MuJoCo model, and {task_name} is a gymnasium "
+                "environment whose state cannot be set"
+            )
+        self._task = task
         self.spec = self._task.spec
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dynamics")
         # As many `MjData` as threads, so that `get` never waits.

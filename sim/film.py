@@ -10,7 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 
-from sim.render import CameraRenderer
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
 
@@ -20,7 +19,7 @@ def replay(
     seed: int,
     actions: np.ndarray,
     size: int = 256,
-    cameras: Sequence[str] = ("front", "side"),
+    cameras: Sequence[str] | None = None,
     phrasing: Phrasing = "train",
 ) -> np.ndarray:
     """Draw the episode `seed` under these actions, the cameras next to each other, antialiased.
@@ -30,7 +29,7 @@ def replay(
         seed: of the episode.
         actions: float32 [steps, action.dim], one a control step, in contract units.
         size: side of one camera's image, pixels.
-        cameras: from left to right.
+        cameras: from left to right; None is the first two that the task has.
         phrasing: of the episode; it decides words, never physics.
 
     Returns:
@@ -41,11 +40,12 @@ def replay(
         raise ValueError(
             f"actions have shape {actions.shape}, expected [steps, {task.spec.action.dim}]"
         )
+    cameras = cameras or [camera.name for camera in task.spec.cameras][:2]
     data = task.make_data()
     episode = task.reset(data, seed, phrasing)
     # One array for all cameras, side by side: each row is already an image of the film.
     frames = np.empty((len(actions) + 1, size, size * len(cameras), 3), np.uint8)
-    renderer = CameraRenderer(task.model, cameras, size, antialias=True)
+    renderer = task.make_renderer(cameras, size, antialias=True)
     try:
         for index, frame in enumerate(frames):
             if index:  # the first frame is the initial state

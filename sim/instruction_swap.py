@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mujoco
+from typing import Any
+
 import numpy as np
 
 from sim.tasks.base import Episode, Phrasing, Task
@@ -12,7 +13,7 @@ _TRIES = 100
 
 
 def swap_instruction(
-    task: Task, data: mujoco.MjData, episode: Episode, phrasing: Phrasing = "train"
+    task: Task, data: Any, episode: Episode, phrasing: Phrasing = "train"
 ) -> Episode:
     """The episode's scene with the goal of the next seed that asks for something else.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.scenes import Scenes
 from sim.tasks.base import Phrasing, Task
-from sim.tasks.registry import TASKS
+from sim.tasks.registry import find_task
 from vla.processing.tokenizer import location_token
 
 PHRASINGS: Mapping[str, Mapping[Phrasing, tuple[str, ...]]] = {
@@ -89,7 +89,7 @@ class Questioner:
 
     def __init__(self, scenes: Scenes):
         self._scenes = scenes
-        self._task: type[Task] = TASKS[scenes.task]
+        self._task: type[Task] = find_task(scenes.task).task
         self._column = scenes.phrases.index
         present = set(scenes.phrases)
         # Sorted, so that an equal seed asks equal questions, in whatever order a task states them.

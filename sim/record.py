@@ -24,7 +24,7 @@ from vla_runtime.dataset_files import import_lerobot
 
 from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepare_worker
 from sim.recording_store import EpisodeKey, RecordingStore
-from sim.tasks.base import Task
+from sim.tasks.base import Task, TaskDeclarationError
 from sim.tasks.registry import make_task
 from sim.worker_pool import WorkerPool
 from sim.worker_process import WorkerError, exit_without_main_guard
@@ -68,7 +68,13 @@ def record(config: RecordConfig) -> RecordSummary:
     # Before any side effect: a worker that imports an unguarded script would record, too.
     exit_without_main_guard()
     start_s = time.monotonic()
-    tasks = [make_task(name, config.image_size) for name in config.task]
+    tasks = [make_task(name, config.image_size) for name in config.names]
+    for task in tasks:
+        if not task.has_expert():
+            raise TaskDeclarationError(
+                f"{task.name} has no expert to record: define expert_action in its class, or clone "
+                "demonstrations that were recorded elsewhere"
+            )
     with (
         _explained(config.folder),
         RecordingStore.open(config.folder, config.settings, tasks) as store,
@@ -79,7 +85,7 @@ def record(config: RecordConfig) -> RecordSummary:
         _record_missing(config, store)
         failed = {
             name: tuple(sorted(seed for key, seed in store.failed if key == name))
-            for name in config.task
+            for name in config.names
         }
         return RecordSummary(
             root=config.folder,
@@ -92,7 +98,7 @@ def record(config: RecordConfig) -> RecordSummary:
 
 
 def _record_missing(config: RecordConfig, store: RecordingStore) -> None:
-    plans = [_SeedPlan(name, config, store) for name in config.task]
+    plans = [_SeedPlan(name, config, store) for name in config.names]
     # Running the same command again on a complete folder starts no process.
     if all(plan.finished for plan in plans):
         return
@@ -176,7 +182,8 @@ class _SeedPlan:
             raise ValueError(
                 f"the expert of {self.name} failed in {failures} of {failures + self.done} "
                 f"episodes; lower --noise (now {self._config.noise}) or --noisy-fraction "
-                f"(now {self._config.noisy_fraction})"
+                f"(now {self._config.noisy_fraction}). `vla doctor --task {self.name}` shows "
+                "whether it succeeds without noise"
             )
         for seed in self._candidate_seeds():
             # `succeeded` also holds what an earlier run has left in the spool.
@@ -200,7 +207,7 @@ class _SeedPlan:
 
 def _require_space(config: RecordConfig, task: Task, store: RecordingStore) -> None:
     # `missing` are not in the data set yet; of those, `unplayed` are not in the spool either.
-    missing = max(config.episodes * len(config.task) - len(store.episodes), 0)
+    missing = max(config.episodes * len(config.names) - len(store.episodes), 0)
     raw = (
         sum(3 * camera.height * camera.width for camera in task.spec.cameras) * task.episode_length
     )

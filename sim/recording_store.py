@@ -18,6 +18,7 @@ from vla_runtime.dataset_files import (
     vector_feature,
 )
 
+from sim.demonstrate import read_spool_name, spool_name
 from sim.tasks.base import Task
 from vla.contract import RobotSpec
 
@@ -112,8 +113,7 @@ class RecordingStore:
         self._read_journal()
         self._clean_spool()
         for path in self.spool.iterdir():
-            name, _, seed = path.stem.rpartition("-")
-            self.register((name, int(seed)), succeeded=path.suffix == ".npz")
+            self.register(read_spool_name(path), succeeded=path.suffix == ".npz")
         settings = self._work / "settings.json"
         if self.succeeded or self.failed:
             self._require_equal_settings(json.loads(settings.read_text()))
@@ -163,7 +163,7 @@ class RecordingStore:
                 path.unlink()
 
     def _spooled(self, key: EpisodeKey, suffix: str = ".npz") -> Path:
-        return self.spool / f"{key[0]}-{key[1]}{suffix}"
+        return self.spool / spool_name(*key, suffix)
 
 
 def _require_one_contract(tasks: Sequence[Task]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 
 from sim import gl_environment
+from sim.camera import Camera, as_cameras
 
 _MODULES = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw"}
 
@@ -27,6 +29,13 @@ class CameraRenderer:
     camera. Shadows and reflections are off; without `antialias` so is multisampling, which is most
     of the cost on a CPU and changes pixels at edges.
 
+    Args:
+        model: whose meshes and textures are uploaded; `render` may draw any model of the same
+            geometry.
+        cameras: names of the model's cameras, or views of it.
+        size: pixels a side.
+        antialias: multisample.
+
     Raises:
         NoRendererError: no GL library, or the one that MUJOCO_GL names does not work.
         ValueError: the model has no such camera.
@@ -35,19 +44,21 @@ class CameraRenderer:
     _current: ClassVar[CameraRenderer | None] = None
 
     def __init__(
-        self, model: mujoco.MjModel, cameras: Sequence[str], size: int, antialias: bool = False
+        self,
+        model: mujoco.MjModel,
+        cameras: Sequence[str | Camera],
+        size: int,
+        antialias: bool = False,
     ):
-        self.cameras = tuple(cameras)
+        self._cameras = as_cameras(cameras)
+        self.cameras = tuple(camera.name for camera in self._cameras)
         self.size = size
         self._model = model
         self._context = None
         # Also checks the names, before a GL context is made.
-        self._views = [_fixed_camera(model, name) for name in self.cameras]
-        # These are read once, when the context is made.
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        model.vis.quality.offsamples = 4 if antialias else 0
-        self._gl, self._context = self._start(choose_backend())
+        self._views = [camera.in_model(model) for camera in self._cameras]
+        with _settings(model, size, antialias):
+            self._gl, self._context = self._start(choose_backend())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
         # Room for 1000 geometries; MuJoCo leaves out what does not fit.
@@ -75,19 +86,27 @@ class CameraRenderer:
         CameraRenderer._current = self
         return gl, context
 
-    def render(self, data: mujoco.MjData, out: Mapping[str, np.ndarray]) -> None:
+    def render(
+        self,
+        data: mujoco.MjData,
+        out: Mapping[str, np.ndarray],
+        model: mujoco.MjModel | None = None,
+    ) -> None:
         """Draw the present state of `data` (positions as they are; no physics is computed).
 
         Args:
-            data: of the renderer's model.
+            data: of the model.
             out: camera name → uint8 [size, size, 3] that receives the image.
+            model: what is drawn, where it is not the renderer's own: a copy of it in which poses or
+                colours were changed.
         """
         if self._context is None:
             raise RuntimeError("this renderer is closed")
+        model = model or self._model
         self._make_current()
         # The geometry is collected once and drawn from every camera.
         mujoco.mjv_updateScene(
-            self._model,
+            model,
             data,
             self._option,
             None,
@@ -95,12 +114,14 @@ class CameraRenderer:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
-        for name, view in zip(self.cameras, self._views, strict=True):
+        for camera, view in zip(self._cameras, self._views, strict=True):
             # Moves the camera alone; the geometry collected above stays.
-            mujoco.mjv_updateCamera(self._model, data, view, self._scene)
+            mujoco.mjv_updateCamera(model, data, view, self._scene)
             mujoco.mjr_render(self._rect, self._scene, self._context)
             mujoco.mjr_readPixels(self._upside_down, None, self._rect, self._context)
-            out[name][...] = self._upside_down[::-1]  # OpenGL's row 0 is the bottom
+            # OpenGL's row 0 is the bottom, so half a turn exchanges the columns alone.
+            seen = self._upside_down[:, ::-1] if camera.turned else self._upside_down[::-1]
+            out[camera.name][...] = seen
 
     def images(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
         """Newly allocated images, camera name → uint8 [size, size, 3]."""
@@ -119,6 +140,11 @@ class CameraRenderer:
         self._gl.free()
         CameraRenderer._current = None
 
+    @classmethod
+    def others_have_drawn(cls) -> None:
+        """Say that another library of this process has made its own context current."""
+        cls._current = None
+
     def _make_current(self) -> None:
         # Two renderers of one process take turns; most processes have one and never switch.
         if CameraRenderer._current is not self:
@@ -126,14 +152,19 @@ class CameraRenderer:
             CameraRenderer._current = self
 
 
-def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
-    valid = [model.camera(index).name for index in range(model.ncam)]
-    if name not in valid:
-        raise ValueError(f"the model has no camera {name!r}; it has {valid}")
-    view = mujoco.MjvCamera()
-    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-    view.fixedcamid = model.camera(name).id
-    return view
+@contextlib.contextmanager
+def _settings(model: mujoco.MjModel, size: int, antialias: bool) -> Iterator[None]:
+    """What a context reads of a model as it is made; others may draw the model in their own way."""
+    screen, quality = model.vis.global_, model.vis.quality
+    kept = screen.offwidth, screen.offheight, quality.offsamples, quality.shadowsize
+    screen.offwidth = screen.offheight = size
+    quality.offsamples = 4 if antialias else 0
+    # Shadows are off, so their map, up to 64 MB, would never be drawn.
+    quality.shadowsize = 0
+    try:
+        yield
+    finally:
+        screen.offwidth, screen.offheight, quality.offsamples, quality.shadowsize = kept
 
 
 def _no_renderer(reason: str) -> NoRendererError:
@@ -178,22 +209,3 @@ def _egl_devices() -> int:
     count = ctypes.c_int(0)
     # With no room for devices EGL only counts them.
     return count.value if query(0, None, ctypes.byref(count)) else 0
-
-
-def project(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: str, points: np.ndarray
-) -> np.ndarray:
-    """Where world points [n, 3] are in a camera's square image, float64 [n, 2].
-
-    x to the right and y down, from -1 to 1 inside the image; NaN behind the camera.
-    """
-    index = model.camera(camera).id
-    # `cam_xmat` [3, 3] maps the camera's frame to the world's; from the right it multiplies row
-    # vectors by the inverse rotation.
-    # Into the camera's frame, which looks along its own -z.
-    in_camera = (points - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
-    ahead = np.where(in_camera[:, 2] < 0, -in_camera[:, 2], np.nan)
-    # In half image heights: a point at the edge of the vertical angle is at 1.
-    focal = 1.0 / np.tan(np.radians(model.cam_fovy[index]) / 2)
-    # MuJoCo's camera has +y up, images have y down. [n, 2] / [n, 1]
-    return focal * in_camera[:, :2] * (1.0, -1.0) / ahead[:, None]

@@ -13,9 +13,9 @@ from vla_runtime.robots.degraded import Degradation, degrade
 from vla_runtime.robots.options import parse_options, split_argument
 
 from sim.film import replay, write_mp4
-from sim.render import CameraRenderer, NoRendererError
+from sim.render import NoRendererError
 from sim.seeds import DEVELOPMENT
-from sim.tasks.base import Phrasing
+from sim.tasks.base import Phrasing, Renderer
 from sim.tasks.registry import make_task
 from vla.contract import RobotSpec
 
@@ -106,7 +106,7 @@ class TaskRobot:
         self.actions.clear()
         cameras = [camera.name for camera in self.spec.cameras]
         try:
-            renderer = CameraRenderer(self._task.model, cameras, self._options.image_size)
+            renderer = self._task.make_renderer(cameras, self._options.image_size)
         except NoRendererError as error:
             raise ConnectionError(str(error)) from error
         self._world = _World(renderer, self._clock())
@@ -151,7 +151,6 @@ class TaskRobot:
             self._options.seed,
             np.array(self.actions, np.float32).reshape(-1, self.spec.action.dim),
             size,
-            cameras=[camera.name for camera in self.spec.cameras][:2],
             phrasing=self._phrasing,
         )
         write_mp4(path, frames, round(self.spec.control_rate_hz))
@@ -183,7 +182,7 @@ class TaskRobot:
 class _World:
     """What exists while the robot is connected: the renderer, and when the last step ends."""
 
-    renderer: CameraRenderer
+    renderer: Renderer
     simulated_s: float
 
 

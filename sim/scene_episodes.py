@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import mujoco
 import numpy as np
 
-from sim.render import project
 from sim.tasks.base import Episode, Motion, Task
 
 # Every fourth control step (0.16 s): neighbouring frames differ too little to teach more.
@@ -29,7 +28,7 @@ class Frame:
 
     Attributes:
         points: float64 [phrases, 3], world, metres; NaN where a phrase names nothing.
-        image_points: float64 [phrases, cameras, 2], see `sim.render.project`.
+        image_points: float64 [phrases, cameras, 2], see `sim.camera.Camera.project`.
         all_in_view: no point is outside of a fixed camera's image.
     """
 
@@ -39,34 +38,33 @@ class Frame:
 
 
 class Projector:
-    """Projects a task's points into its cameras' images.
+    """Projects a task's points into the images of its cameras.
 
     Args:
         task: whose points.
         phrases: their names, in order.
-        cameras: their names, in order.
     """
 
-    def __init__(self, task: Task, phrases: Sequence[str], cameras: Sequence[str]):
-        self._task, self._phrases, self._cameras = task, phrases, cameras
-        bodies = [int(task.model.cam_bodyid[task.model.camera(name).id]) for name in cameras]
-        self._is_fixed = np.array([body == 0 for body in bodies])  # 0 is the world
+    def __init__(self, task: Task, phrases: Sequence[str]):
+        self._task, self._phrases, self._cameras = task, phrases, task.cameras
 
-    def frame(self, data: mujoco.MjData, episode: Episode) -> Frame:
+    def frame(self, data: Any, episode: Episode) -> Frame:
         """The present state of `data` with this episode's target."""
         named = self._task.points(data, episode)
         # [phrases, 3]; projecting NaN gives NaN, so absent objects stay marked.
         points = np.array([named.get(phrase, np.full(3, np.nan)) for phrase in self._phrases])
+        model, physics = self._task.physics(data)
         image_points = np.stack(
-            [project(self._task.model, data, camera, points) for camera in self._cameras], axis=1
+            [camera.project(model, physics, points) for camera in self._cameras], axis=1
         )  # [phrases, cameras, 2]
-        fixed = image_points[np.isfinite(points).all(1)][:, self._is_fixed]
+        is_fixed = np.array([camera.is_fixed(model) for camera in self._cameras])
+        fixed = image_points[np.isfinite(points).all(1)][:, is_fixed]
         # So that NaN, which is a point behind the camera, is not in view.
         return Frame(points, image_points, bool((np.abs(fixed) <= 1).all()))
 
 
 def play(
-    task: Task, data: mujoco.MjData, seed: int, rng: np.random.Generator, projector: Projector
+    task: Task, data: Any, seed: int, rng: np.random.Generator, projector: Projector
 ) -> Iterator[Frame]:
     """Play one episode; `data` shows each frame, its target marked, while it is yielded."""
     motion = task.random_motion(rng) if rng.random() < _RANDOM_MOTION else _noisy_expert(task, rng)
@@ -102,7 +100,7 @@ def _noisy_expert(task: Task, rng: np.random.Generator) -> Motion:
     scale = rng.uniform(0.0, 0.3)
     noise = np.zeros(len(half_range))
 
-    def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
+    def act(data: Any, episode: Episode) -> np.ndarray:
         # First-order autoregression, as in `Task.random_motion`.
         noise[:] = 0.8 * noise + rng.normal(0.0, scale, len(noise))
         disturbed = task.expert_action(data, episode).astype(np.float64)

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from vla_runtime.atomic_folder import write_atomically
 
-from sim.render import CameraRenderer
 from sim.scene_episodes import FRAMES_PER_EPISODE, TARGET_MOVED, Projector, play
 from sim.seeds import grounding_seeds
-from sim.tasks.base import Task
-from sim.tasks.registry import make_task
+from sim.tasks.base import Task, TaskDeclarationError
+from sim.tasks.registry import TaskChoice, find_task, short_name
 from sim.worker_channel import WorkerChannel
 from sim.worker_process import WorkerProcess
 from vla.settings import require_numbers
@@ -119,20 +118,26 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
     """
     opened = []
     for name in config.tasks:
-        folder = config.root / name
-        task = make_task(name, config.image_size)
+        folder = config.root / short_name(name)
+        choice = find_task(name)
+        task = choice.make(config.image_size)
+        if not task.can_be_grounded():
+            raise TaskDeclarationError(
+                f"{name} cannot be grounded: define points in its class, with the positions that "
+                "its instructions name"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
             # Another process may be drawing them: then they are read once it is done. Freed by the
             # system when that process ends.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            _draw(config, task, folder)
+            _draw(config, choice, task, folder)
         # Opened anew, which checks that every frame is there.
         opened.append(Scenes.open(folder))
     return opened
 
 
-def _draw(config: ScenesConfig, task: Task, folder: Path) -> None:
+def _draw(config: ScenesConfig, choice: TaskChoice, task: Task, folder: Path) -> None:
     about = _describe(config, task)
     drawn = _read_about(folder)
     if drawn is None:
@@ -144,12 +149,13 @@ def _draw(config: ScenesConfig, task: Task, folder: Path) -> None:
             f"the scenes in {folder} were drawn with another {', '.join(differing)}: "
             f"{_ANOTHER_FOLDER}"
         )
-    _draw_missing(config, task, about, folder)
+    _draw_missing(config, choice, about, folder)
 
 
 def _describe(config: ScenesConfig, task: Task) -> dict[str, Any]:
     """What decides the frames and how they are kept; written beside them."""
-    cameras = {camera.name: _pose(task.model.camera(camera.name)) for camera in task.spec.cameras}
+    model, _ = task.physics(task.make_data())
+    cameras = {camera.name: camera.pose(model) for camera in task.cameras}
     return {
         "task": task.name,
         "frames": config.episodes * FRAMES_PER_EPISODE,
@@ -172,13 +178,6 @@ def _shapes(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "points": (count, phrases, 3),
         "image_points": (count, phrases, cameras, 2),
     }
-
-
-def _pose(camera: Any) -> list[float]:
-    """Position, orientation and angle of one of MuJoCo's cameras, to the micrometre."""
-    # Rounded, so that the last bits of a compiled pose cannot make equal cameras differ.
-    numbers = (*camera.pos, *camera.quat, *camera.fovy)
-    return [round(float(number), 6) for number in numbers]
 
 
 def _phrases(task: Task) -> list[str]:
@@ -266,11 +265,13 @@ def _missing_episodes(proprio: np.ndarray) -> list[int]:
 # --- drawing
 
 
-def _draw_missing(config: ScenesConfig, task: Task, about: dict[str, Any], folder: Path) -> None:
+def _draw_missing(
+    config: ScenesConfig, choice: TaskChoice, about: dict[str, Any], folder: Path
+) -> None:
     episodes = _missing_episodes(_open_arrays(folder, about)["proprio"])
     # Interleaved, so that every process has about as many.
     shares = [episodes[worker :: config.workers] for worker in range(config.workers)]
-    job = _Job(config, type(task), folder, about["phrases"])
+    job = _Job(config, choice, folder, about["phrases"])
     workers = [
         WorkerProcess(f"drawing process {index}", _draw_episodes, job, share)
         for index, share in enumerate(shares)
@@ -289,21 +290,21 @@ class _Job:
     """What every drawing process needs to know."""
 
     config: ScenesConfig
-    task: type[Task]
+    task: TaskChoice
     folder: Path
     phrases: list[str]
 
 
 def _draw_episodes(channel: WorkerChannel, job: _Job, episodes: list[int]) -> None:
     """Draw these episodes into the task's files."""
-    task = job.task(job.config.image_size)
+    task = job.task.make(job.config.image_size)
     cameras = tuple(camera.name for camera in task.spec.cameras)
-    renderer = CameraRenderer(task.model, cameras, job.config.image_size)
+    renderer = task.make_renderer(cameras, job.config.image_size)
     keys = ("images", "points", "image_points", "proprio")
     # Every process maps the same files and writes to rows of its own.
     arrays = {key: np.load(job.folder / f"{key}.npy", "r+") for key in keys}
     data = task.make_data()
-    projector = Projector(task, job.phrases, cameras)
+    projector = Projector(task, job.phrases)
     seeds = grounding_seeds(job.config.seed, job.config.episodes)
     for index in episodes:
         # By episode, not by process: the number of workers changes no frame.

@@ -14,12 +14,10 @@ from torch import Tensor
 from vla_runtime.shared_arrays import Layout, SharedArrays
 
 from sim.tasks.base import Phrasing
-from sim.tasks.registry import make_task
+from sim.tasks.registry import find_task
 from sim.worker import WorkerConfig, serve
 from sim.worker_process import WorkerError, WorkerProcess
 from vla.contract import ObservationBatch, StepBatch
-
-CAMERAS = ("front", "side", "wrist")
 
 
 class CpuVecEnv:
@@ -34,7 +32,7 @@ class CpuVecEnv:
         num_envs: environments.
         num_workers: processes, at most `num_envs`; default one a core.
         image_size: pixels a side.
-        cameras: which to draw, in the policy's order.
+        cameras: which to draw, in the policy's order; None is all that the task has.
         render: False draws nothing: `images` is empty and the contract has no cameras.
         phrasing: instruction templates, "train" or "heldout".
         antialias: multisample the images (several times slower on a CPU; other pixels).
@@ -55,7 +53,7 @@ class CpuVecEnv:
         num_envs: int,
         num_workers: int | None = None,
         image_size: int = 96,
-        cameras: Sequence[str] = CAMERAS,
+        cameras: Sequence[str] | None = None,
         render: bool = True,
         phrasing: Phrasing = "train",
         antialias: bool = False,
@@ -71,9 +69,10 @@ class CpuVecEnv:
             )
         num_workers = min(num_workers, num_envs)
         # The parent's own copy: for the contract and the names; it is never stepped.
-        self.task = make_task(task, image_size)
-        drawn = tuple(cameras) if render else ()
+        choice = find_task(task)
+        self.task = choice.make(image_size)
         known = {camera.name: camera for camera in self.task.spec.cameras}
+        drawn = tuple(known if cameras is None else cameras) if render else ()
         if unknown := [name for name in drawn if name not in known]:
             raise ValueError(f"task {task} has no camera {unknown}; it has {list(known)}")
         # The contract promises what is drawn, so that a policy for other cameras is refused.
@@ -83,6 +82,7 @@ class CpuVecEnv:
         self.num_envs = num_envs
         self.episode_length = self.task.episode_length
         self.privileged_names = self.task.privileged_names
+        self.goals = self.task.goals
         self._instructions = [""] * num_envs
         self._labels: list[dict[str, str]] = [{} for _ in range(num_envs)]
         self._began = np.zeros(num_envs, bool)
@@ -93,7 +93,7 @@ class CpuVecEnv:
         self._start(
             [
                 WorkerConfig(
-                    task=type(self.task),
+                    task=choice,
                     image_size=image_size,
                     cameras=drawn,
                     antialias=antialias,
@@ -122,6 +122,7 @@ class CpuVecEnv:
             "expert": ((n, action), "float32"),
             "success": ((n, k), "bool"),
             "valid": ((n, k), "bool"),
+            "terminated": ((n,), "bool"),
             "truncated": ((n,), "bool"),
         }
 
@@ -163,7 +164,7 @@ class CpuVecEnv:
         """Execute float32 [n, k, action.dim], k <= episode_length, clipped to the action's range.
 
         Reward is 1 at each step after which the task's condition holds. An environment that ended
-        keeps its last observation and its `truncated` flag, with `valid` False, until `reset`.
+        keeps its last observation and its flags, with `valid` False, until `reset`.
 
         Raises:
             ValueError: wrong shape, or a NaN or infinity; the message names where.
@@ -183,8 +184,7 @@ class CpuVecEnv:
             success=torch.from_numpy(success.copy()),
             # False after the end of an episode: such steps were not executed.
             valid=self._copy("valid")[:, :length],
-            # A time limit is the only end that a task has.
-            terminated=torch.zeros(self.num_envs, dtype=torch.bool),
+            terminated=self._copy("terminated"),
             truncated=self._copy("truncated"),
         )
 
@@ -195,7 +195,7 @@ class CpuVecEnv:
         return self._copy("expert")
 
     def export_state(self) -> np.ndarray:
-        """Packed states for planners, float64 [n, state]; see `sim.tasks.base.pack_state`."""
+        """States for planners, float64 [n, state]; see `sim.tasks.mujoco_task.pack_state`."""
         self._require_begun()
         return np.stack(self._gather("state"))
 

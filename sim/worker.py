@@ -12,7 +12,9 @@ import numpy as np
 from vla_runtime.shared_arrays import SharedArrays
 
 from sim.instruction_swap import swap_instruction
-from sim.tasks.base import Episode, Phrasing, Task, pack_state
+from sim.tasks.base import Episode, Phrasing, Task, TaskDeclarationError
+from sim.tasks.mujoco_task import MujocoTask, pack_state
+from sim.tasks.registry import TaskChoice
 from sim.worker_channel import WorkerChannel
 
 _SPIN_S = 3e-4
@@ -24,7 +26,7 @@ class WorkerConfig:
     """What a worker needs to know.
 
     Attributes:
-        task: the class, not its name, so that a task need not be registered in the worker.
+        task: with its class, so that a task need not be registered in the worker.
         image_size: pixels a side.
         cameras: names to draw; empty draws none.
         antialias: multisample the images.
@@ -33,7 +35,7 @@ class WorkerConfig:
         indices: the environments that this worker hosts.
     """
 
-    task: type[Task]
+    task: TaskChoice
     image_size: int
     cameras: tuple[str, ...]
     antialias: bool
@@ -51,12 +53,7 @@ class Worker:
         self._arrays = arrays
         self._renderer = None
         if config.cameras:
-            # Only where something is drawn: machines without a GL library can train from state.
-            from sim.render import CameraRenderer
-
-            self._renderer = CameraRenderer(
-                task.model, config.cameras, config.image_size, config.antialias
-            )
+            self._renderer = task.make_renderer(config.cameras, config.image_size, config.antialias)
         # One model for all: only `MjData` is an environment's own, see `Task`.
         self._data = {index: task.make_data() for index in config.indices}
         self._episodes: dict[int, Episode] = {}
@@ -70,7 +67,8 @@ class Worker:
             if self._config.swap_instructions:
                 episode = swap_instruction(self._task, data, episode, phrasing)
             self._episodes[index] = episode
-            # Here alone: until its reset an ended environment keeps the flag.
+            # Here alone: until its reset an ended environment keeps its flags.
+            self._arrays["terminated"][index] = False
             self._arrays["truncated"][index] = False
             self._observe(index)
         return {i: (self._episodes[i].instruction, self._episodes[i].labels) for i in seeds}
@@ -83,21 +81,28 @@ class Worker:
     def _step(self, index: int, length: int) -> None:
         arrays, task = self._arrays, self._task
         data, episode = self._data[index], self._episodes[index]
-        executed = min(length, task.episode_length - episode.steps)  # 0 once the episode has ended
+        ended = bool(arrays["terminated"][index] or arrays["truncated"][index])
         # Views of this environment's row: bool [episode_length].
         valid, success = arrays["valid"][index], arrays["success"][index]
         # What an earlier, longer chunk left must not count for this one.
         valid[:length] = False
         success[:length] = False
-        for k in range(executed):
-            task.step(data, episode, arrays["actions"][index, k])
-            # Success does not end an episode: the time limit alone does, see `Task.episode_length`.
-            success[k] = task.is_success(data, episode)
         # An ended episode keeps its last observation, which is the final one.
-        if executed:
-            valid[:executed] = True
-            arrays["truncated"][index] = episode.steps >= task.episode_length
-            self._observe(index)
+        if ended:
+            return
+        for k in range(length):
+            task.step(data, episode, arrays["actions"][index, k])
+            valid[k] = True
+            # Success does not end an episode, see `Task.is_terminated`.
+            success[k] = task.is_success(data, episode)
+            arrays["terminated"][index] = task.is_terminated(data, episode)
+            # What ended inside the task has no value beyond, also in its last control step.
+            arrays["truncated"][index] = (
+                episode.steps >= task.episode_length and not arrays["terminated"][index]
+            )
+            if arrays["terminated"][index] or arrays["truncated"][index]:
+                break
+        self._observe(index)
 
     def _observe(self, index: int) -> None:
         arrays, task = self._arrays, self._task
@@ -119,11 +124,11 @@ class Worker:
             self._arrays["expert"][index] = self._task.expert_action(data, episode)
 
     def state(self) -> dict[int, np.ndarray]:
-        """Packed states, see `sim.tasks.base.pack_state`."""
-        return {
-            i: pack_state(self._task, self._data[i], self._episodes[i])
-            for i in self._config.indices
-        }
+        """Packed states, see `sim.tasks.mujoco_task.pack_state`."""
+        task = self._task
+        if not isinstance(task, MujocoTask):
+            raise TaskDeclarationError(f"{task.name} has no state that planners could search from")
+        return {i: pack_state(task, self._data[i], self._episodes[i]) for i in self._config.indices}
 
     def points(self) -> dict[int, dict[str, np.ndarray]]:
         """Nameable world positions."""
@@ -140,7 +145,7 @@ class Worker:
 def serve(channel: WorkerChannel, config: WorkerConfig, shared: SharedArrays) -> None:
     """Answer (method, argument) messages with ("ok", result) until `None` arrives."""
     try:
-        worker = Worker(config, config.task(config.image_size), shared.arrays)
+        worker = Worker(config, config.task.make(config.image_size), shared.arrays)
         # The parent waits for this before it sends anything: compiling a model takes seconds.
         channel.send(("ok", None))
         while (message := channel.receive(_SPIN_S)) is not None:

@@ -42,6 +42,7 @@ EXTRAS = {
     "vla/lerobot_plugin/": ("lerobot",),
     "sim/": ("sim",),
     "sim/lerobot_plugin/": ("sim", "lerobot"),
+    "sim/tasks/metaworld": ("sim", "metaworld"),
     "sim/recording_store.py": ("sim", "lerobot"),
     "policies/": ("train",),
     "policies/imitation/images.py": ("train", "lerobot"),
@@ -49,7 +50,7 @@ EXTRAS = {
     "scripts/": ("sim", "train", "lerobot", "export"),
     "scripts/bench/": ("sim", "train", "lerobot", "export", "dev"),
     "scripts/draw": ("sim", "dev"),
-    "tests/": ("sim", "train", "lerobot", "export", "dev"),
+    "tests/": ("sim", "metaworld", "train", "lerobot", "export", "dev"),
 }
 NEEDED_WITHOUT_AN_IMPORT = {
     "num2words": "the processor of SmolVLM",
@@ -57,13 +58,14 @@ NEEDED_WITHOUT_AN_IMPORT = {
     "pillow": "image processors of transformers",
     "torchvision": "image processors of transformers",
     "gymnasium-robotics": "sim reads the XML and meshes that it ships",
+    "scipy": "the package metaworld",
     "accelerate": "lerobot-train",
     "datasets": "LeRobot's data sets, which vla_runtime.dataset_files writes",
     "diffusers": "the diffusion policy of LeRobot",
     "vla-runtime": "the same repository",
 }
-# Installed by scripts/setup.sh beside the extra `dev`, without the old numpy that it asks for.
-PEERS_OF_DEV = {"openpi-client"}
+# Installed by scripts/setup.sh beside an extra, without the old packages that they ask for.
+WITHOUT_DEPENDENCIES = {"dev": {"openpi-client"}, "metaworld": {"metaworld"}}
 LONGEST_FILE_LINES = 450
 LONGEST_INIT_LINES = 40
 DRAWER_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
@@ -200,13 +202,14 @@ def test_every_import_is_declared(package: str) -> None:
         extras = extras_for(path)
         for name, owners in third_party(path.read_text()).items():
             allowed = declared(*extras, distribution=distribution_of(path))
-            if not owners & (allowed | PEERS_OF_DEV if "dev" in extras else allowed):
+            allowed |= set().union(*(WITHOUT_DEPENDENCIES.get(extra, ()) for extra in extras))
+            if not owners & allowed:
                 place = f"{path.relative_to(ROOT)} imports {name}"
                 offenders[place] = f"not in the core of pyproject.toml, nor in {list(extras)}"
     assert not offenders, broken(offenders)
 
 
-@pytest.mark.parametrize("extra", ["", "sim", "train", "lerobot", "export"])
+@pytest.mark.parametrize("extra", ["", "sim", "metaworld", "train", "lerobot", "export"])
 def test_every_declared_package_is_needed(extra: str) -> None:
     """It is imported by a file that may ask for it, or named here with the reason."""
     used = set(NEEDED_WITHOUT_AN_IMPORT)

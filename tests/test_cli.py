@@ -284,15 +284,15 @@ def test_a_wrong_flag_is_refused(
 def test_a_preset_gives_a_task_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """Flags after it still win; an unknown one lists the valid ones."""
     from scripts.presets import preset
-    from sim.tasks.registry import TASKS
+    from sim.tasks.registry import TASKS, example_names
 
-    assert all(preset(name).refine.task == name for name in TASKS)
+    assert all(preset(name).refine.task == name for name in example_names())
     with pytest.raises(SystemExit):
         cli.main(["collect", "--preset", "FetchPush", "--help"])
     assert "(default: 0.5)" in capsys.readouterr().out
     assert cli.main(["refine", "--preset=FetchPull"]) == cli.USAGE_EXIT
     error = capsys.readouterr().err
-    assert "no preset 'FetchPull'" in error
+    assert "unknown task 'FetchPull'" in error
     assert all(name in error for name in TASKS)
 
 
@@ -312,7 +312,7 @@ def test_the_demo_refuses_bad_settings_before_its_first_stage(
         captured = capsys.readouterr()
         assert f"{wrong[0].removeprefix('--')} must be" in captured.out + captured.err
     assert cli.main(["demo", "--task", "FetchFly"]) == cli.USAGE_EXIT
-    assert "no preset 'FetchFly'" in capsys.readouterr().err
+    assert "unknown task 'FetchFly'" in capsys.readouterr().err
 
 
 def test_the_printed_command_line_repeats_the_run() -> None:

@@ -32,12 +32,14 @@ __all__ = [
     "ContractMismatchError",
     "Dynamics",
     "FeatureMap",
+    "GoalSpec",
     "Observation",
     "ObservationBatch",
     "Policy",
     "RobotSpec",
     "StepBatch",
     "VecEnv",
+    "VecEnvWithGoals",
     "VectorSpec",
 ]
 
@@ -101,6 +103,34 @@ class StepBatch:
     truncated: Tensor
 
 
+@dataclass(frozen=True)
+class GoalSpec:
+    """Where a goal sits in privileged state, and when it is reached.
+
+    All that hindsight relabelling has to know of a task: what was reached can then stand in the
+    place of the goal, and success under that goal follows. The reward is 1 where it is reached.
+
+    Attributes:
+        achieved: privileged dimensions that have to reach the goal.
+        goal: those that hold it, in the same order and unit.
+        tolerance: it is reached within this Euclidean distance.
+
+    Raises:
+        ValueError: nothing to reach, unequal numbers of dimensions, or no distance above 0.
+    """
+
+    achieved: tuple[str, ...]
+    goal: tuple[str, ...]
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if not self.goal or len(self.achieved) != len(self.goal) or not self.tolerance > 0:
+            raise ValueError(
+                "a goal needs as many achieved as goal dimensions, at least one, and a tolerance "
+                f"above 0: {self}"
+            )
+
+
 # Protocols, so that a simulator or a driver needs no base class of ours. `isinstance` looks for the
 # attributes alone, not at their types or signatures.
 @runtime_checkable
@@ -151,6 +181,17 @@ class VecEnv(Protocol):
     def close(self) -> None:
         """End worker processes and free shared memory."""
         ...
+
+
+@runtime_checkable
+class VecEnvWithGoals(VecEnv, Protocol):
+    """A `VecEnv` that says where goals sit in its privileged state.
+
+    Attributes:
+        goals: None where success is not the distance to a goal.
+    """
+
+    goals: GoalSpec | None
 
 
 @runtime_checkable

@@ -145,6 +145,10 @@ class VLAPolicy:
         chunk = self.processor.limits.enforce(chunk).to(observation.proprio.device)
         return chunk, replace(state, evidence=evidence.clone())  # graphs reuse their outputs
 
+    def encode(self, chunk: Tensor) -> Tensor:
+        """Physical [n, chunk_length, action.dim] to normalised; the inverse of `decode`."""
+        return self.processor.encode_actions(chunk)
+
     def decode(self, chunk: Tensor) -> Tensor:
         """Normalised [n, chunk_length, action] to physical, within limits; NaN is refused."""
         return self.processor.decode_actions(chunk)

@@ -61,6 +61,7 @@ class A2C:
     """
 
     needs_critic: ClassVar[bool] = True
+    group_size = 1
 
     def __init__(self, actor: StochasticActor, config: A2CConfig):
         self.config, self._actor = config, actor
@@ -75,12 +76,14 @@ class A2C:
         # Of the same weights that collected, so that no ratio corrects for anything.
         likelihood = self._actor.likelihood(batch.features, batch.sample)
         entropy = batch.mean(likelihood.entropy())
-        gain = batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
+        gain = batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, p] * [m, 1]
         # Section 4: ascent on log pi * A + beta * H, as descent for the optimizer.
         loss = -gain - self.config.entropy * entropy
         # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)
-        return describe_step(self._actor, batch, loss, entropy, norm)
+        return describe_step(self._actor, batch, loss, entropy, norm) | self._optimizer.describe(
+            norm
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state."""

@@ -64,6 +64,13 @@ class ActorOptimizer:
         # Both groups are clipped together, by one norm.
         return optimizer_step(self._adam, loss, self._max_grad_norm)
 
+    def describe(self, norm: float) -> dict[str, float]:
+        """A step's gradient norm, as `step` gave it, and whether it was clipped, 0 or 1."""
+        return {
+            "policy/grad_norm": norm,
+            "policy/grad_clipped": float(norm > self._max_grad_norm),
+        }
+
     @property
     def learning_rate(self) -> float:
         """Of the means."""

@@ -1,9 +1,9 @@
-"""Advantages over macro-steps of unequal length: generalised, and of whole episodes."""
+"""Advantages of macro-steps: generalised, of whole episodes, and within groups of episodes."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from policies.reinforcement.experience import Experience
@@ -105,3 +105,54 @@ def monte_carlo(experience: Experience, gamma: float) -> Float[Tensor, "t n"]:
     """
     nothing = torch.zeros_like(experience.ended, dtype=experience.rewards.dtype)
     return gae(experience, nothing, nothing, gamma, gae_lambda=1.0)
+
+
+def group_relative(experience: Experience) -> Float[Tensor, "t n"]:
+    """How much better an episode ended than its group, in the group's standard deviations.
+
+    Every macro-step of an episode has the same one; 0 in a group whose episodes all ended alike.
+
+    Source: Shao et al. 2024, DeepSeekMath (arXiv:2402.03300), section 4.1.2.
+
+    Raises:
+        ValueError: a group of one.
+    """
+    gap, count = _above_group(experience)
+    variance = _group_sums(gap.square(), experience.group) / (count - 1)
+    # Where all ended alike there is nothing to divide by, and nothing to learn.
+    return _spread(experience, gap / variance.sqrt().where(variance > 0, 1.0))
+
+
+def leave_one_out(experience: Experience) -> Float[Tensor, "t n"]:
+    """How much better an episode ended than the mean of the others of its group, float32 [t, n].
+
+    Source: Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free!
+
+    Raises:
+        ValueError: a group of one.
+    """
+    gap, count = _above_group(experience)
+    # outcome - (sum - outcome) / (count - 1)
+    return _spread(experience, gap * count / (count - 1))
+
+
+def _above_group(experience: Experience) -> tuple[Tensor, Tensor]:
+    """Outcomes minus their group's mean, 0 where all are equal, and its episodes; [episodes]."""
+    outcome, group = experience.outcome, experience.group
+    count = _group_sums(torch.ones_like(outcome), group)
+    if (count < 2).any():
+        raise ValueError("a group of one episode has nothing to be compared with")
+    gap = outcome - _group_sums(outcome, group) / count
+    # Exactly: the mean of equal numbers may differ from them in the last digit.
+    alike = _group_sums((gap.abs() > 1e-6).float(), group) == 0
+    return gap.masked_fill(alike, 0.0), count
+
+
+def _group_sums(values: Float[Tensor, " e"], group: Int64[Tensor, " e"]) -> Float[Tensor, " e"]:
+    """The sum of the values of each episode's group."""
+    return torch.zeros_like(values).index_add(0, group, values)[group]
+
+
+def _spread(experience: Experience, values: Float[Tensor, " episodes"]) -> Float[Tensor, "t n"]:
+    """The value of each macro-step's episode; 0 where none was played."""
+    return values[experience.episode].where(experience.active, 0.0)

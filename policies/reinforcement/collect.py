@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.reinforcement.experience import Experience
-from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy, log_probs
+from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy, score
 from policies.rollout import Episodes, Transition, rollout
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
 from vla.model.features import Features
@@ -59,7 +59,7 @@ def collect[State: PolicyState](
     Args:
         env: what it was playing is dropped.
         policy: samples; see `rollout` for how it is asked.
-        seeds: one per episode.
+        seeds: one per episode; episodes of one seed begin in the same state, and are a group.
         critic_obs: what a critic sees: "privileged" simulator state, or the actor's "features".
         generator: of everything random, on the policy's device.
         reward: given in place of the environment's rewards.
@@ -87,7 +87,7 @@ def collect[State: PolicyState](
                 "valid": step.valid.clone(),
                 "terminated": step.terminated.clone(),
                 "ended": step.terminated | step.truncated,
-                "active": torch.from_numpy(transition.episodes >= 0),
+                "episode": torch.from_numpy(transition.episodes),
             }
         )
 
@@ -97,12 +97,35 @@ def collect[State: PolicyState](
     }  # [t, n, ...]
     features, sample = Features.concatenate(sampler.features), torch.stack(sampler.samples)
     # Once more in large batches, with the arithmetic of the update, so that ratios begin at 1.
-    active = columns["active"]
-    log_prob = columns["rewards"].new_zeros(columns["rewards"].shape)
-    log_prob[active] = log_probs(
-        policy.actor, features.select(active.flatten().nonzero()[:, 0]), sample[active]
+    active = columns["episode"] >= 0
+    played = features.select(active.flatten().nonzero()[:, 0])
+    log_prob, weight = score(policy.actor, played, sample[active], columns["valid"][active])
+    number = {seed: number for number, seed in enumerate(dict.fromkeys(seeds))}
+    success = torch.from_numpy(episodes.success_at_end).float().to(policy.device)
+    experience = Experience(
+        features=features,
+        sample=sample,
+        log_prob=_spread(log_prob, active),
+        weight=_spread(weight, active),
+        group=torch.tensor([number[seed] for seed in seeds], device=policy.device),
+        outcome=success if reward is None else _sums(columns, len(seeds)),
+        **columns,
     )
-    return Experience(features=features, sample=sample, log_prob=log_prob, **columns), episodes
+    return experience, episodes
+
+
+def _spread(values: Tensor, active: Tensor) -> Tensor:
+    """Values [m, p] of the active macro-steps where they belong, [t, n, p], and 0 elsewhere."""
+    spread = values.new_zeros(*active.shape, values.shape[1])
+    spread[active] = values
+    return spread
+
+
+def _sums(columns: dict[str, Tensor], episodes: int) -> Tensor:
+    """The rewards of each episode, summed: float32 [episodes]."""
+    active = columns["episode"] >= 0
+    rewards = columns["rewards"][active].sum(1)  # [m]
+    return rewards.new_zeros(episodes).index_add(0, columns["episode"][active], rewards)
 
 
 def flatten(features: Features) -> Tensor:

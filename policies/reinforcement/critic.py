@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from policies.optimisation import optimizer_step
 from policies.reinforcement.experience import sample_std, shuffled
+from policies.reinforcement.standardised import Standardised
 
 
-class Critic(nn.Module):
+class Critic(Standardised):
     """An MLP from a vector to a state value; it standardises its input by statistics that it keeps.
 
     Asymmetric actor-critic (Pinto et al. 2017, arXiv:1710.06542) when the vector is privileged
@@ -23,15 +24,8 @@ class Critic(nn.Module):
         hidden: width of the two hidden layers.
     """
 
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
     def __init__(self, inputs: int, hidden: int = 256):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("var", torch.ones(inputs))
-        self.register_buffer("count", torch.zeros(()))
+        super().__init__(inputs)
         self.layers = nn.Sequential(
             nn.Linear(inputs, hidden),
             nn.Tanh(),
@@ -40,32 +34,9 @@ class Critic(nn.Module):
             nn.Linear(hidden, 1),
         )
 
-    def update_statistics(self, critic_obs: Float[Tensor, "m inputs"]) -> None:
-        """Update the mean and variance of all inputs so far with vectors [m, inputs].
-
-        The distribution of states changes while the actor learns, so statistics of the first
-        collection alone would put later inputs far from 0.
-
-        Source: Chan et al. 1979, Updating formulae and a pairwise algorithm for computing sample
-        variances, equation 2.1.
-        """
-        new = len(critic_obs)
-        # [inputs] both; correction 0, since variances of parts are combined by their weights.
-        mean, var = critic_obs.mean(0), critic_obs.var(0, correction=0)
-        total, shift = self.count + new, mean - self.mean
-        # The weight of the new ones; 1 for the first, so that the initial zeros do not count.
-        share = new / total
-        # Variance inside the parts, plus that between their means.
-        within = (1 - share) * self.var + share * var
-        self.var.copy_(within + share * (1 - share) * shift.square())
-        self.mean.add_(share * shift)
-        self.count.copy_(total)
-
     def forward(self, critic_obs: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows"]:
         """Values [...] of vectors [..., inputs]."""
-        # A nearly constant input must not be amplified, nor an outlier saturate all units.
-        scale = self.var.sqrt().clamp_min(1e-4)
-        return self.layers(((critic_obs - self.mean) / scale).clamp(-10, 10)).squeeze(-1)
+        return self.layers(self.standardise(critic_obs)).squeeze(-1)
 
 
 class CriticLearner:
@@ -108,6 +79,7 @@ class CriticLearner:
         return {
             "critic/loss": sum(losses) / len(losses),
             "critic/grad_norm": sum(norms) / len(norms),
+            "critic/grad_clipped": sum(n > self._max_grad_norm for n in norms) / len(norms),
         }
 
     def state_dict(self) -> dict[str, Any]:

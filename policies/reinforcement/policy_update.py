@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from policies.reinforcement.experience import Batch, Experience
+from policies.reinforcement.experience import Batch, Experience, sample_std
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor, log_probs
 
@@ -23,6 +23,11 @@ class PolicyUpdate(Protocol):
     """
 
     needs_critic: ClassVar[bool]
+
+    @property
+    def group_size(self) -> int:
+        """How many episodes are collected from each initial state."""
+        ...
 
     @property
     def config(self) -> Any:
@@ -66,25 +71,33 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics:
     return means | {"policy/gradient_steps": float(steps)}
 
 
+def describe_weights(batch: Batch) -> Metrics:
+    """The advantages that weigh the gradient, as a method uses them."""
+    return {
+        "advantage/used_mean": float(batch.advantage.mean()),
+        "advantage/used_std": float(sample_std(batch.advantage)),
+    }
+
+
 def k3(log_ratio: Tensor) -> Tensor:
-    """Estimate KL(old || new) from log(new / old) of old's samples; unbiased, low variance.
+    """Estimate KL(p || q) from log(q / p) of p's samples; unbiased, low variance.
 
     Source: Schulman 2020, Approximating KL divergence, http://joschu.net/blog/kl-approx.html.
     """
-    with torch.no_grad():
-        # exp(x) - 1 - x loses all digits near 0, where a policy has hardly moved; expm1 does not.
-        return log_ratio.expm1() - log_ratio
+    # exp(x) - 1 - x loses all digits near 0, where a policy has hardly moved; expm1 does not.
+    return log_ratio.expm1() - log_ratio
 
 
 def describe_step(
     actor: StochasticActor, batch: Batch, loss: Tensor, entropy: Tensor, grad_norm: float
 ) -> Metrics:
     """What a single gradient step on a whole collection did; the KL is that after the step."""
-    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, k]
+    moved = log_probs(actor, batch.features, batch.sample) - batch.log_prob  # [m, p]
     return {
         "policy/loss": float(loss.detach()),
         "policy/kl": float(batch.mean(k3(moved))),
         "policy/entropy": float(entropy.detach()),
         "policy/grad_norm": grad_norm,
         "policy/gradient_steps": 1.0,
+        **describe_weights(batch),
     }

@@ -3,8 +3,9 @@
 Source: Schulman et al. 2017 (arXiv:1707.06347), equation 7, with the generalised advantages of
 Schulman et al. 2016 (arXiv:1506.02438), equation 16. Departures:
 
-- A chunk is one macro-step with one advantage; the ratio is taken a control step at a time over the
-  executed steps, since one ratio over a whole chunk saturates the clip.
+- A chunk is one macro-step with one advantage; the ratio is that of an executed control step,
+  or of a token, since one over a whole chunk saturates the clip.
+- The clip may have another bound above than below.
 - Advantages are standardised over what was collected, not over a minibatch.
 - Learning from a collection ends, before the next gradient step, once the policy has moved
   `target_kl` away from the one that collected.
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import gae
+from policies.reinforcement.clipped_objective import clipped_surrogate, descend
 from policies.reinforcement.experience import Batch, Experience
-from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
+from policies.reinforcement.policy_update import Metrics
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
 from vla.settings import require_numbers
@@ -36,6 +38,7 @@ class PPOConfig:
         gamma: discount a control step.
         gae_lambda: of the generalised advantages, a macro-step.
         clip_range: the ratio is clipped to 1 - clip_range and 1 + clip_range.
+        clip_high: above 1 in the place of `clip_range`; None for the same on both sides.
         epochs: passes over what was collected.
         minibatch_size: macro-steps a gradient step, roughly: parts are of equal size.
         learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
@@ -50,6 +53,7 @@ class PPOConfig:
     gamma: float = 0.98
     gae_lambda: float = 0.95
     clip_range: float = 0.3
+    clip_high: float | None = None
     epochs: int = 10
     minibatch_size: int = 1000
     learning_rate: float | None = None
@@ -63,7 +67,7 @@ class PPOConfig:
         require_numbers(
             self,
             at_least_1=("epochs", "minibatch_size"),
-            above_0=("clip_range", "target_kl", "max_grad_norm"),
+            above_0=("clip_range", "clip_high", "target_kl", "max_grad_norm"),
             at_most={"gamma": 1 - 1e-6, "gae_lambda": 1},
         )
 
@@ -77,6 +81,7 @@ class PPO:
     """
 
     needs_critic: ClassVar[bool] = True
+    group_size = 1
 
     def __init__(self, actor: StochasticActor, config: PPOConfig):
         self.config, self._actor = config, actor
@@ -88,42 +93,29 @@ class PPO:
 
     def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
         """Epochs over one collection; means of what was measured at each gradient step."""
-        batch = batch.standardised()
-        measured: list[Metrics] = []
-        for _ in range(self.config.epochs):
-            for minibatch in batch.minibatches(self.config.minibatch_size, generator):
-                loss, metrics = self.loss(minibatch, reference)
-                # Measured before the step: the step that exceeded the target was the last one.
-                kl, target_kl = metrics["policy/kl"], self.config.target_kl
-                if target_kl is not None and kl > target_kl:
-                    return mean_metrics([*measured, {"policy/kl": kl}])
-                measured.append(metrics | {"policy/grad_norm": self._optimizer.step(loss)})
-        return mean_metrics(measured)
+        return descend(
+            batch.standardised(),
+            lambda minibatch: self.loss(minibatch, reference),
+            self._optimizer,
+            self.config,
+            generator,
+        )
 
     def loss(self, batch: Batch, reference: Reference) -> tuple[Tensor, Metrics]:
         """Clipped surrogate (equation 7), entropy and penalty; means over control steps."""
         config = self.config
         likelihood = self._actor.likelihood(batch.features, batch.sample)
-        log_ratio = likelihood.log_prob() - batch.log_prob  # [m, k]
-        # [m, k], one ratio a control step
-        ratio = log_ratio.exp()
-        advantage = batch.advantage[:, None]  # [m, 1]
-        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        # The minimum: beyond the range nothing more is gained, but what is lost counts in full.
-        surrogate = torch.minimum(ratio * advantage, clipped * advantage)  # [m, k]
+        surrogate, metrics = clipped_surrogate(likelihood.log_prob(), batch, config)
         entropy = batch.mean(likelihood.entropy())
         # Equation 9 without its value term: the critic is fitted apart, with weights of its own.
-        loss = -batch.mean(surrogate) - config.entropy * entropy
+        loss = -surrogate - config.entropy * entropy
         if config.reference_kl:
             moved = reference.kl(likelihood, batch.features, batch.sample)
             loss = loss + config.reference_kl * batch.mean(moved)
         return loss, {
             "policy/loss": float(loss.detach()),
-            "policy/kl": float(batch.mean(k3(log_ratio))),
             "policy/entropy": float(entropy.detach()),
-            "policy/clip_fraction": float(
-                batch.mean(((ratio.detach() - 1).abs() > config.clip_range).float())
-            ),
+            **metrics,
         }
 
     def state_dict(self) -> dict[str, Any]:

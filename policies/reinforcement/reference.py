@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from policies.reinforcement.exploration import match_exploration
 from policies.reinforcement.stochastic_policy import StochasticActor, in_parts
 from vla.model.features import Features
 from vla.model.heads.base import Likelihood
@@ -22,17 +23,14 @@ class Reference:
     def __init__(self, actor: StochasticActor):
         # Copied before a checkpoint is loaded: in a resumed run it is the clone, too.
         self._actor = deepcopy(actor)
-        self._log_std = self._actor.log_std_parameters()
         # The penalty's gradient must move the policy, not what it is compared with.
         for parameter in self._actor.parameters():
             parameter.requires_grad_(False)
 
-    @torch.no_grad()
     def match_exploration(self, actor: StochasticActor) -> None:
-        """Take this actor's log standard deviations: a KL then measures the means alone."""
+        """Explore as this actor does: a KL then measures how far the means have moved."""
         # Otherwise a schedule that lowers the noise would count as distance to the clone.
-        for mine, theirs in zip(self._log_std, actor.log_std_parameters(), strict=True):
-            mine.copy_(theirs)
+        match_exploration(self._actor, actor)
 
     @torch.no_grad()
     def likelihood(self, features: Features, sample: Tensor) -> Likelihood:
@@ -40,12 +38,12 @@ class Reference:
         return self._actor.likelihood(features, sample)
 
     def kl(self, likelihood: Likelihood, features: Features, sample: Tensor) -> Tensor:
-        """KL(policy || reference) in nats a control step, [n, k]."""
+        """KL(policy || reference) in nats, part by part: [n, p]."""
         return likelihood.kl(self.likelihood(features, sample))
 
     @torch.no_grad()
     def distance(self, actor: StochasticActor, features: Features, sample: Tensor) -> Tensor:
-        """KL(actor || reference) over many rows, [n, k]; without a gradient."""
+        """KL(actor || reference) over many rows, [n, p]; without a gradient."""
         return torch.cat(
             [
                 self.kl(actor.likelihood(part, drawn), part, drawn)

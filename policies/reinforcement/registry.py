@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies.reinforcement.a2c import A2C, A2CConfig
+from policies.reinforcement.grpo import GRPO, GRPOConfig
 from policies.reinforcement.policy_update import PolicyUpdate
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.reinforce import Reinforce, ReinforceConfig
+from policies.reinforcement.rloo import RLOO, RLOOConfig
+from policies.reinforcement.trpo import TRPO, TRPOConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def register(name: str, config: type[Any], update: Callable[..., PolicyUpdate]) 
 register("ppo", PPOConfig, PPO)
 register("a2c", A2CConfig, A2C)
 register("reinforce", ReinforceConfig, Reinforce)
+register("trpo", TRPOConfig, TRPO)
+register("grpo", GRPOConfig, GRPO)
+register("rloo", RLOOConfig, RLOO)
 
 
 def algorithm_of(config: Any) -> str:

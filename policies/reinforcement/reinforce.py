@@ -62,6 +62,7 @@ class Reinforce:
     """
 
     needs_critic: ClassVar[bool] = False
+    group_size = 1
 
     def __init__(self, actor: StochasticActor, config: ReinforceConfig):
         self.config, self._actor = config, actor
@@ -99,11 +100,13 @@ class Reinforce:
     def update(self, batch: Batch, reference: Reference, generator: torch.Generator) -> Metrics:
         """One step up the gradient of log-probability times advantage (equation 11)."""
         likelihood = self._actor.likelihood(batch.features, batch.sample)
-        loss = -batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, k] * [m, 1]
+        loss = -batch.mean(likelihood.log_prob() * batch.advantage[:, None])  # [m, p] * [m, 1]
         entropy = batch.mean(likelihood.entropy())
         # The only step on these samples: after it they are of another policy.
         norm = self._optimizer.step(loss)
-        return describe_step(self._actor, batch, loss, entropy, norm)
+        return describe_step(self._actor, batch, loss, entropy, norm) | self._optimizer.describe(
+            norm
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the baseline."""

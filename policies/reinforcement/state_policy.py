@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from policies.reinforcement.standardised import Standardised
 from vla.checkpoint.folder import save_checkpoint
 from vla.checkpoint.ledger import Ledger
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
@@ -25,12 +26,17 @@ from vla.model.heads.base import (
     LikelihoodHead,
 )
 from vla.model.heads.gaussian import GaussianHeadConfig
-from vla.model.heads.registry import head_to_dict, make_head, require_likelihood
+from vla.model.heads.registry import (
+    head_to_dict,
+    make_head,
+    require_likelihood,
+    require_reparameterised,
+)
 from vla.processing.normalisation import AffineNormaliser, Limits
 
 
-class StateActor(nn.Module):
-    """An action head that reads a state vector.
+class StateActor(Standardised):
+    """An action head that reads a state vector, standardised by statistics that a trainer sets.
 
     Args:
         dims: sizes of the state and of chunks.
@@ -41,7 +47,7 @@ class StateActor(nn.Module):
     """
 
     def __init__(self, dims: HeadDims, head: HeadConfig):
-        super().__init__()
+        super().__init__(dims.vector)
         self.head: ActionHead = require_likelihood(make_head(dims, head), "a state policy")
 
     # A property: as a second submodule its weights would be saved twice.
@@ -51,7 +57,7 @@ class StateActor(nn.Module):
 
     def sample(self, features: Features, generator: torch.Generator | None = None) -> Tensor:
         """Samples [n, ...], drawn at random."""
-        return self._sampler.sample(_inputs(features), generator)
+        return self._sampler.sample(self._inputs(features), generator)
 
     def actions(self, samples: Tensor) -> Tensor:
         """The chunks [n, k, action] that samples stand for, in [-1, 1]."""
@@ -59,7 +65,19 @@ class StateActor(nn.Module):
 
     def likelihood(self, features: Features, samples: Tensor) -> Likelihood:
         """How likely samples are, a control step at a time."""
-        return self._sampler.likelihood(_inputs(features), samples)
+        return self._sampler.likelihood(self._inputs(features), samples)
+
+    def rsample(
+        self, features: Features, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `ReparameterisedHead.rsample`."""
+        return require_reparameterised(self.head, "rsample").rsample(
+            self._inputs(features), generator
+        )
+
+    def keep_in_range(self) -> None:
+        """See `ReparameterisedHead.keep_in_range`."""
+        require_reparameterised(self.head, "rsample").keep_in_range()
 
     def log_std_parameters(self) -> list[nn.Parameter]:
         """See `LikelihoodHead.log_std_parameters`."""
@@ -67,11 +85,11 @@ class StateActor(nn.Module):
 
     def act(self, features: Features) -> Tensor:
         """The greedy chunk [n, k, action] in [-1, 1]."""
-        return self.head.act(_inputs(features))
+        return self.head.act(self._inputs(features))
 
-
-def _inputs(features: Features) -> HeadInputs:
-    return HeadInputs(features.proprio, features.prompt, features.prompt_mask)
+    def _inputs(self, features: Features) -> HeadInputs:
+        vector = self.standardise(features.proprio)
+        return HeadInputs(vector, features.prompt, features.prompt_mask)
 
 
 @dataclass(frozen=True)
@@ -115,8 +133,15 @@ class StatePolicy:
     def features(self, observation: ObservationBatch, state: NoMemory) -> tuple[Features, NoMemory]:
         """The simulator's present state, in the place of the observation."""
         # Also at an end: environments do not reset themselves, so it is the final state.
-        vector = self._env.observe()[1].to(self.device)
-        return Features.of_vector(vector, self.spec.action.dim), state
+        return self.read(self._env.observe()[1]), state
+
+    def read(self, privileged: Tensor) -> Features:
+        """Features of simulator states [n, privileged], such as recorded ones."""
+        return Features.of_vector(privileged.to(self.device), self.spec.action.dim)
+
+    def encode(self, chunk: Tensor) -> Tensor:
+        """Chunks in the contract's units, normalised."""
+        return self._normaliser.encode(chunk)
 
     def decode(self, chunk: Tensor) -> Tensor:
         """Normalised chunks in the contract's units and limits."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from policies.checkpoints import Checkpointed
@@ -52,11 +52,23 @@ class StochasticActor(Protocol):
         ...
 
     def likelihood(self, features: Features, samples: Tensor) -> Likelihood:
-        """How likely samples are, a control step at a time."""
+        """How likely samples are, part by part."""
         ...
 
     def log_std_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations of its exploration; none for a head of tokens."""
+        ...
+
+    # The next two are for off-policy methods, which refuse other heads when they are built.
+
+    def rsample(
+        self, features: Features, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Chunks with a gradient and their log density; see `ReparameterisedHead`."""
+        ...
+
+    def keep_in_range(self) -> None:
+        """See `ReparameterisedHead.keep_in_range`."""
         ...
 
 
@@ -81,6 +93,10 @@ class StochasticPolicy[State: PolicyState](Policy, Checkpointed, Protocol):
         """What the actor sees, and the memory after that; `state` itself stays as it is."""
         ...
 
+    def encode(self, chunk: Tensor) -> Tensor:
+        """Chunks [n, k, action.dim] in the contract's units, normalised."""
+        ...
+
     def decode(self, chunk: Tensor) -> Tensor:
         """Normalised chunks [n, k, action] in the contract's units and limits."""
         ...
@@ -89,12 +105,27 @@ class StochasticPolicy[State: PolicyState](Policy, Checkpointed, Protocol):
 @torch.no_grad()
 def log_probs(
     actor: StochasticActor, features: Features, sample: Shaped[Tensor, "m ..."]
-) -> Float[Tensor, "m k"]:
-    """Log-probabilities of samples a control step, [m, k], without a gradient."""
-    # [rows, k] a part
+) -> Float[Tensor, "m p"]:
+    """Log-probabilities of samples part by part, [m, p], without a gradient."""
     return torch.cat(
-        [actor.likelihood(part, drawn).log_prob() for part, drawn in in_parts(features, sample)]
+        [actor.likelihood(some, drawn).log_prob() for some, drawn in in_parts(features, sample)]
     )
+
+
+@torch.no_grad()
+def score(
+    actor: StochasticActor,
+    features: Features,
+    sample: Shaped[Tensor, "m ..."],
+    executed: Bool[Tensor, "m k"],
+) -> tuple[Float[Tensor, "m p"], Float[Tensor, "m p"]]:
+    """Log-probabilities of samples part by part, and how much of each part was executed."""
+    log_prob, weight = [], []
+    for (some, drawn), steps in zip(in_parts(features, sample), executed.split(_ROWS), strict=True):
+        likelihood = actor.likelihood(some, drawn)
+        log_prob.append(likelihood.log_prob())
+        weight.append(likelihood.weight(steps))
+    return torch.cat(log_prob), torch.cat(weight)
 
 
 def in_parts(features: Features, sample: Tensor) -> list[tuple[Features, Tensor]]:

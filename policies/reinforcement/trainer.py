@@ -1,4 +1,4 @@
-"""On-policy reinforcement learning: collect, estimate advantages, update, select, save.
+"""On-policy reinforcement learning: collect, estimate advantages, update.
 
 What is the same for every method; what differs is a `PolicyUpdate`. For refining a cloned policy:
 
@@ -14,82 +14,72 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from policies.checkpoints import Checkpoints, describe_seeds
-from policies.evaluation.evaluate import evaluate
 from policies.optimisation import require_finite, require_finite_weights
-from policies.reinforcement.collect import CriticObs, Reward, collect, flatten
+from policies.reinforcement import diagnostics
+from policies.reinforcement.collect import Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
-from policies.reinforcement.experience import Batch, Experience, sample_std
+from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
 from policies.reinforcement.reference import Reference
+from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS, algorithm_of
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
 from policies.rollout import Episodes
-from policies.run_folder import RunFolder, plain
+from policies.run_folder import RunFolder
 from vla.contract import VecEnv
 from vla.settings import require_numbers
 
-_TOTAL = "training.iterations"  # a resumed run may be made longer
-
 
 @dataclass(frozen=True)
-class OnPolicyConfig:
-    """How long to train and what is the same for every method.
+class OnPolicyConfig(RefinementConfig):
+    """What is the same for every on-policy method, beside `RefinementConfig`.
 
     Attributes:
-        iterations: collect, then learn.
-        episodes: episodes collected each iteration; with 10 the gradient is mostly noise.
-        critic: what the critic sees: "privileged" simulator state, or the actor's "features".
         critic_learning_rate: of Adam.
         critic_epochs: passes of the critic over a collection.
         critic_minibatch_size: macro-steps a gradient step of the critic, roughly.
-        warmup_iterations: iterations in which the critic learns alone.
-        warmup_epochs: passes of the critic over each of those collections: it starts untrained.
+        warmup_epochs: passes of the critic over each collection while it learns alone: it starts
+            untrained.
         max_grad_norm: the critic's gradients are clipped to this norm.
         log_std_start: log standard deviation, before squashing, at which exploration starts.
         log_std_end: it is learned, below a ceiling that falls from `log_std_start` to this.
-        evaluate_every: iterations between greedy evaluations and checkpoints.
-        seed: of everything random.
+        temperature_start: of a head of tokens, which has no standard deviation, at the beginning;
+            greedy decisions know no temperature.
+        temperature_end: its logarithm falls along a line to that of this.
     """
 
-    iterations: int = 60
-    episodes: int = 200
-    critic: CriticObs = "privileged"
     critic_learning_rate: float = 1e-3
     critic_epochs: int = 10
     critic_minibatch_size: int = 1000
-    warmup_iterations: int = 2
     warmup_epochs: int = 50
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    evaluate_every: int = 10
-    seed: int = 0
+    temperature_start: float = 10.0
+    temperature_end: float = 2.0
 
     def __post_init__(self) -> None:
         require_numbers(
             self,
             at_least_1=(
                 "episodes",
+                "evaluate_every",
                 "critic_epochs",
                 "critic_minibatch_size",
                 "warmup_epochs",
-                "evaluate_every",
             ),
-            above_0=("max_grad_norm",),
+            above_0=("max_grad_norm", "temperature_start", "temperature_end"),
             any_sign=("log_std_start", "log_std_end"),
         )
 
 
-class OnPolicyTrainer[State: PolicyState]:
-    """One refinement run: `run` trains to the end, from the last checkpoint if there is one.
+class OnPolicyTrainer[State: PolicyState](Refinement[State]):
+    """Refinement by an on-policy method.
 
     Args:
         policy: its actor is trained in place, its backbone is left as it is.
@@ -102,6 +92,7 @@ class OnPolicyTrainer[State: PolicyState]:
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
+        ValueError: the episodes of an iteration are no whole number of the method's groups.
     """
 
     def __init__(
@@ -114,77 +105,39 @@ class OnPolicyTrainer[State: PolicyState]:
         collection_seeds: Callable[[int], Sequence[int]],
         reward: Reward | None = None,
     ):
-        self.policy, self.env, self.config = policy, env, config
-        self._method, self._folder, self._reward = method, folder, reward
-        self._collection_seeds = collection_seeds
-        # Dropout would make ratios of the same weights differ from 1.
-        policy.actor.eval()
-        # Draws the critic's first weights; samples and orders come from a generator of their own.
-        torch.manual_seed(config.seed)
-        self._generator = torch.Generator(policy.device).manual_seed(config.seed)
+        name = algorithm_of(method)
+        super().__init__(policy, env, config, method, name, folder, collection_seeds, reward)
+        self.config = config
         self.reference = Reference(policy.actor)
-        self.exploration = Exploration(policy.actor, config.log_std_start, config.log_std_end)
+        self.exploration = Exploration(
+            policy.actor,
+            (config.log_std_start, config.log_std_end),
+            (config.temperature_start, config.temperature_end),
+        )
         self.exploration.begin()
-        self._name = algorithm_of(method)
-        self.update: PolicyUpdate = ALGORITHMS[self._name].update(policy.actor, method)
+        self.update: PolicyUpdate = ALGORITHMS[name].update(policy.actor, method)
+        if config.episodes % self.update.group_size:
+            raise ValueError(
+                f"{name} compares groups of {self.update.group_size} episodes: episodes must "
+                f"be a multiple of that, got {config.episodes}"
+            )
         self.critic = self._make_critic() if self.update.needs_critic else None
-        self.checkpoints = Checkpoints(folder, policy)
-        self.iteration, self.simulator_steps = 0, 0
 
     def _make_critic(self) -> CriticLearner:
-        config, env = self.config, self.env
-        size = len(env.privileged_names)
+        config = self.config
+        size = len(self.env.privileged_names)
         if config.critic == "features":
-            size = self._feature_size()
+            size = flatten(self._first_features()).shape[1]
         critic = Critic(size).to(self.policy.device)
         return CriticLearner(
             critic, config.critic_learning_rate, config.critic_minibatch_size, config.max_grad_norm
         )
 
-    @torch.no_grad()
-    def _feature_size(self) -> int:
-        """Numbers in a critic's vector of features, from a first observation."""
-        env, n = self.env, self.env.num_envs
-        seed = self._collection_seeds(0)[0]
-        # Dropped again by the first rollout.
-        env.reset(range(n), [seed] * n)
-        observation, _ = env.observe()
-        features, _ = self.policy.features(observation, self.policy.initial_state(n))
-        return flatten(features).shape[1]
-
-    def run(
-        self,
-        selection_seeds: Sequence[int],
-        progress: Callable[[int, dict[str, float]], None] = lambda iteration, values: None,
-        stop_at: float | None = None,
-    ) -> Path:
-        """Train, and return the folder of the checkpoint with the highest greedy success.
-
-        Args:
-            selection_seeds: initial states that choose the checkpoint; not those of evaluation.
-            progress: called with what was logged.
-            stop_at: stop early once greedy success at the end reaches this; None never does.
-
-        Raises:
-            ResumeError: the folder holds a run with other settings; nothing was written.
-            DivergedError: a loss, gradient or weight is not finite.
-        """
-        if (state := self.checkpoints.resume(self._settings(selection_seeds), _TOTAL)) is not None:
-            self._load_state(state)
-        else:
-            # The clone itself: where everything starts, and what a failed refinement falls back on.
-            self._log(0, self._select(selection_seeds), progress)
-        config = self.config
-        while self.iteration < config.iterations and not self._is_good_enough(stop_at):
-            with self.checkpoints.stop_on_nan(self.iteration + 1):
-                batch, values = self.iterate()
-            last = self.iteration == config.iterations
-            if last or self.iteration % config.evaluate_every == 0:
-                values |= self._select(selection_seeds)
-                self.checkpoints.save(self.iteration, self._state())
-            self._folder.histogram(self.iteration, "advantage", batch.advantage)
-            self._log(self.iteration, values, progress)
-        return self.checkpoints.best
+    def advance(self) -> Metrics:
+        """Collect, learn, and log the distribution of advantages."""
+        batch, values = self.iterate()
+        self._folder.histogram(self.iteration, "advantage", batch.advantage)
+        return values
 
     def iterate(self) -> tuple[Batch, Metrics]:
         """Collect, learn, and say what was measured.
@@ -198,7 +151,10 @@ class OnPolicyTrainer[State: PolicyState]:
         batch, values = self.learn(experience)
         self.iteration += 1
         return batch, {
-            **self._describe(episodes),
+            **self._count(episodes),
+            **diagnostics.describe_episodes(
+                episodes, self._watch.returns(episodes), self.policy.spec.action
+            ),
             **values,
             "time/collect_s": collected - started,
             "time/learn_s": time.perf_counter() - collected,
@@ -209,18 +165,22 @@ class OnPolicyTrainer[State: PolicyState]:
         # Before the reference: the KL to it is at this collection's exploration.
         self.exploration.limit(self.iteration / self.config.iterations)
         self.reference.match_exploration(self.policy.actor)
+        seeds = self._seeds()
         experience, episodes = collect(
             self.env,
             self.policy,
-            self._collection_seeds(self.iteration),
+            seeds,
             self.config.critic,
             self._generator,
-            self._reward,
+            self._watch.begin(len(seeds)),
         )
         require_finite({"a sample's log-probability": experience.log_prob})
-        self.simulator_steps += episodes.simulator_steps
-        self.policy.ledger.spend(collection_steps=episodes.simulator_steps)
         return experience, episodes
+
+    def _seeds(self) -> list[int]:
+        """The initial state of each episode of this iteration; those of a group are the same."""
+        size, states = self.update.group_size, self._collection_seeds(self.iteration)
+        return [seed for seed in states[: len(states) // size] for _ in range(size)]
 
     def learn(self, experience: Experience) -> tuple[Batch, Metrics]:
         """Fit the critic, and update the actor once the critic is warm."""
@@ -238,16 +198,21 @@ class OnPolicyTrainer[State: PolicyState]:
         # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
-            "advantage/mean": float(batch.advantage.mean()),
-            "advantage/std": float(sample_std(batch.advantage)),
+            **diagnostics.describe_policy(self.policy, experience, batch, self.iteration),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations
+        if self.iteration == 0:
+            metrics |= diagnostics.learn_frozen_batch(
+                self.policy.actor, self.update, critic, experience, batch, self.reference
+            )
         if critic is not None:
             active = experience.active
             # Whatever the estimator: an advantage is a return minus a value.
             returns = (advantage + values)[active]
             metrics |= describe_fit(values[active], returns)
+            gamma = self.update.config.gamma
+            metrics |= diagnostics.describe_prediction(experience, values, next_values, gamma)
             epochs = config.critic_epochs if is_warm else config.warmup_epochs
             metrics |= critic.fit(experience.critic_obs[active], returns, epochs, self._generator)
         if is_warm:
@@ -256,57 +221,15 @@ class OnPolicyTrainer[State: PolicyState]:
             require_finite_weights(self.policy.actor.parameters())
         return batch, metrics | self.exploration.metrics(self.policy.spec.action.dim)
 
-    def _describe(self, episodes: Episodes) -> Metrics:
-        return {
-            "collect/success_end": float(episodes.success_at_end.mean()),
-            "collect/success_ever": float(episodes.success_ever.mean()),
-            "collect/return": float(np.mean([e.total_reward for e in episodes.episodes])),
-            "collect/simulator_steps": float(self.simulator_steps),
-        }
-
-    def _select(self, seeds: Sequence[int]) -> Metrics:
-        """Greedy rollouts; the best so far is saved as `best`."""
-        values, steps = evaluate(self.env, self.policy, seeds)
-        self.policy.ledger.spend(selection_steps=steps)
-        # Ties go to the later one: it explored less while it was trained.
-        self.checkpoints.offer_best(values["success/end"])
-        return values
-
-    def _is_good_enough(self, stop_at: float | None) -> bool:
-        return stop_at is not None and self.checkpoints.best_score >= stop_at
-
-    def _log(
-        self,
-        iteration: int,
-        values: Metrics,
-        progress: Callable[[int, dict[str, float]], None],
-    ) -> None:
-        self._folder.log(iteration, values | self.policy.ledger.metrics())
-        progress(iteration, values)
-
-    def _settings(self, selection_seeds: Sequence[int]) -> dict[str, Any]:
-        return {
-            "algorithm": {"name": self._name, **plain(self._method)},
-            "training": self.config,
-            # Scores on other states cannot be compared, and so choose no best one.
-            "selection": describe_seeds(selection_seeds),
-            "device": self.policy.device.type,  # whose random generator the run has
-        }
-
     def _state(self) -> dict[str, Any]:
         critic = self.critic
-        return {
-            "iteration": self.iteration,
-            "simulator_steps": self.simulator_steps,
+        return super()._state() | {
             "update": self.update.state_dict(),
             "critic": None if critic is None else critic.state_dict(),
-            "generator": self._generator.get_state(),
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
         self.update.load_state_dict(state["update"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-        self._generator.set_state(state["generator"])
-        self.iteration = state["iteration"]
-        self.simulator_steps = state["simulator_steps"]

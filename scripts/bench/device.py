@@ -23,6 +23,7 @@ from policies.optimisation import optimizer_step
 from policies.reinforcement.experience import Batch
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.reference import Reference
+from policies.reinforcement.stochastic_policy import score
 from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ObservationBatch
 from vla.model.cloning_loss import cloning_loss
@@ -131,12 +132,14 @@ def measure_learning(policy: VLAPolicy, macro_steps: int, updates: int) -> dict[
         sample = actor.sample(features, generator)
         # Of the same weights: the probability ratio is 1 at the first update, so nothing is clipped
         # there.
-        log_prob = actor.likelihood(features, sample).log_prob()  # [m, k]
+        valid = torch.ones(macro_steps, policy.chunk_length, dtype=torch.bool, device=policy.device)
+        log_prob, weight = score(actor, features, sample, valid)  # [m, p]
     batch = Batch(
         features=features,
         sample=sample,
         log_prob=log_prob,
-        valid=torch.ones_like(log_prob, dtype=torch.bool),
+        weight=weight,
+        valid=valid,
         advantage=torch.randn(macro_steps, device=policy.device, generator=generator),
     )
     # No early end by the KL: every gradient step is taken.

@@ -133,12 +133,11 @@ def gymnasium_images(config: BenchEnvConfig) -> Contender:
 
 def ours_images(config: BenchEnvConfig, antialias: bool) -> Contender:
     """Our task and renderer, one camera's image after every step, one process."""
-    from sim.render import CameraRenderer
     from sim.tasks.registry import make_task
 
     task = make_task(config.task, config.size)
     data = task.make_data()
-    renderer = CameraRenderer(task.model, ("front",), config.size, antialias)
+    renderer = task.make_renderer(("front",), config.size, antialias)
     # Allocated once: the renderer writes into it.
     out = {"front": np.empty((config.size, config.size, 3), np.uint8)}
     rng = np.random.default_rng(0)

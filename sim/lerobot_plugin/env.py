@@ -7,14 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sim.render import CameraRenderer
 from sim.seeds import DEVELOPMENT
 from sim.tasks.base import Episode, Phrasing
 from sim.tasks.registry import make_task
 
 
 class TaskEnv(gym.Env):
-    """One task of ours; it ends at its length, never before.
+    """One task of ours; it ends at its length, or where it ends inside the task.
 
     `info["is_success"]` is the task's condition after the last step: to have passed through the
     goal does not count, as in our own reports.
@@ -35,7 +34,7 @@ class TaskEnv(gym.Env):
         self._max_episode_steps = self._task.episode_length
         self._phrasing: Phrasing = phrasing
         self._names = tuple(camera.name for camera in spec.cameras)
-        self._renderer = CameraRenderer(self._task.model, self._names, image_size)
+        self._renderer = self._task.make_renderer(self._names, image_size)
         self._data = self._task.make_data()
         self._episode: Episode | None = None
         self._images: dict[str, np.ndarray] = {}
@@ -77,10 +76,11 @@ class TaskEnv(gym.Env):
             raise ValueError(f"action {action} is not {len(names)} finite numbers {names}")
         self._task.step(self._data, episode, np.asarray(action, np.float32))
         success = self._task.is_success(self._data, episode)
-        # Never `terminated`: success does not end an episode, as in our own environments.
-        truncated = episode.steps >= self._task.episode_length
-        info = {"is_success": truncated and success}
-        return self._observe(episode), float(success), False, truncated, info
+        # Success does not end an episode, as in our own environments.
+        terminated = self._task.is_terminated(self._data, episode)
+        truncated = episode.steps >= self._task.episode_length and not terminated
+        info = {"is_success": (truncated or terminated) and success}
+        return self._observe(episode), float(success), terminated, truncated, info
 
     def render(self) -> np.ndarray:
         """What the cameras saw last, side by side: uint8 [height, cameras * width, 3]."""

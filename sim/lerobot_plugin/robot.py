@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import mujoco
 import numpy as np
 from lerobot.robots.robot import Robot
 
 from sim.lerobot_plugin.config_robot import SimulatedRobotConfig
-from sim.render import CameraRenderer
-from sim.tasks.base import Episode
+from sim.tasks.base import Episode, Renderer
 from sim.tasks.registry import make_task
 
 logger = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ class SimulatedRobot(Robot):
         self._task = make_task(config.task, config.image_size)
         # The model is built at once, for the features; the state and the renderer only by
         # `connect`.
-        self._world: tuple[mujoco.MjData, Episode, CameraRenderer] | None = None
+        self._world: tuple[Any, Episode, Renderer] | None = None
         spec = self._task.spec
         self._state = [STATE.format(name) for name in spec.proprio.names]
         self._command = [COMMAND.format(name) for name in spec.action.names]
@@ -67,7 +65,7 @@ class SimulatedRobot(Robot):
         data = self._task.make_data()
         episode = self._task.reset(data, self.config.seed)
         cameras = [camera.name for camera in self._task.spec.cameras]
-        renderer = CameraRenderer(self._task.model, cameras, self.config.image_size)
+        renderer = self._task.make_renderer(cameras, self.config.image_size)
         self._world = data, episode, renderer
         logger.info("%s asks: --task=%r", self.config.task, episode.instruction)
 
@@ -113,7 +111,7 @@ class SimulatedRobot(Robot):
         renderer.close()
         self._world = None
 
-    def _connected(self) -> tuple[mujoco.MjData, Episode, CameraRenderer]:
+    def _connected(self) -> tuple[Any, Episode, Renderer]:
         if self._world is None:
             raise ConnectionError("the simulated robot is not connected")
         return self._world

@@ -1,22 +1,27 @@
-"""What a task is: one MuJoCo model, how an episode begins, what a control step does, success.
+"""What a task is: a robot in a scene, how an episode begins, what a control step does, success.
 
-A task holds no episode state: that lives in the `MjData` and the `Episode` which the caller owns,
-so one task object serves every environment of a worker process.
+A task holds no episode state: that lives in what `make_data` makes and in the `Episode`, which the
+caller owns, so one task object serves every environment of a worker process.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import mujoco
 import numpy as np
 
-from vla.contract import RobotSpec
+from sim.camera import Camera
+from vla.contract import GoalSpec, RobotSpec
 
 Phrasing = Literal["train", "heldout"]
+
+
+class TaskDeclarationError(ValueError):
+    """What a task states of itself cannot be used; the message names the mend."""
 
 
 @dataclass
@@ -54,22 +59,43 @@ class ReferringExpression:
     target: str
 
 
-Motion = Callable[[mujoco.MjData, Episode], np.ndarray]
+Motion = Callable[[Any, Episode], np.ndarray]
 """The next action of one episode, float32 [action.dim]; it may keep a memory between calls."""
 
 
-class Task(ABC):
-    """One task on one compiled model; all that other modules need to know of it is stated here.
+class Renderer(Protocol):
+    """Draws the cameras that it was made for."""
 
-    A new task is one file with a subclass and one line in the registry.
+    def render(self, data: Any, out: Mapping[str, np.ndarray]) -> None:
+        """Draw the present state into camera name → uint8 [size, size, 3]."""
+        ...
+
+    def images(self, data: Any) -> dict[str, np.ndarray]:
+        """Newly allocated images, camera name → uint8 [size, size, 3]."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; may be called again."""
+        ...
+
+
+class Task[State](ABC):
+    """One task; all that other modules need to know of it is stated here.
+
+    A new task is one file with a subclass and one line in the registry. Most derive from
+    `sim.tasks.mujoco_task.MujocoTask`, whose state is an `MjData`, or, where there is a gymnasium
+    environment, from `sim.tasks.gymnasium_task.GymnasiumTask`.
 
     Attributes:
         name: registry name.
+        variants: of a family of tasks, which is registered as `name/variant` for each of them and
+            built with the variant as its second argument.
         spec: the simulated robot's contract.
-        model: compiled model, shared by every `MjData` of the process.
         episode_length: control steps until truncation.
         templates: instruction templates, training and held-out paraphrases kept apart.
         privileged_names: one name per dimension of `privileged`.
+        goals: where the goal sits in `privileged`, for hindsight relabelling; None, the default,
+            where success is not the distance to a goal.
         object_phrases: keys of `points` that name what can be moved.
         place_phrases: keys of `points` that name the other objects of the scene.
         nouns: key of `points` → the word for it in a sentence, where that is another one.
@@ -84,10 +110,12 @@ class Task(ABC):
             leaves them alone, or it would drop what it carries.
     """
 
-    name: ClassVar[str]
+    # These two are set by the registry, too: a name may ask for another length.
+    name: str
+    episode_length: int = 50
     # Class attributes: grounding reads them from the class, without compiling a model.
-    templates: ClassVar[dict[Phrasing, tuple[str, ...]]]
-    episode_length: ClassVar[int] = 50
+    variants: ClassVar[tuple[str, ...]] = ()
+    templates: ClassVar[Mapping[Phrasing, tuple[str, ...]]]
     object_phrases: ClassVar[tuple[str, ...]] = ("object",)
     place_phrases: ClassVar[tuple[str, ...]] = ("target",)
     nouns: ClassVar[Mapping[str, str]] = {}
@@ -96,62 +124,134 @@ class Task(ABC):
     grounding_frames: ClassVar[int] = 3000
     rest_action: ClassVar[Mapping[str, float]] = {}
     grip_actions: ClassVar[tuple[str, ...]] = ()
-    # These three depend on the image size or on the compiled model, so `__init__` sets them.
+    # These depend on the image size or on the compiled model, so `__init__` sets them.
     spec: RobotSpec
-    model: mujoco.MjModel
     privileged_names: tuple[str, ...]
+    goals: GoalSpec | None = None
 
     @abstractmethod
     def __init__(self, image_size: int = 96):
         """Compile the model, with square images of `image_size` pixels."""
 
     @abstractmethod
-    def make_data(self) -> mujoco.MjData:
-        """New data in the settled initial configuration."""
+    def make_data(self) -> State:
+        """The state of a new environment, in the settled initial configuration."""
 
     @abstractmethod
-    def reset(self, data: mujoco.MjData, seed: int, phrasing: Phrasing = "train") -> Episode:
-        """Put `data` into the initial state of the episode `seed`."""
+    def make_renderer(self, cameras: Sequence[str], size: int, antialias: bool = False) -> Renderer:
+        """What draws states of this task; `place_markers` is called before every image.
 
-    @abstractmethod
-    def step(self, data: mujoco.MjData, episode: Episode, action: np.ndarray) -> None:
-        """Execute one control step; `action` float [action.dim] in contract units, clipped here."""
+        Args:
+            cameras: names out of the contract, in order.
+            size: pixels a side.
+            antialias: multisample the images.
 
-    @abstractmethod
-    def is_success(self, data: mujoco.MjData, episode: Episode) -> bool:
-        """The task's condition, now."""
-
-    @abstractmethod
-    def cost(self, data: mujoco.MjData, episode: Episode) -> float:
-        """Shaped cost for planners, >= 0, metres-like, about 0 when solved."""
-
-    @abstractmethod
-    def proprio(self, data: mujoco.MjData) -> np.ndarray:
-        """Float32 [proprio.dim]: what the robot measures of itself; no velocity, no object."""
-
-    @abstractmethod
-    def privileged(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
-        """Float32 [privileged]: simulator state and goal, for critics and planners."""
-
-    @abstractmethod
-    def points(self, data: mujoco.MjData, episode: Episode) -> dict[str, np.ndarray]:
-        """World positions [3] in metres that words can name; copies.
-
-        Always has "gripper" and "target"; has "object" when the instruction concerns one; further
-        keys are phrases such as "red block" or "blue zone".
+        Raises:
+            NoRendererError: nothing can be drawn on this machine.
         """
 
     @abstractmethod
-    def place_markers(self, data: mujoco.MjData, episode: Episode) -> None:
-        """Make `model` and `data` show this episode's goal; call before every image."""
+    def reset(self, data: State, seed: int, phrasing: Phrasing = "train") -> Episode:
+        """Put `data` into the initial state of the episode `seed`."""
 
     @abstractmethod
-    def expert_action(self, data: mujoco.MjData, episode: Episode) -> np.ndarray:
-        """Scripted expert, a function of the present state alone: float32 [action.dim]."""
+    def step(self, data: State, episode: Episode, action: np.ndarray) -> None:
+        """Execute one control step; `action` float [action.dim] in contract units, clipped here."""
+
+    @abstractmethod
+    def is_success(self, data: State, episode: Episode) -> bool:
+        """The task's condition, now."""
+
+    def is_terminated(self, data: State, episode: Episode) -> bool:
+        """Whether the episode has ended inside the task, before its time; by default it never does.
+
+        Success alone is no such end: staying belongs to the task.
+        """
+        return False
+
+    def cost(self, data: State, episode: Episode) -> float:
+        """Shaped cost for planners, >= 0, metres-like, about 0 when solved.
+
+        Raises:
+            TaskDeclarationError: the task has none, which is the default.
+        """
+        raise TaskDeclarationError(f"{self.name} has no cost, so nothing can be planned in it")
+
+    @abstractmethod
+    def proprio(self, data: State) -> np.ndarray:
+        """Float32 [proprio.dim]: what the robot measures of itself, never of an object.
+
+        Better without velocities where commands are positions: a clone that sees how fast it moves
+        learns to go on as before.
+        """
+
+    @abstractmethod
+    def privileged(self, data: State, episode: Episode) -> np.ndarray:
+        """Float32 [privileged]: simulator state and goal, for critics and planners."""
+
+    def points(self, data: State, episode: Episode) -> dict[str, np.ndarray]:
+        """World positions [3] in metres that words can name; copies. By default none.
+
+        A task that is to be grounded has "gripper" and "target"; it has "object" when the
+        instruction concerns one; further keys are phrases such as "red block" or "blue zone".
+        """
+        return {}
+
+    def physics(self, data: State) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """MuJoCo's own state, for projecting points into images.
+
+        Raises:
+            TaskDeclarationError: it is not simulated by MuJoCo, which is the default.
+        """
+        raise TaskDeclarationError(
+            f"{self.name} is not simulated by MuJoCo, so its points have no known place in images"
+        )
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """The contract's cameras as MuJoCo's; by default those of equal name in the model."""
+        return tuple(Camera(camera.name) for camera in self.spec.cameras)
+
+    def place_markers(self, data: State, episode: Episode) -> None:
+        """Make the state show this episode's goal; called before every image. By default nothing.
+
+        It must not change what the next control step computes.
+        """
+        return
+
+    def expert_action(self, data: State, episode: Episode) -> np.ndarray:
+        """Scripted expert, a function of the present state alone: float32 [action.dim].
+
+        Raises:
+            TaskDeclarationError: the task has none, which is the default.
+        """
+        raise TaskDeclarationError(
+            f"{self.name} has no expert: define expert_action in its class, or clone "
+            "demonstrations that were recorded elsewhere"
+        )
+
+    @classmethod
+    def members(cls, variant: str) -> tuple[str, ...]:
+        """The variants that one of them stands for, where it plays several; by default itself."""
+        return (variant,)
+
+    @classmethod
+    def has_expert(cls) -> bool:
+        """Whether `expert_action` is defined."""
+        return cls.expert_action is not Task.expert_action
+
+    @classmethod
+    def can_be_grounded(cls) -> bool:
+        """Whether `points` are defined, which grounding learns to find."""
+        return cls.points is not Task.points
+
+    def labels(self, data: State, seed: int) -> dict[str, str]:
+        """What the episode `seed` is about, see `Episode.labels`; `data` may be reset for it."""
+        return self.reset(data, seed).labels
 
     def with_goal(
         self,
-        data: mujoco.MjData,
+        data: State,
         episode: Episode,
         labels: Mapping[str, str],
         phrasing: Phrasing = "train",
@@ -169,9 +269,7 @@ class Task(ABC):
         """
         raise ValueError(f"{self.name}: every scene has one goal, whatever the words")
 
-    def move_target(
-        self, data: mujoco.MjData, episode: Episode, rng: np.random.Generator
-    ) -> Episode:
+    def move_target(self, data: State, episode: Episode, rng: np.random.Generator) -> Episode:
         """The same scene with its target elsewhere, for grounding; the same episode by default."""
         return episode
 
@@ -184,7 +282,7 @@ class Task(ABC):
         low, high = np.array(self.spec.action.low), np.array(self.spec.action.high)
         deviation = np.zeros(self.spec.action.dim)
 
-        def act(data: mujoco.MjData, episode: Episode) -> np.ndarray:
+        def act(data: Any, episode: Episode) -> np.ndarray:
             # First-order autoregression: motion that lasts reaches further than white noise.
             deviation[:] = 0.8 * deviation + rng.normal(0.0, 0.3, len(deviation))
             # 0 is the middle of each range, 1 its edge: the stationary standard deviation is 0.3 /
@@ -220,56 +318,3 @@ class Task(ABC):
     def noun(cls, phrase: str) -> str:
         """The word for a point in a sentence."""
         return cls.nouns.get(phrase, phrase)
-
-
-def pack_state(task: Task, data: mujoco.MjData, episode: Episode) -> np.ndarray:
-    """Everything that decides the future of an episode, as one float64 vector; see `unpack_state`.
-
-    Layout: mjSTATE_INTEGRATION | position and quaternion of every mocap-driven body | steps | goal.
-    The driven bodies' poses are stored because a control step starts from the poses that the last
-    `mj_step` left behind, which lag `qpos` by one substep and are in no MuJoCo state.
-    """
-    # Positions, velocities, controls, mocap poses, warm start and time.
-    integration = np.empty(mujoco.mj_stateSize(task.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(task.model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
-    driven = _mocap_driven_bodies(task.model)
-    # World frame, metres: [bodies, 3] and [bodies, 4] (wxyz), flattened.
-    poses = np.concatenate([data.xpos[driven].ravel(), data.xquat[driven].ravel()])
-    return np.concatenate([integration, poses, [episode.steps], episode.goal])
-
-
-def unpack_state(task: Task, data: mujoco.MjData, state: np.ndarray) -> Episode:
-    """Put `data` into a packed state; the inverse of `pack_state`, exact for every later step.
-
-    Site and body positions other than the mocap-driven ones are those of `qpos`, so readings taken
-    before the next control step may differ from the original's by one physics substep.
-
-    Returns:
-        An episode with the packed goal and step count, but no seed (-1), instruction or labels.
-    """
-    model = task.model
-    size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
-    driven = _mocap_driven_bodies(model)
-    # 3 + 4 numbers a driven body, one for `steps`, and at least one of the goal.
-    if state.ndim != 1 or state.shape[0] <= size + 7 * len(driven) + 1:
-        raise ValueError(f"{task.name}: a packed state cannot have shape {state.shape}")
-    # mj_setState reads a raw float64 buffer, so a slice of a larger matrix has to be made
-    # contiguous.
-    integration = np.ascontiguousarray(state[:size], dtype=np.float64)
-    mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
-    mujoco.mj_forward(model, data)  # also overwrites the solver's warm start, hence set again
-    mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
-    # Cut after 3n and after 7n numbers, n driven bodies.
-    positions, quaternions, rest = np.split(state[size:], np.cumsum([3, 4]) * len(driven))
-    # After mj_forward, which has just overwritten them with the poses of `qpos`.
-    data.xpos[driven] = positions.reshape(-1, 3)
-    data.xquat[driven] = quaternions.reshape(-1, 4)
-    return Episode(seed=-1, instruction="", goal=rest[1:].copy(), steps=int(rest[0]))
-
-
-def _mocap_driven_bodies(model: mujoco.MjModel) -> list[int]:
-    # A mocap body has no joints: it moves others through a weld constraint alone, whose two ends
-    # may be stated in either order.
-    welds = np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_WELD)
-    pairs = [(int(model.eq_obj1id[weld]), int(model.eq_obj2id[weld])) for weld in welds]
-    return [b if model.body_mocapid[a] >= 0 else a for a, b in pairs]

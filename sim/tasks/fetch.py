@@ -32,6 +32,7 @@ from sim.tasks.fetch_cameras import (
     CameraPlan,
     add_cameras,
 )
+from vla.contract import GoalSpec
 
 # gymnasium-robotics' `distance_threshold`, the same for all four tasks.
 SUCCESS_DISTANCE_M = 0.05
@@ -77,7 +78,9 @@ class FetchTask(FetchArmTask):
         if self.has_object:
             self._object_site = self.model.site("object0").id
             self._object_qpos = int(self.model.joint("object0:joint").qposadr[0])
-        self.privileged_names = (*_READINGS[self.has_object], "goal_x", "goal_y", "goal_z")
+        self.privileged_names = (*_READINGS[self.has_object], *_axes("goal"))
+        moved = "object" if self.has_object else "gripper"
+        self.goals = GoalSpec(_axes(moved), _axes("goal"), SUCCESS_DISTANCE_M)
         self._settle()
 
     @property

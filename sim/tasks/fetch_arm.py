@@ -10,8 +10,9 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from sim.tasks.base import Episode, Motion, Task
+from sim.tasks.base import Episode, Motion
 from sim.tasks.fetch_motion import RandomMotion
+from sim.tasks.mujoco_task import MujocoTask
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 CAMERAS = ("front", "side", "wrist")
@@ -160,7 +161,7 @@ _SHUT_M, _OPEN_M = 0.022, 0.028
 """Opening of a finger: shut on nothing below, wider than a block above."""
 
 
-class FetchArmTask(Task):
+class FetchArmTask(MujocoTask):
     """A task with the Fetch arm, which begins where the arm had settled.
 
     Attributes:

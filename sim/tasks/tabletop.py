@@ -105,7 +105,7 @@ class Tabletop(FetchArmTask):
     unseen_pairs = (("red block", "purple zone"), ("yellow block", "cyan zone"))
     grounding_frames = 14_000
     # Held-out paraphrases are new combinations of words that training templates contain.
-    templates: ClassVar[dict[Phrasing, tuple[str, ...]]] = {
+    templates: ClassVar[Mapping[Phrasing, tuple[str, ...]]] = {
         "train": (
             "push the {object} to the {zone}",
             "push the {object} into the {zone}",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla.contract import CameraSpec, ObservationBatch, RobotSpec, StepBatch, VectorSpec
+from vla.contract import CameraSpec, GoalSpec, ObservationBatch, RobotSpec, StepBatch, VectorSpec
 
 STEP_M = 0.1
 
@@ -25,6 +25,7 @@ class PointVecEnv:
     )
     device = torch.device("cpu")
     privileged_names = ("x", "goal")
+    goals: GoalSpec | None = GoalSpec(("x",), ("goal",), STEP_M)
 
     def __init__(self, num_envs: int, episode_length: int = 12) -> None:
         self.num_envs = num_envs

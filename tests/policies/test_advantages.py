@@ -18,9 +18,7 @@ from policies.reinforcement.reinforce import places_in_episode
 from vla.model.features import Features
 
 
-def make_experience(
-    rewards: Tensor, ended: Tensor, terminated: Tensor | None = None, active: Tensor | None = None
-) -> Experience:
+def make_experience(rewards: Tensor, ended: Tensor, terminated: Tensor | None = None) -> Experience:
     """Experience [t, n] of one control step a macro-step, with nothing in it but rewards."""
     t, n = ended.shape
     nothing = torch.zeros(t, n, 1)
@@ -30,11 +28,14 @@ def make_experience(
         next_critic_obs=nothing,
         sample=nothing,
         log_prob=nothing,
+        weight=nothing,
         rewards=rewards[..., None],
         valid=torch.ones(t, n, 1, dtype=torch.bool),
         terminated=torch.zeros_like(ended) if terminated is None else terminated,
         ended=ended,
-        active=torch.ones_like(ended) if active is None else active,
+        episode=torch.zeros_like(ended, dtype=torch.int64),
+        group=torch.zeros(1, dtype=torch.int64),
+        outcome=torch.zeros(1),
     )
 
 
@@ -120,7 +121,7 @@ def test_a_single_macro_step_has_no_spread_and_no_nan() -> None:
     assert sample_std(one) == 0
     assert sample_std(torch.tensor([1.0, 3.0])) == pytest.approx(2**0.5)
     column = one[:, None]
-    batch = Batch(Features.of_vector(column, 1), column, column, column > 0, one)
+    batch = Batch(Features.of_vector(column, 1), column, column, column, column > 0, one)
     assert batch.standardised().advantage.tolist() == [0.0]
     assert all(torch.tensor(value).isfinite() for value in describe_fit(one, one).values())
 

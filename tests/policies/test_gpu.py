@@ -138,7 +138,7 @@ def test_cloning_resumes_to_the_same_weights(
 def test_refining_resumes_to_the_same_weights(algorithm: str, device: str, tmp_path: Path) -> None:
     """Collect, learn, select and save, every method, with the policy on the device."""
     config = OnPolicyConfig(
-        iterations=2, episodes=4, warmup_iterations=0, critic_epochs=1, evaluate_every=1
+        iterations=2, episodes=8, warmup_iterations=0, critic_epochs=1, evaluate_every=1
     )
 
     def refine(name: str, **run: Callable[..., None]) -> OnPolicyTrainer:
@@ -148,7 +148,7 @@ def test_refining_resumes_to_the_same_weights(algorithm: str, device: str, tmp_p
             config,
             ALGORITHMS[algorithm].config(),
             RunFolder(tmp_path / name, config),
-            lambda iteration: range(100 + 4 * iteration, 104 + 4 * iteration),
+            lambda iteration: range(100 + 8 * iteration, 108 + 8 * iteration),
         )
         made.run([1, 2], **run)
         return made

@@ -16,7 +16,7 @@ from torch import Tensor
 from two_robots import ARM, tiny_policy
 
 from policies.checkpoints import DivergedError
-from policies.reinforcement import trainer as trainer_module
+from policies.reinforcement import refinement
 from policies.reinforcement.a2c import A2CConfig
 from policies.reinforcement.collect import collect, flatten
 from policies.reinforcement.experience import Batch, Experience
@@ -76,9 +76,11 @@ def test_the_ratio_is_one_before_the_first_update(name: str, tmp_path: Path) -> 
     part = batch.select(torch.randperm(len(batch))[:5])
     new = log_probs(trainer.policy.actor, part.features, part.sample)
     ratio = (new - part.log_prob).exp()
-    assert (ratio[part.valid] - 1).abs().max() < 1e-3
+    executed = part.weight > 0
+    assert executed.any()
+    assert (ratio[executed] - 1).abs().max() < 1e-3
     moved = trainer.reference.distance(trainer.policy.actor, batch.features, batch.sample)
-    assert moved[batch.valid].abs().max() < 1e-4
+    assert moved[batch.weight > 0].abs().max() < 1e-4
 
 
 def test_ppo_at_ratio_one_is_the_policy_gradient(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def scripted(scores: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(*_: Any) -> tuple[dict[str, float], int]:
         return {"success/end": next(left)}, 10
 
-    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    monkeypatch.setattr(refinement, "evaluate", evaluate)
 
 
 def test_the_best_checkpoint_is_kept_and_ties_go_to_the_later(
@@ -344,8 +346,10 @@ def test_one_macro_step_is_enough(tmp_path: Path) -> None:
     env = PointVecEnv(1, episode_length=1)
     policy = StatePolicy(env, 1)
     for name, algorithm in ALGORITHMS.items():
-        trainer = make_trainer(tmp_path / name, algorithm.config(), policy, env, episodes=1)
-        trainer._collection_seeds = lambda iteration: [iteration]
+        trainer = make_trainer(tmp_path / name, algorithm.config(), policy, env, episodes=8)
+        trainer._collection_seeds = lambda iteration, trainer=trainer: (
+            [0] * trainer.update.group_size
+        )
         _, metrics = trainer.iterate()
         assert all(torch.tensor(value).isfinite() for value in metrics.values())
         assert all(weight.isfinite().all() for weight in weights(trainer))

@@ -15,6 +15,9 @@ import av
 import numpy as np
 import pytest
 
+from policies.evaluation.habits.diagnosis import Diagnosis, diagnose
+from policies.evaluation.habits.run_metrics import RunMetrics
+from policies.evaluation.habits.verdict import Verdict
 from policies.evaluation.report.charts import Line, distribution_chart, line_chart
 from policies.evaluation.report.curves import Log, charts, read_log
 from policies.evaluation.report.data import (
@@ -28,6 +31,7 @@ from policies.evaluation.report.data import (
 )
 from policies.evaluation.report.formatting import duration, number
 from policies.evaluation.report.goals import goals_section
+from policies.evaluation.report.habits import habits_section
 from policies.evaluation.report.page import render, write_report
 from policies.evaluation.report.selection import choose_episodes
 from policies.evaluation.speed import Speed
@@ -344,3 +348,36 @@ def test_the_states_that_divide_the_policies_are_filmed():
     assert chosen["refined"][:2] == [1, 6]
     assert chosen["refined"][2:] == [4, 5]
     assert choose_episodes(played, per_outcome=0) == {"clone": [], "refined": []}
+
+
+def test_habits_stand_beside_the_policy_whose_run_they_judge():
+    """A table a run with its calibration; nothing for policies from no run."""
+    report = _report()
+    assert habits_section(report.results) == ""
+    verdict = Verdict("KL", "red", "moved by <3> nats", "a smaller rate")
+    judged = Diagnosis((verdict,), calibration=((0.1, 0.2), (0.5, 0.4)))
+    silent = diagnose(RunMetrics({}))
+    results = tuple(
+        replace(result, diagnosis=one)
+        for result, one in zip(report.results, (silent, judged), strict=True)
+    )
+    page = render(replace(report, results=results))
+    assert '<td class="bad">red</td><td>moved by &lt;3&gt; nats</td><td>a smaller rate</td>' in page
+    assert page.count("actual return over predicted value") == 1
+    assert page.count("<summary>nothing recorded</summary>") == 1
+
+
+def test_the_report_json_holds_the_habits(tmp_path):
+    """Verdicts as data; null for a policy from no run."""
+    report = _report()
+    first = replace(report.results[0], diagnosis=Diagnosis((Verdict("KL", "green", "near"),)))
+    write_report(tmp_path, replace(report, results=(first, report.results[1])))
+    data = json.loads((tmp_path / "report.json").read_text())
+    judged, other = (policy["habits"] for policy in data["policies"])
+    assert judged["verdicts"][0] == {
+        "habit": "KL",
+        "state": "green",
+        "reason": "near",
+        "advice": "",
+    }
+    assert other is None

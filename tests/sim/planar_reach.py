@@ -8,7 +8,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from sim.tasks.base import Episode, Phrasing, Task
+from sim.tasks.base import Episode, Phrasing
+from sim.tasks.mujoco_task import MujocoTask
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 _SCENE = """
@@ -33,7 +34,7 @@ _SCENE = """
 """
 
 
-class PlanarReach(Task):
+class PlanarReach(MujocoTask):
     """Bring the hand to the red target; an action is where to go, in metres."""
 
     name = "PlanarReach"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sim.demonstrate import RecordConfig, play
-from sim.tasks.registry import make_task
+from sim.tasks.registry import find_task, make_task
 
 
 class NoCameras:
@@ -17,9 +19,9 @@ class NoCameras:
         return {}
 
 
-def play_blind(name: str, seed: int, **settings: float) -> dict[str, np.ndarray] | None:
+def play_blind(name: str, seed: int, **settings: Any) -> dict[str, np.ndarray] | None:
     """An episode without images."""
-    config = RecordConfig(task=(name,), **settings)  # pyright: ignore[reportArgumentType]
+    config = RecordConfig(task=(name,), **settings)
     return play(make_task(name, 16), NoCameras(), seed, config)  # pyright: ignore[reportArgumentType]
 
 
@@ -56,6 +58,18 @@ def test_noisy_label_is_the_expert_at_the_visited_state() -> None:
     for executed, label in zip(episode["executed"], episode["action"], strict=True):
         np.testing.assert_array_equal(task.expert_action(data, state).clip(-1, 1), label)
         task.step(data, state, executed)
+
+
+def test_success_that_is_lost_again_is_kept_if_reaching_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The steps are counted from the first success; a task that never holds keeps nothing else."""
+    task = find_task("FetchReach").task
+    monkeypatch.setattr(task, "is_success", lambda self, data, episode: episode.steps == 5)
+    assert play_blind("FetchReach", 3, hold_steps=4) is None
+    kept = play_blind("FetchReach", 3, hold_steps=4, keep="reached")
+    assert kept is not None
+    assert kept["success"].tolist() == [False] * 4 + [True] + [False] * 4
 
 
 def test_unsuccessful_episode_is_dropped() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from policies.planning.cem import Cem, CemConfig
 from sim.dynamics import ExactDynamics
-from sim.tasks.base import pack_state
+from sim.tasks.mujoco_task import pack_state
 from sim.tasks.registry import make_task
 from vla.contract import Dynamics
 

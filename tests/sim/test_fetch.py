@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from sim.tasks.base import Task, pack_state, unpack_state
+from sim.tasks.base import Task
 from sim.tasks.fetch import FetchReach
+from sim.tasks.mujoco_task import pack_state, unpack_state
 from sim.tasks.registry import index_by_name, make_task
 
 FETCH = ("FetchReach", "FetchPush", "FetchSlide", "FetchPickAndPlace")

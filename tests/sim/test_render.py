@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
 from sim import render
+from sim.camera import Camera, View
 from sim.film import replay, write_mp4
-from sim.render import CameraRenderer, NoRendererError, choose_backend, project
+from sim.render import CameraRenderer, NoRendererError, choose_backend
 from sim.tasks.registry import make_task
 
 pytestmark = pytest.mark.render
@@ -56,7 +59,7 @@ def test_projected_points_are_where_the_image_shows_them(push, camera):
         red = np.argwhere(_red(renderer.images(data)[camera]))
         if len(red) < 12:
             continue  # hidden
-        (x, y), size = project(task.model, data, camera, episode.goal[None])[0], 96
+        (x, y), size = Camera(camera).project(task.model, data, episode.goal[None])[0], 96
         away.append(red.mean(0) + 0.5 - ((y + 1) * size / 2, (x + 1) * size / 2))
     assert len(away) >= 6
     assert np.median(np.abs(away)) < 0.6
@@ -109,6 +112,41 @@ def test_renderers_of_two_models_share_a_process(push):
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
         np.testing.assert_array_equal(before[name], last[name])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_view_of_its_own_shows_the_goal_where_it_is_projected(push, turned):
+    """A free camera, upright and turned by half a turn."""
+    task, _ = push
+    camera = Camera("own", view=View((1.3, 0.75, 0.5), 1.2, 160.0, -40.0), turned=turned)
+    assert camera.is_fixed(task.model)
+    renderer = CameraRenderer(task.model, (camera,), 96)
+    data = task.make_data()
+    for seed in range(4):
+        episode = task.reset(data, seed)
+        task.place_markers(data, episode)
+        red = np.argwhere(_red(renderer.images(data)["own"]))[:, ::-1]
+        if len(red) >= 20:
+            x, y = camera.project(task.model, data, episode.goal[None])[0]
+            away = red.mean(0) + 0.5 - ((x + 1) * 48, (y + 1) * 48)
+            assert np.abs(away).max() < 1.5
+    renderer.close()
+
+
+def test_a_copy_of_the_model_may_be_drawn_instead(push):
+    """Same geometry, another colour: one context is enough."""
+    task, renderer = push
+    plain, _ = _draw(task, renderer, 0)
+    data, other = task.make_data(), copy.copy(task.model)
+    episode = task.reset(data, 0)
+    task.place_markers(data, episode)
+    other.geom_rgba[:, :3] = 0.5
+    other.mat_rgba[:, :3] = 0.5
+    images = {name: np.empty((96, 96, 3), np.uint8) for name in renderer.cameras}
+    renderer.render(data, images, other)
+    assert np.abs(images["front"].astype(int) - plain["front"]).mean() > 5
+    again, _ = _draw(task, renderer, 0)
+    np.testing.assert_array_equal(again["front"], plain["front"])
 
 
 def test_antialias_softens_edges():

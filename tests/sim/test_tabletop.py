@@ -8,7 +8,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from sim.tasks.base import Phrasing, pack_state, unpack_state
+from sim.tasks.base import Phrasing
+from sim.tasks.mujoco_task import pack_state, unpack_state
 from sim.tasks.registry import make_task
 from sim.tasks.tabletop import INSTRUCTIONS, VERBS, Instruction, Tabletop
 from sim.tasks.tabletop_scene import (

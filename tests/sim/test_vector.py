@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sim.tasks.base import pack_state
+from sim.tasks.mujoco_task import pack_state
 from sim.tasks.registry import make_task
 from sim.vector import CpuVecEnv
 from sim.worker_process import WorkerError

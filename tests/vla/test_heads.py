@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vla.model.heads.autoregressive import AutoregressiveHead, TokenLikelihood
 from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs, LikelihoodHead
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.fast import FastHead, FastHeadConfig
@@ -167,8 +168,9 @@ def test_samples_have_their_likelihood(name: str) -> None:
     assert torch.equal(samples, again)
     assert head.actions(samples).shape == (5, DIMS.chunk_length, DIMS.action)
     assert head.actions(samples).abs().max() <= 1
+    weight = here.weight(torch.ones(5, DIMS.chunk_length, dtype=torch.bool))
     for values in (here.log_prob(), here.entropy(), here.kl(other)):
-        assert values.shape == (5, DIMS.chunk_length)
+        assert values.shape == weight.shape
         assert values.isfinite().all()
     assert here.kl(here).abs().max() < 1e-6
     assert here.kl(other).min() >= -1e-6
@@ -204,7 +206,77 @@ def test_tokens_are_probabilities(name: str) -> None:
     comes = samples >= 0
     peer = torch.distributions.Categorical(logits=likelihood.logits)
     expected = (peer.log_prob(samples.clamp_min(0)) * comes).sum(1)
-    assert torch.allclose(likelihood.log_prob().sum(1), expected, atol=1e-4)
+    weight = likelihood.weight(torch.ones(5, DIMS.chunk_length, dtype=torch.bool))
+    assert torch.allclose((likelihood.log_prob() * weight).sum(1), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LIKELY)
+def test_only_executed_control_steps_weigh(name: str) -> None:
+    """A step has its own part or tokens; a token of no one step weighs as much as was executed."""
+    head, inputs = likely(name), head_inputs()
+    likelihood = head.likelihood(inputs, head.sample(inputs, torch.Generator().manual_seed(0)))
+    executed = torch.tensor([[True, False, False, False]]).expand(5, -1)
+    weight, whole = likelihood.weight(executed), likelihood.weight(torch.ones_like(executed))
+    assert not likelihood.weight(torch.zeros_like(executed)).any()
+    if name == "fast":
+        assert torch.equal(weight, whole / DIMS.chunk_length)
+    else:
+        parts = weight.shape[1] // DIMS.chunk_length
+        assert weight[:, :parts].eq(1).all()
+        assert not weight[:, parts:].any()
+        assert whole.eq(1).all()
+
+
+@pytest.mark.parametrize("name", ["token", "fast"])
+def test_a_temperature_is_of_samples_and_their_likelihood_alone(name: str) -> None:
+    """Samples come as often as their likelihood says; greedy decisions and the loss know none."""
+    head, inputs, actions = likely(name), head_inputs(1), chunks(1)
+    assert isinstance(head, AutoregressiveHead)
+    is_pad = torch.zeros(1, DIMS.chunk_length, dtype=torch.bool)
+
+    def untempered() -> list[torch.Tensor]:
+        torch.manual_seed(0)  # of the noise in the loss
+        return [head.act(inputs), head.loss(inputs, actions, is_pad).detach()]
+
+    with torch.no_grad():
+        head.decoder.out.weight *= 20  # far from uniform
+    before, entropies = untempered(), []
+    for temperature in (1.0, 4.0):
+        head.temperature = temperature
+        samples = head.sample(repeated(inputs, 4000), torch.Generator().manual_seed(0))
+        likelihood = head.likelihood(inputs, samples[:1])
+        first = likelihood.logits[0, 0].softmax(-1)
+        seen = torch.bincount(samples[:, 0], minlength=len(first)) / 4000
+        assert (seen - first).abs().max() < 0.03
+        entropies.append(float(likelihood.entropy()[0, 0]))
+        assert all(torch.equal(a, b) for a, b in zip(before, untempered(), strict=True))
+    assert entropies[1] > entropies[0] + 0.5
+
+
+def test_a_temperature_widens_a_normal_distribution_and_keeps_its_mean() -> None:
+    """The standard deviation grows by the square root of it."""
+    places = torch.linspace(-1, 1, 201)
+    logits = -0.5 * ((places - 0.1) / 0.05).square()
+    likelihood = TokenLikelihood(logits[None, None], torch.zeros(1, 1, dtype=torch.long), places)
+    shares = likelihood.at(9.0).logits[0, 0].softmax(-1)
+    mean = shares @ places
+    assert float(mean) == pytest.approx(0.1, abs=1e-3)
+    assert float((shares @ (places - mean).square()).sqrt()) == pytest.approx(0.15, rel=0.01)
+
+
+@pytest.mark.parametrize("name", LIKELY)
+def test_a_detached_likelihood_is_the_same_without_a_gradient(name: str) -> None:
+    """Its KL to the likelihood that it was made from is 0, with a slope of 0."""
+    head, inputs = likely(name), head_inputs()
+    here = head.likelihood(inputs, head.sample(inputs, torch.Generator().manual_seed(0)).detach())
+    constant = here.detach()
+    assert here.log_prob().requires_grad
+    assert not constant.log_prob().requires_grad
+    assert torch.equal(constant.log_prob(), here.log_prob())
+    kl = constant.kl(here).sum()
+    slopes = torch.autograd.grad(kl, list(head.parameters()), materialize_grads=True)
+    assert float(kl.detach().abs()) < 1e-4
+    assert all(slope.abs().max() < 1e-4 for slope in slopes)
 
 
 def test_bins_decode_to_within_half_a_bin() -> None:

@@ -15,7 +15,7 @@ from vla.model.heads.base import (
     InpaintingHead,
     Likelihood,
 )
-from vla.model.heads.registry import make_head, require_likelihood
+from vla.model.heads.registry import make_head, require_likelihood, require_reparameterised
 from vla.model.points import PointsConfig
 
 
@@ -117,6 +117,22 @@ class Actor(nn.Module):
         """How likely these samples were, given these features."""
         head = require_likelihood(self.head, "reinforcement")
         return head.likelihood(self.head_inputs(features), samples)
+
+    def rsample(
+        self, features: Features, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Random chunks, normalised, and their log density [n, chunk_length]; both with a gradient.
+
+        The density is that of the chunk in [-1, 1], which differs by a constant where
+        `action_bound` is not 1.
+        """
+        head = require_reparameterised(self.head, "rsample")
+        chunk, log_prob = head.rsample(self.head_inputs(features), generator)
+        return chunk * self.action_bound, log_prob
+
+    def keep_in_range(self) -> None:
+        """See `ReparameterisedHead.keep_in_range`."""
+        require_reparameterised(self.head, "rsample").keep_in_range()
 
     def log_std_parameters(self) -> list[nn.Parameter]:
         """See `LikelihoodHead.log_std_parameters`."""

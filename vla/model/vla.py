@@ -152,6 +152,17 @@ class VLA(nn.Module):
             self.config = config
             self.actor = self._make_actor().to(device)
 
+    def extend_head(self, head: HeadConfig) -> None:
+        """Take other settings of the same head that add parts to it; all that it has stays.
+
+        Raises:
+            RuntimeError: they change the shape of what it has.
+        """
+        kept, device = self.actor.state_dict(), next(self.actor.parameters()).device
+        self.config = replace(self.config, head=head)
+        self.actor = self._make_actor().to(device)
+        self.actor.load_state_dict(self.actor.state_dict() | kept)
+
     def average_static_points(self, names: Collection[str] | None) -> None:
         """Average these points over an episode; None for `target` if the model knows it.
 

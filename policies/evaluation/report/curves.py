@@ -104,7 +104,9 @@ def charts(tags: Iterable[str]) -> list[list[str]]:
     "predicted_" and "actual_".
     """
     groups: dict[str, list[str]] = {}
-    for tag in sorted(tags, key=lambda tag: (_rank(tag), tag)):
+    # Both are drawn otherwise: as a plot of calibration, and as a distribution.
+    shown = (tag for tag in tags if not tag.startswith(("calibration/", "advantage/q")))
+    for tag in sorted(shown, key=lambda tag: (_rank(tag), tag)):
         groups.setdefault(re.sub(r"(predicted|actual)_\w+$", "", tag), []).append(tag)
     return list(groups.values())
 

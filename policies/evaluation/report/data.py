@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.evaluation.habits.diagnosis import Diagnosis
 from policies.evaluation.speed import Speed
 from policies.evaluation.statistics import (
     Interval,
@@ -69,6 +70,7 @@ class PolicyResult:
         films: episodes to look at.
         curves: tag → scalar that its run logged.
         distributions: tag → distribution that its run logged.
+        diagnosis: how its run stands; None where it comes from no run.
     """
 
     name: str
@@ -80,6 +82,7 @@ class PolicyResult:
     films: tuple[Film, ...] = ()
     curves: Mapping[str, Curve] = field(default_factory=dict)
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ def to_json(report: Report) -> str:
                 tag: {"steps": list(one.steps), "quantiles": one.quantiles}
                 for tag, one in result.distributions.items()
             },
+            "habits": None if result.diagnosis is None else asdict(result.diagnosis),
         }
         for row, result in zip(table(report), report.results, strict=True)
     ]

@@ -29,6 +29,7 @@ from policies.evaluation.report.formatting import (
     rate,
 )
 from policies.evaluation.report.goals import goals_section
+from policies.evaluation.report.habits import habits_section
 from policies.evaluation.report.training import training_section
 from policies.rollout import Episode
 
@@ -53,13 +54,15 @@ def render(report: Report) -> str:
     rows = table(report)
     sections = [_header(report, rows)]
     if report.results:
-        # In the order a reader asks: who wins, at what cost, where, what it looks like, why.
+        # In the order a reader asks: who wins, at what cost, where, what it looks like, why,
+        # and whether the training was sound.
         sections += [
             _results(report, rows),
             cost_section(rows),
             goals_section(report),
             _states(report),
             _films(report, rows),
+            habits_section(report.results),
             training_section(report.results),
         ]
     sections.append(_repeat(report))

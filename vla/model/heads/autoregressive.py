@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vla.model.heads.base import HeadDims, HeadInputs, Likelihood, LikelihoodHead
@@ -15,7 +16,7 @@ from vla.model.heads.expert import ActionExpert, ExpertConfig
 
 @dataclass(frozen=True)
 class TokenLikelihood(Likelihood):
-    """Of token sequences, shared out over the control steps.
+    """Of token sequences; a part is a token, given those before it.
 
     Attributes:
         logits: float32 [n, t, vocabulary]; -inf where a token could not come.
@@ -29,25 +30,32 @@ class TokenLikelihood(Likelihood):
     share: Tensor
 
     def log_prob(self) -> Tensor:
-        """Log-probability of the tokens, [n, chunk_length]."""
-        log_p = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]  # [n, t]
-        return self.per_step(log_p)
+        """Log-probability of each token, [n, t]."""
+        return self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
 
     def entropy(self) -> Tensor:
-        """Of every token given those before it, [n, chunk_length]."""
+        """Of what each token was drawn from, [n, t]."""
         log_p = self.logits.log_softmax(-1)
-        # -sum p log p over the vocabulary, [n, t]; impossible tokens add 0.
-        return self.per_step(-(log_p.exp() * _finite(log_p)).sum(-1))
+        # -sum p log p over the vocabulary; impossible tokens add 0.
+        return -(log_p.exp() * _finite(log_p)).sum(-1)
 
     def kl(self, reference: TokenLikelihood) -> Tensor:
-        """KL(self || reference) of every token given those before it, [n, chunk_length]."""
+        """KL(self || reference) of each token, [n, t]."""
         # Both distributions rule out the same tokens, so no p > 0 meets a reference of 0.
         log_p, other = self.logits.log_softmax(-1), reference.logits.log_softmax(-1)
-        return self.per_step((log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1))
+        return (log_p.exp() * (_finite(log_p) - _finite(other))).sum(-1)
+
+    def weight(self, executed: Bool[Tensor, "n chunk"]) -> Float[Tensor, "n t"]:
+        """The share of each token in the executed control steps."""
+        return torch.einsum("nh,nth->nt", executed.to(self.share), self.share)
 
     def per_step(self, values: Tensor) -> Tensor:
         """Values of tokens [n, t], shared out over the control steps: [n, chunk_length]."""
         return torch.einsum("nt,nth->nh", values, self.share)
+
+    def at(self, temperature: float) -> TokenLikelihood:
+        """Of tokens drawn with logits divided by a temperature."""
+        return replace(self, logits=self.logits / temperature)
 
 
 def _finite(log_p: Tensor) -> Tensor:
@@ -99,9 +107,15 @@ class Autoregressive(nn.Module):
 
 
 class AutoregressiveHead(LikelihoodHead):
-    """A head whose chunk is a sequence of tokens, each chosen after those before it."""
+    """A head whose chunk is a sequence of tokens, each chosen after those before it.
+
+    Attributes:
+        temperature: of samples and of their likelihood, set while reinforcing: above 1 they vary
+            more than the demonstrations did. Cloning and greedy decisions know none.
+    """
 
     decoder: Autoregressive
+    temperature: float = 1.0
 
     @property
     def length(self) -> int:
@@ -111,6 +125,14 @@ class AutoregressiveHead(LikelihoodHead):
     @abstractmethod
     def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
         """The greedy token int64 [n] after int64 [n, t]; negative where the chunk has ended."""
+
+    @abstractmethod
+    def untempered(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
+        """How likely tokens are at temperature 1, all in one pass."""
+
+    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
+        """Of tokens, at the temperature at which they are drawn."""
+        return self.untempered(inputs, samples).at(self.temperature)
 
     @torch.no_grad()
     def act(self, inputs: HeadInputs) -> Tensor:

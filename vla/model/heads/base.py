@@ -7,7 +7,7 @@ head without one is refused when the algorithm is built, not when it has run for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -103,23 +103,34 @@ class ActionHead(nn.Module, ABC):
         """The chunk to execute, the same one for the same inputs."""
 
 
+@dataclass(frozen=True)
 class Likelihood(ABC):
-    """How likely samples were; every method gives float32 [n, chunk_length], one a control step.
+    """How likely samples were, part by part: a part is a token, or else a control step.
 
-    So a caller can count the executed steps alone.
+    What is computed of a part is float32 [n, parts]; times `weight`, and summed, it is that of the
+    executed control steps alone.
     """
 
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """Log-probability (or its density) of the samples."""
+        """Log-probability (or its density) of the samples, [n, parts]."""
 
     @abstractmethod
     def entropy(self) -> Tensor:
-        """Entropy of what the samples were drawn from."""
+        """Entropy of what the samples were drawn from, [n, parts]."""
 
     @abstractmethod
     def kl(self, reference: Any) -> Tensor:
-        """KL(self || reference), for a likelihood of this kind of the same samples."""
+        """KL(self || reference), for a likelihood of this kind of the same samples, [n, parts]."""
+
+    def weight(self, executed: Bool[Tensor, "n chunk"]) -> Float[Tensor, "n parts"]:
+        """How much of each part belongs to the executed control steps bool [n, chunk_length]."""
+        return executed.float()
+
+    def detach(self) -> Self:
+        """The same, as constants: no gradient reaches what it was computed from."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
 
 
 class LikelihoodHead(ActionHead):
@@ -139,12 +150,29 @@ class LikelihoodHead(ActionHead):
 
     @abstractmethod
     def likelihood(self, inputs: HeadInputs, samples: Tensor) -> Likelihood:
-        """How likely these samples are, given the inputs."""
+        """How likely these samples are, given the inputs; as they were drawn."""
 
     # Kept apart from the other parameters, since exploration is scheduled and not only learned.
     def log_std_parameters(self) -> list[nn.Parameter]:
         """Log standard deviations that reinforcement sets, learns and bounds; none for tokens."""
         return []
+
+
+class ReparameterisedHead(ActionHead):
+    """A head whose random actions are a differentiable function of its parameters and of noise."""
+
+    @abstractmethod
+    def rsample(
+        self, inputs: HeadInputs, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Random chunks [n, chunk_length, action], and their log density a control step [n, k].
+
+        A gradient flows through both.
+        """
+
+    @abstractmethod
+    def keep_in_range(self) -> None:
+        """Bring parameters back into ranges beyond which they have no gradient."""
 
 
 class InpaintingHead(ActionHead):

@@ -123,9 +123,9 @@ class FastHead(AutoregressiveHead):
         Padded steps repeat the last action, which the transform turns into small coefficients.
         """
         tokens = self.tokens(actions)
-        # [n, chunk_length]; the shares of a token add up to 1, so the sum is that of all tokens.
-        log_prob = self.likelihood(inputs, tokens).log_prob()
-        return -log_prob.sum() / (tokens >= 0).sum()
+        comes = tokens >= 0
+        log_prob = self.untempered(inputs, tokens).log_prob()  # [n, t]
+        return -(log_prob * comes).sum() / comes.sum()
 
     def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
         """The likeliest token that fits."""
@@ -138,7 +138,8 @@ class FastHead(AutoregressiveHead):
 
         def draw(tokens: Tensor) -> Tensor:
             logits, left = self._next(inputs, tokens)
-            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            shares = (logits / self.temperature).softmax(-1)
+            token = torch.multinomial(shares, 1, generator=generator)[:, 0]
             return token.masked_fill(left == 0, -1)
 
         return self.generate(inputs, draw)
@@ -172,7 +173,7 @@ class FastHead(AutoregressiveHead):
             rows[row, : len(ids)] = torch.tensor(ids)
         return rows[:, : max(map(len, coded))].to(actions.device)
 
-    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
+    def untempered(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; every control step has an equal part."""
         comes = samples >= 0
         tokens = samples.clamp_min(0)

@@ -8,8 +8,8 @@ marginals, Flow-Noise (Zhang et al. 2025, ReinFlow, arXiv:2505.22094) adds noise
 bounded size. Either way a step is a Gaussian, so the chain of steps has an exact likelihood. As in
 Ren et al. 2024 (DPPO, arXiv:2409.00588, section 4.3) only the last steps need be drawn at random.
 Departures: one level of noise for every dimension and step of the chunk, the drift's time is kept
-above one step, and the greedy chunk starts at the mean of the noise, 0, so that it is the same for
-the same inputs.
+above one step, and the greedy chunk starts at the mean of the noise, 0, or where a network says
+(Wagenmaker et al. 2025, DSRL, arXiv:2506.15799), so that it is the same for the same inputs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from vla.model.heads.base import (
     zero_missing,
 )
 from vla.model.heads.expert import ActionExpert, ExpertConfig
+from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
 from vla.settings import require_numbers
 
 _LATEST = 0.999  # the last time that training draws
@@ -50,6 +51,9 @@ class FlowHeadConfig(HeadConfig):
         random_steps: how many of the last steps are random for reinforcement, and trained by it;
             those before are Euler steps from random noise. Where there are fewer, all.
         log_std_start: log of the noise level where reinforcement does not set another one.
+        steering: width of a network that chooses the noise at which the greedy chunk starts; 0 for
+            none: it starts at the mean of the noise. Reinforcement in the latent noise adds one.
+        steering_bound: largest magnitude of the noise that it chooses.
     """
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
@@ -57,9 +61,16 @@ class FlowHeadConfig(HeadConfig):
     sampler: Literal["sde", "noise"] = "noise"
     random_steps: int = 3
     log_std_start: float = -1.0
+    steering: int = 0
+    steering_bound: float = 1.5
 
     def __post_init__(self) -> None:
-        require_numbers(self, at_least_1=("steps", "random_steps"), any_sign=("log_std_start",))
+        require_numbers(
+            self,
+            at_least_1=("steps", "random_steps"),
+            above_0=("steering_bound",),
+            any_sign=("log_std_start",),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,16 @@ class ChainLikelihood(Likelihood):
         return zero_missing(values, self.action_mask).sum((1, 3))
 
 
+def _make_steering(dims: HeadDims, hidden: int) -> GaussianHead:
+    """A network whose greedy choice is 0, the mean of the noise, until it is trained."""
+    head = GaussianHead(dims, GaussianHeadConfig(hidden))
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return head
+
+
 class FlowHead(LikelihoodHead, InpaintingHead):
     """Noise to chunks; a sample is the chain's end [n, random_steps + 1, chunk_length, action].
 
@@ -123,6 +144,7 @@ class FlowHead(LikelihoodHead, InpaintingHead):
             # softplus(-4) = 0.02, so before training the noise is 2% below its level everywhere.
             nn.init.zeros_(self.noise_scale_head.weight)
             nn.init.constant_(self.noise_scale_head.bias, -4.0)
+        self.steering = _make_steering(dims, config.steering) if config.steering else None
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean squared error of the velocity over unpadded steps, at one random time each."""
@@ -141,8 +163,12 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
 
     def act(self, inputs: HeadInputs) -> Tensor:
-        """Euler steps from the mean of the noise, clipped to [-1, 1]."""
-        return self._flow(inputs, self.start(inputs), self.config.steps).clamp(-1, 1)
+        """Euler steps from `start`, clipped to [-1, 1]."""
+        return self.act_from(inputs, self.start(inputs))
+
+    def act_from(self, inputs: HeadInputs, noise: Tensor) -> Tensor:
+        """The chunk that this noise [n, chunk_length, action] leads to."""
+        return self._flow(inputs, noise, self.config.steps).clamp(-1, 1)
 
     def inpaint(self, inputs: HeadInputs, target: Tensor, weight: Tensor) -> Tensor:
         """Euler steps as in `act`, pulled so that the chunk they lead to meets the target.
@@ -155,7 +181,9 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         return at.clamp(-1, 1)
 
     def start(self, inputs: HeadInputs) -> Tensor:
-        """Where the greedy chunk starts: the mean of the noise, [n, chunk_length, action]."""
+        """Noise at which the greedy chunk starts, [n, chunk_length, action]; see `steering`."""
+        if self.steering is not None:
+            return self.config.steering_bound * self.steering.act(inputs)
         return inputs.vector.new_zeros(inputs.vector.shape[0], *self.shape)
 
     def times(self, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from vla.model.heads.base import (
     HeadInputs,
     Likelihood,
     LikelihoodHead,
+    ReparameterisedHead,
     zero_missing,
 )
 from vla.settings import require_numbers
@@ -75,9 +76,7 @@ class GaussianLikelihood(Likelihood):
         """Log density of `tanh(sample)`, [n, chunk_length], summed over action dimensions."""
         # log p(a) = log N(u) - log(1 - tanh(u)^2) for a = tanh(u): equation 21 of Haarnoja et al.
         gaussian = normal.log_density(self.sample, self.mean, self.log_std)
-        # log(1 - tanh(u)^2), in the form that does not underflow
-        squash = 2.0 * (math.log(2.0) - self.sample - F.softplus(-2.0 * self.sample))
-        return zero_missing(gaussian - squash, self.action_mask).sum(-1)
+        return zero_missing(gaussian - log_squash(self.sample), self.action_mask).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy before squashing, [n, chunk_length]; the squashed one has no closed form."""
@@ -90,7 +89,12 @@ class GaussianLikelihood(Likelihood):
         return zero_missing(each, self.action_mask).sum(-1)
 
 
-class GaussianHead(LikelihoodHead):
+def log_squash(sample: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2) of samples before squashing, in the form that does not underflow."""
+    return 2.0 * (math.log(2.0) - sample - F.softplus(-2.0 * sample))
+
+
+class GaussianHead(LikelihoodHead, ReparameterisedHead):
     """HeadInputs to a squashed Gaussian; a sample is the value before squashing.
 
     Args:
@@ -136,6 +140,24 @@ class GaussianHead(LikelihoodHead):
         mean = self._mean(inputs)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + noise * self._log_std().exp()
+
+    def rsample(
+        self, inputs: HeadInputs, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Squashed samples, 0 at dimensions that the robot does not have."""
+        mean, log_std = self._mean(inputs), self._log_std()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        drawn = mean + noise * log_std.exp()
+        # As `GaussianLikelihood.log_prob`, but (u - m) / s is the noise itself, and has no
+        # gradient: a third of the operations.
+        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_prob = inputs.zero_missing(density - log_squash(drawn)).sum(-1)
+        return inputs.zero_missing(drawn.tanh()), log_prob
+
+    @torch.no_grad()
+    def keep_in_range(self) -> None:
+        """The log standard deviation, between the ends of its range."""
+        self.raw_log_std.clamp_(self.config.log_std_min, self.config.log_std_max)
 
     def actions(self, samples: Tensor) -> Tensor:
         """Squashed samples."""

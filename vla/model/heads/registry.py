@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, LikelihoodHead
+from vla.model.heads.base import (
+    ActionHead,
+    HeadConfig,
+    HeadDims,
+    LikelihoodHead,
+    ReparameterisedHead,
+)
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.fast import FastHead, FastHeadConfig
 from vla.model.heads.flow import FlowHead, FlowHeadConfig
@@ -16,6 +22,10 @@ from vla.model.heads.token import TokenHead, TokenHeadConfig
 
 class NoLikelihoodError(TypeError):
     """An algorithm asked a head for a likelihood that it does not have."""
+
+
+class NotReparameterisedError(TypeError):
+    """An algorithm needs the gradient of actions that a head does not have."""
 
 
 class HeadKind(NamedTuple):
@@ -78,4 +88,19 @@ def require_likelihood(head: ActionHead, algorithm: str) -> LikelihoodHead:
     raise NoLikelihoodError(
         f"{algorithm} needs the likelihood of sampled actions, which {type(head).__name__} does "
         f"not have; clone with one of the heads {', '.join(able)}"
+    )
+
+
+def require_reparameterised(head: ActionHead, algorithm: str) -> ReparameterisedHead:
+    """The head itself, for an algorithm that differentiates through its random actions.
+
+    Raises:
+        NotReparameterisedError: it has none; the message names heads that have.
+    """
+    if isinstance(head, ReparameterisedHead):
+        return head
+    able = [name for name, kind in HEADS.items() if issubclass(kind.head, ReparameterisedHead)]
+    raise NotReparameterisedError(
+        f"{algorithm} needs random actions with a gradient, which {type(head).__name__} does not "
+        f"have; clone with the head {' or '.join(able)}"
     )

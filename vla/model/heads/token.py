@@ -64,7 +64,7 @@ class TokenHead(AutoregressiveHead):
         kept = (~is_pad).float()
         # [n, t]: tokens that are read are noisy, targets are not, so copying the last one costs.
         before = self.tokens(actions + self.config.label_smoothing * torch.randn_like(actions))
-        guess = self.likelihood(inputs, before)
+        guess = self.untempered(inputs, before)
         # [n, chunk_length]: cross-entropy with soft labels, summed over the dimensions of a step.
         total = guess.per_step(-(self._shares(actions) * guess.logits.log_softmax(-1)).sum(-1))
         # [n, chunk_length]: divided by the dimensions that the robot has.
@@ -84,8 +84,8 @@ class TokenHead(AutoregressiveHead):
         """Tokens drawn one after another."""
 
         def draw(tokens: Tensor) -> Tensor:
-            shares = self.decoder.next_logits(inputs, tokens).softmax(-1)
-            token = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            logits = self.decoder.next_logits(inputs, tokens) / self.temperature
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
             return self._zero_if_missing(inputs, token, tokens.shape[1])
 
         return self.generate(inputs, draw)
@@ -113,7 +113,7 @@ class TokenHead(AutoregressiveHead):
         # Beyond [-1, 1] there are no bins: their mass goes to the others in proportion.
         return shares / shares.sum(-1, keepdim=True)
 
-    def likelihood(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
+    def untempered(self, inputs: HeadInputs, samples: Tensor) -> TokenLikelihood:
         """Of tokens, all in one pass; a control step has those of its own numbers."""
         mask = self._token_mask(inputs)
         # Constant where the robot has no dimension, so that it tells later tokens nothing.

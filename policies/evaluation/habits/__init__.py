@@ -1,0 +1,1 @@
+"""The habits of reinforcement learning, judged from what a run logged."""

@@ -1,0 +1,283 @@
+"""A gymnasium environment as a task: what a declaration makes of it, and what it is refused for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from line_task import Line, LineTask, Reacher, changed
+
+from sim.scenes import ScenesConfig, make_scenes
+from sim.tasks.base import TaskDeclarationError
+from sim.tasks.gymnasium_task import RENDERED, GymnasiumTask, Part, whole_observation
+from sim.tasks.registry import TaskChoice, find_task, make_task, member_names, short_name
+from sim.vector import CpuVecEnv
+
+DOCS = Path(__file__).parents[2] / "docs" / "tasks" / "gymnasium.md"
+
+
+LINE = "line_task:LineTask"
+
+
+def test_the_contract_is_what_was_declared() -> None:
+    """Names, units and limits; critics see the whole observation by default."""
+    task = LineTask(24)
+    assert task.spec.action.names == ("dx",)
+    np.testing.assert_allclose((*task.spec.action.low, *task.spec.action.high), (-0.1, 0.1))
+    assert task.spec.proprio.names == ("x",)
+    assert [(c.name, c.width) for c in task.spec.cameras] == [(RENDERED, 24)]
+    assert task.spec.control_rate_hz == 20
+    assert task.privileged_names == ("robot_x_0", "goal_0")
+
+
+def test_it_is_a_vector_environment() -> None:
+    """In worker processes that know the task by where its class stands; the images are its own."""
+    with CpuVecEnv(f"{LINE}@12", 3, 2, image_size=20) as env:
+        assert env.episode_length == 12
+        env.reset(range(3), [0, 1, 2])
+        first, privileged = env.observe()
+        assert first.instructions == ["go to the goal"] * 3
+        torch.testing.assert_close(first.proprio[:, 0], privileged[:, 0])
+        image = first.images[RENDERED]
+        assert image.shape == (3, 20, 20, 3)
+        # The middle of the wide image, so the column is still white.
+        assert (image.amax((1, 2, 3)) > 100).all()
+        for _ in range(12):
+            batch = env.step(env.expert_actions()[:, None])
+        assert batch.success.all()
+        assert batch.truncated.all()
+        assert not batch.terminated.any()
+        assert (batch.observation.images[RENDERED] != image).any()
+
+
+def test_an_end_inside_the_task_ends_the_episode() -> None:
+    """Within a chunk; then nothing is executed until the reset."""
+    with CpuVecEnv(LINE, 2, 1, render=False) as env:
+        env.reset([0, 1], [0, 1])
+        chunk = torch.stack([torch.full((25, 1), 0.1), torch.zeros(25, 1)])
+        batch = env.step(chunk)
+        assert batch.terminated.tolist() == [True, False]
+        assert not batch.truncated.any()
+        executed = int(batch.valid[0].sum())
+        assert 5 < executed < 15
+        assert batch.valid[0, :executed].all()
+        assert batch.observation.proprio[0, 0] > 1
+        again = env.step(chunk)
+        assert not again.valid[0].any()
+        assert again.terminated.tolist() == [True, False]
+        assert again.truncated.tolist() == [False, True]
+        env.reset([0], [0])
+        assert env.step(chunk[:, :1]).valid.tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"success_key": "done"}, r"success is not in info\['done'\], which has \['success'\]"),
+        ({"make_env": lambda self: Line(np.inf)}, r"\['dx'\] have no limits.*action_limits"),
+        ({"action_names": ("dx", "dy")}, "2 action_names, 1 action_units and 1 action_limits for"),
+        ({"camera_list": ("front",)}, "no camera 'front', since the environment has no MuJoCo"),
+        ({"proprio_parts": (Part(("x",), ("m",), "arm"),)}, r"key 'arm'.*\['robot/x', 'goal'\]"),
+        ({"proprio_parts": (Part(("x", "y"), ("m", "m"), "goal"),)}, "2 numbers.*which has 1"),
+        ({"templates": {"train": ("go",)}}, r"no instruction for \['heldout'\]"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_its_mend(
+    changes: dict[str, Any], message: str
+) -> None:
+    """Before anything is recorded; success as soon as it is asked for."""
+
+    def play() -> None:
+        task = changed(**changes)(16)
+        data = task.make_data()
+        episode = task.reset(data, 0)
+        task.step(data, episode, np.zeros(1, np.float32))
+        task.is_success(data, episode)
+
+    with pytest.raises(TaskDeclarationError, match=message):
+        play()
+
+
+def test_what_is_not_declared_is_named() -> None:
+    """All of it at once."""
+
+    class Nothing(GymnasiumTask):
+        name = "Nothing"
+        env_id = "Reacher-v5"
+
+    with pytest.raises(
+        TaskDeclarationError, match=r"robot.*templates.*action_names.*proprio_parts"
+    ):
+        Nothing()
+
+
+def test_a_discrete_action_space_is_refused() -> None:
+    """A policy's actions are numbers."""
+
+    class Buttons(Line):
+        def __init__(self):
+            super().__init__()
+            self.action_space = gymnasium.spaces.Discrete(3)
+
+    with pytest.raises(TaskDeclarationError, match="wrap the environment so that it takes a Box"):
+        changed(make_env=lambda self: Buttons())(16)
+
+
+def test_a_shorter_time_limit_of_the_environment_is_refused() -> None:
+    """It would end episodes that learners take for unfinished."""
+    limited = changed(make_env=lambda self: gymnasium.wrappers.TimeLimit(Line(), 5))
+    task = limited(16)
+    data = task.make_data()
+    episode = task.reset(data, 0)
+    for _ in range(4):
+        task.step(data, episode, np.zeros(1, np.float32))
+    with pytest.raises(TaskDeclarationError, match="after 5 steps, but episode_length is 30"):
+        task.step(data, episode, np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.tasks:Mine", "no module 'nowhere'; install its package, or call the command"),
+        ("line_task:Line", "no class derived from sim.tasks.base.Task"),
+        ("line_task:Nothing", "no class derived"),
+        ("sim.tasks.base:Task", "the class lacks .*is_success"),
+        ("FetchPush@soon", "the number of control steps, as in @100"),
+        ("FetchPush@0", "the number of control steps"),
+        ("FetchPush/left", "valid names: FetchPush"),
+        ("MetaWorld/juggle", "MetaWorld/MT10"),
+        ("MetaWorld", "MetaWorld/MT10"),
+        ("FetchNothing", "valid names:.*MetaWorld/.*my_package.my_task:MyTask"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_what_is_valid(name: str, message: str) -> None:
+    """Modules, classes, variants and lengths."""
+    with pytest.raises(ValueError, match=message):
+        find_task(name)
+
+
+def test_names_of_suites_lengths_and_folders() -> None:
+    """A suite stands for its tasks, each with the length that was asked for."""
+    assert member_names("FetchPush@20") == ("FetchPush@20",)
+    assert member_names("MetaWorld/ML45-test@100")[0] == "MetaWorld/bin-picking@100"
+    assert len(member_names("MetaWorld/MT50")) == 50
+    assert short_name("my_package.my_task:MyTask@20") == "MyTask@20"
+    assert make_task("FetchReach@20").episode_length == 20
+    assert find_task("FetchReach") == TaskChoice("FetchReach", find_task("FetchReach").task)
+
+
+def test_every_number_of_an_observation_has_a_name() -> None:
+    """Nested dictionaries, arrays of any shape, and plain arrays."""
+    parts = whole_observation({"a": {"b": np.zeros((2, 2))}, "c": np.zeros(1)})
+    names = [name for part in parts for name in part.names]
+    assert names == ["a_b_0", "a_b_1", "a_b_2", "a_b_3", "c_0"]
+    assert whole_observation(np.zeros(2))[0].names == ("observation_0", "observation_1")
+
+
+def test_cameras_that_the_model_lacks_are_refused_with_those_it_has() -> None:
+    """Of a MuJoCo environment."""
+
+    class Wrong(Reacher):
+        camera_list = (*Reacher.camera_list, "front")
+
+    with pytest.raises(TaskDeclarationError, match=r"no camera 'front'; it has \[.*view="):
+        Wrong()
+
+
+@pytest.mark.render
+def test_the_environments_own_images_and_ours_do_not_disturb_each_other() -> None:
+    """Both libraries have a GL context in one process."""
+
+    class Both(Reacher):
+        camera_list = (*Reacher.camera_list, RENDERED)
+
+    task = Both(48)
+    data = task.make_data()
+    episode = task.reset(data, 0)
+    # Before we draw the same model in another size, without shadows.
+    theirs = data.env.render()
+    alone, both = (task.make_renderer(names, 48) for names in (["top"], ["top", RENDERED]))
+    other = task.make_data()
+    task.reset(other, 0)
+    first = both.images(data)[RENDERED]
+    assert first.std() > 5
+    # 480 pixels, cut and scaled: each 10 x 10 of theirs is one of ours.
+    blocks = theirs.reshape(480, -1, 3)[:, :480].reshape(48, 10, 48, 10, 3).mean((1, 3))
+    assert np.abs(first - blocks).max() <= 1
+    np.testing.assert_array_equal(both.images(other)[RENDERED], first)
+    np.testing.assert_array_equal(both.images(data)[RENDERED], first)
+    for _ in range(3):
+        task.step(data, episode, np.ones(2, np.float32))
+        images = both.images(data)
+        np.testing.assert_array_equal(alone.images(data)["top"], images["top"])
+        assert images[RENDERED].std() > 5
+    alone.close()
+    both.close()
+
+
+@pytest.mark.render
+def test_a_mujoco_environment_with_points_is_grounded(tmp_path: Path) -> None:
+    """What its words name lies in the images where its points are projected."""
+    config = ScenesConfig(("line_task:Reacher",), 20, tmp_path, image_size=64, workers=1)
+    [scenes] = make_scenes(config)
+    assert (tmp_path / "Reacher" / "scenes.json").is_file()
+    for image, points in zip(scenes.images[:, 0], scenes.image_points[:, :, 0], strict=True):
+        red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+        ys, xs = np.nonzero((red > 2 * green) & (red > 2 * blue))
+        x, y = points[scenes.phrases.index("target")]
+        if len(xs) > 5:  # not under the arm
+            away = np.abs([xs.mean() + 0.5 - 32 * (x + 1), ys.mean() + 0.5 - 32 * (y + 1)])
+            assert away.max() < 2
+    with pytest.raises(TaskDeclarationError, match="LineTask cannot be grounded: define points"):
+        make_scenes(ScenesConfig((LINE,), 10, tmp_path, workers=1))
+
+
+@pytest.fixture
+def worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of the documentation in the folder that a command is called from."""
+    [text] = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "my_reacher.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    # Restored afterwards: `find_task` adds the present folder.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return "my_reacher:MyReacher"
+
+
+@pytest.mark.render
+def test_the_worked_example_is_sound_and_collected(
+    worked_example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the commands that the documentation names."""
+    from scripts import cli
+
+    assert cli.main(["doctor", "--task", worked_example]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"expert reaches it in (8|9|10) of 10 episodes", said)
+    assert "an equal seed is an equal episode" in said
+    words = ["collect", "--task", worked_example, "--episodes", "2", "--image-size", "32"]
+    assert cli.main([*words, "--workers", "1"]) == 0
+    assert Path("data/MyReacher/meta/info.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.render
+def test_the_worked_example_is_cloned_refined_and_evaluated(worked_example: str) -> None:
+    """The rest of the way, small: nothing on it knows the task but by its name."""
+    from scripts import cli
+
+    few = ["--task", worked_example]
+    assert cli.main(["collect", *few, "--episodes", "4", "--workers", "1"]) == 0
+    small = ["--updates", "4", "--batch", "8", "--evaluate-every", "4", "--perception", "trained"]
+    assert cli.main(["pretrain", *few, *small, "--selection-episodes", "2"]) == 0
+    little = ["--iterations", "1", "--episodes", "4", "--selection-episodes", "2"]
+    assert cli.main(["refine", *few, *little, "--num-envs", "2"]) == 0
+    refined = "refined=runs/MyReacher/refined/best"
+    words = ["evaluate", *few, "--policies", "expert", refined, "--episodes", "2"]
+    assert cli.main([*words, "--films", "1", "--num-workers", "1"]) == 0
+    assert (Path("runs") / "report" / "report.html").is_file()
