@@ -41,5 +41,5 @@ def test_demonstrations_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_algorithm_is_answered_with_all_there_are() -> None:
     """On-policy and off-policy."""
-    with pytest.raises(ValueError, match="no algorithm 'td4'; valid: ppo, a2c, .*sac, dsrl"):
+    with pytest.raises(ValueError, match=r"no algorithm 'td4'; valid: ppo, a2c, .*sac, dsrl"):
         main(RefineConfig(algorithm="td4"))
