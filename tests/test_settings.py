@@ -22,6 +22,8 @@ ANY_SIGN = {
     "log_std_min",
     "log_std_start",
     "noise_exponent",
+    "step_reward",
+    "target_entropy",
 }
 # Made in the code alone, by no flag.
 NO_FLAGS = {"SceneConfig", "WorkerConfig"}

@@ -108,7 +108,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     """Before anything is trained."""
     with pytest.raises(ValueError, match="images of 24 px give 0 positions a side"):
         ConvTower(24, 2, 16)
-    with pytest.raises(ValueError, match="sees square images, image_size_px is .48, 64."):
+    with pytest.raises(ValueError, match=r"sees square images, image_size_px is .48, 64."):
         scratch_policy(
             {"arm": Embodiment(ARM, measure(ARM))},
             WORDS,
