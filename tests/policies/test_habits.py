@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from point_env import PointVecEnv
@@ -17,15 +18,17 @@ from policies.evaluation.habits.diagnosis import HABITS, Diagnosis, diagnose, di
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.evaluation.habits.verdict import Finding, Verdict, worst
 from policies.evaluation.proxy import parted
+from policies.reinforcement.diagnostics import describe_actions
 from policies.reinforcement.experience import Batch
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.reinforce import ReinforceConfig
 from policies.reinforcement.state_policy import NoMemory, StatePolicy
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
-from policies.rollout import Transition
+from policies.rollout import Episode, Episodes, Transition
 from policies.run_folder import RunFolder
 from scripts.cli import main as vla
-from vla.contract import ObservationBatch, StepBatch
+from scripts.doctor import DoctorConfig
+from vla.contract import ObservationBatch, StepBatch, VectorSpec
 from vla.model.features import Features
 from vla.model.heads.gaussian import GaussianHeadConfig
 
@@ -307,10 +310,10 @@ def test_doctor_refuses_what_is_no_run(
     assert message in capsys.readouterr().err
 
 
-def test_doctor_checks_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_checks_one_thing_at_a_time() -> None:
     """A task and a run together are refused."""
-    assert vla(["doctor", "--task", "FetchPush", "--run", "runs"]) == 2
-    assert "give one of them" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--task and --run check different things"):
+        DoctorConfig(task="FetchPush", run=Path("runs"))
 
 
 def test_doctor_prints_every_habit(
@@ -326,6 +329,19 @@ def test_doctor_prints_every_habit(
     printed = capsys.readouterr().out
     assert "wrong: KL" in printed
     assert "try: a smaller learning_rate" in printed
+
+
+def test_actions_are_measured_by_their_limits() -> None:
+    """By hand: of two dimensions one has limits, in units of its own."""
+    chosen = np.array([[0.0, 5.0], [2.0, -7.0], [1.0, 0.0], [1.0, 1.0]], np.float32)
+    nothing = np.zeros(4, np.float32)
+    episode = Episode(0, "", chosen, nothing, nothing.astype(bool), False, True)
+    action = VectorSpec(("a", "b"), ("m", "m"), (0.0, -np.inf), (2.0, np.inf))
+    metrics = describe_actions(Episodes((episode,)), action)
+    assert metrics["collect/action_at_limit"] == 0.5
+    assert metrics["collect/action_rms"] == pytest.approx(0.5**0.5)
+    free = VectorSpec(("a", "b"), ("m", "m"), (-np.inf,) * 2, (np.inf,) * 2)
+    assert describe_actions(Episodes((episode,)), free) == {}
 
 
 # Single checks at their thresholds

@@ -86,7 +86,8 @@ def _scale(off: float, reason: str) -> Finding:
 def _warmup(run: RunMetrics) -> Iterator[Finding]:
     """Collections of one policy must agree."""
     steps = run.series.get("policy/gradient_steps", {})
-    first = min(steps, default=math.inf)
+    # Off-policy methods learn while they collect: none of their collections is of one policy.
+    first = min(steps, default=0)
     success = run.series.get("collect/success_end", {})
     # The iteration of the first update still collected with the policy of the start.
     fixed = [value for step, value in sorted(success.items()) if step <= first]
