@@ -16,6 +16,7 @@ from vla.settings import require_numbers
 # What these take has no lower end.
 ANY_SIGN = {
     "layer",
+    "log_std",
     "log_std_end",
     "log_std_max",
     "log_std_min",
