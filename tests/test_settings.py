@@ -17,6 +17,7 @@ from vla.settings import require_numbers
 ANY_SIGN = {
     "center_m",
     "layer",
+    "log_std",
     "log_std_end",
     "log_std_max",
     "log_std_min",

@@ -41,7 +41,8 @@ class DPOConfig:
         beta: weight of the log-ratios: the larger, the closer the policy stays to the reference.
         level: "trajectory" sums the log-ratios of an episode, "chunk" compares each chunk.
         minibatch_size: pairs a gradient step, roughly.
-        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
+        learning_rate: of Adam; small, since nothing but it and beta bounds how far the policy
+            moves from the pairs that were collected.
         log_std_learning_rate: of the exploration; 0 leaves it as it was in the collection.
         max_grad_norm: gradients are clipped to this norm.
         heldout_fraction: share of the initial states whose pairs only measure.
@@ -49,15 +50,15 @@ class DPOConfig:
         seed: of everything random.
     """
 
-    epochs: int = 20
+    epochs: int = 6
     beta: float = 0.1
     level: Literal["trajectory", "chunk"] = "trajectory"
     minibatch_size: int = 32
-    learning_rate: float | None = None
+    learning_rate: float = 2e-5
     log_std_learning_rate: float = 0.0
     max_grad_norm: float = 0.5
     heldout_fraction: float = 0.1
-    evaluate_every: int = 5
+    evaluate_every: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
