@@ -203,7 +203,7 @@ def test_the_critic_learns_alone_at_first(tmp_path: Path) -> None:
 def test_a_critic_can_see_what_the_actor_sees(tmp_path: Path) -> None:
     """Also of the observation in which an episode ended, from a memory that does not go on."""
     policy = vla_policy(GaussianHeadConfig(32))
-    policy.model.config = replace(policy.model.config, static_points=("target",))
+    policy.model.average_static_points(["target"])
     env = PointVecEnv(2, episode_length=3)  # one chunk
     trainer = make_trainer(tmp_path, policy=policy, env=env, critic="features")
     generator = torch.Generator().manual_seed(0)
