@@ -28,6 +28,7 @@ from sim.tasks.base import Phrasing
 from sim.tasks.registry import find_task, groundable_names, make_task
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
+from vla.model.points import PointsConfig, PointSpec
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.embodiments import Embodiment
@@ -47,6 +48,14 @@ PATHS: Mapping[Phrasing, tuple[str, ...]] = {
 }
 # Put before a prompt, so that the model does not rely on its first words.
 OPENINGS = ("", "please ", "now ", "go and ", "with care ", "first of all ", "robot ")
+# What the actor of these tasks reads: centimetres around Fetch's table, and at contact millimetres.
+POINTS = PointsConfig(
+    (PointSpec("gripper"), PointSpec("object"), PointSpec("target")),
+    center_m=(1.3, 0.75, 0.5),
+    scale_m=0.2,
+    relative=(("gripper", "object"), ("object", "target")),
+    relative_gain=16.0,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class GroundConfig:
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    model: VLAConfig = field(default_factory=VLAConfig)
+    model: VLAConfig = field(default_factory=lambda: VLAConfig(points=POINTS))
     training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
 
     def __post_init__(self) -> None:
@@ -164,7 +173,8 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     image_tokens = config.embedded.image_tokens(config.image_size)
     conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
     processor = Processor(spec, statistics, tokenizer, conversions)
-    backbone = embedded_backbone(config.embedded, tokenizer, config.image_size)
+    readouts = len(config.model.points) + 1
+    backbone = embedded_backbone(config.embedded, tokenizer, config.image_size, readouts)
     return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
 
 

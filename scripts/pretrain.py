@@ -22,15 +22,25 @@ from sim.seeds import SELECTION
 from sim.tasks.registry import short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
-from vla.checkpoint.initialisation import GROUNDED, encode_chunks, load_start, start_policy
+from vla.checkpoint.initialisation import (
+    GROUNDED,
+    default_head,
+    encode_chunks,
+    load_start,
+    scratch_policy,
+    start_policy,
+)
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
+from vla.model.embedded import EmbeddedConfig
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.processor import ProcessorConfig
 from vla.settings import require_numbers
+
+_SCRATCH_READOUT = 64  # of a model that has no points to act by
 
 
 @dataclass(frozen=True)
@@ -53,14 +63,19 @@ class PretrainConfig:
         cameras: names of the cameras that are used; by default all, which have to be RGB: an
             infrared or depth camera is left out by naming the others.
         tolerance_s: seconds by which a frame's time may differ from that of its video image.
-        start: checkpoint whose vision-language model and pointer are used.
+        start: checkpoint whose vision-language model and pointer are used; "scratch" makes a new
+            small model for the data's own robots, without points, which learns to see from the
+            demonstrations alone.
+        embedded: sizes of the model that "scratch" makes.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
         backbone: how `vlm` is used.
-        conversions: how observations and actions are converted for `vlm`.
+        conversions: how observations and actions are converted for `vlm` and "scratch".
         head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
             off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
-            `gaussian:help` shows them all. A start with another head gets an untrained one.
+            `gaussian:help` shows them all. A start with another head gets an untrained one. None
+            takes gaussian for a model that knows points, and l1, which attends to the whole prompt,
+            for one that does not.
         chunk_length: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
@@ -83,11 +98,12 @@ class PretrainConfig:
     cameras: tuple[str, ...] = ()
     tolerance_s: float = TOLERANCE_S
     # The checkpoint that ships with the package.
-    start: Path = GROUNDED
+    start: Literal["scratch"] | Path = GROUNDED
+    embedded: EmbeddedConfig = field(default_factory=lambda: EmbeddedConfig(grid=2, text_layers=2))
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     conversions: ProcessorConfig = field(default_factory=ProcessorConfig)
-    head: str = "gaussian"
+    head: str | None = None
     chunk_length: int = 5
     out: Path | None = None
     device: Literal["cpu", "cuda"] = "cpu"
@@ -154,7 +170,8 @@ def _origin(config: PretrainConfig) -> dict[str, Any]:
     """What decides the result beside the policy, the demonstrations and the training."""
     kept = ("task", "weights", "embodiments", "episodes", "without", "backbone", "conversions")
     # By content: a start that was trained anew is another one, one that was moved is not.
-    start = fingerprint(config.start) if config.vlm is None else config.vlm
+    start = fingerprint(config.start) if isinstance(config.start, Path) else config.start
+    start = start if config.vlm is None else config.vlm
     return {
         "command": "pretrain",
         "start": start,
@@ -164,21 +181,30 @@ def _origin(config: PretrainConfig) -> dict[str, Any]:
 
 def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
     """What is trained, and how."""
-    head = read_head(config.head)
-    if config.vlm is None:
+    head = None if config.head is None else read_head(config.head)
+    robots = data.embodiments()
+    if config.vlm is None and isinstance(config.start, Path):
         start = load_start(config.start, config.device)
         # A frozen perception cannot adapt to another view; refused before minutes of cloning.
         if config.training.perception == "frozen":
             _require_known_cameras(start, data)
-        robots, chunks = data.embodiments(), data.chunks()
-        return start_policy(start, robots, data.instructions, chunks, head), config.training
+        return start_policy(start, robots, data.chunks(), head), config.training
+    # Neither has been grounded: frozen, it would give the head nothing to act by.
     made = VLAConfig(config.chunk_length)
-    policy = vlm_policy(config.vlm, config.backbone, data.embodiments(), made, config.conversions)
+    if config.vlm is None:
+        made = replace(made, readout_dim=_SCRATCH_READOUT)
+        training = config.training.from_scratch()
+        policy = scratch_policy(
+            robots, data.instructions, config.embedded, made, config.conversions
+        )
+    else:
+        training = replace(config.training, perception="trained")
+        policy = vlm_policy(config.vlm, config.backbone, robots, made, config.conversions)
     policy.model.to(config.device)
     # Tokenised action heads fit their codes to the demonstrations' chunks, hence only now.
-    policy.model.replace_actor(encode_chunks(policy.embodiments, data.chunks()), head)
-    # A pretrained model has not been grounded: frozen, it would give the head no positions.
-    return policy, replace(config.training, perception="trained")
+    chunks = encode_chunks(policy.embodiments, data.chunks())
+    policy.model.replace_actor(chunks, head or default_head(made.points))
+    return policy, training
 
 
 def read_head(text: str) -> HeadConfig:

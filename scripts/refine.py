@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,12 @@ from policies.preferences.learned_reward import load_reward, reward_fingerprint
 from policies.reinforcement.off_policy import OFF_POLICY, OffPolicyTrainer
 from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.rewards import make_reward
 from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
+from scripts.curricula import make_curriculum
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
@@ -37,8 +38,6 @@ class RefineConfig:
         algorithm: ppo, a2c, reinforce, trpo, grpo, rloo, or, off-policy, sac or dsrl; and settings
             of it that are off their defaults: `ppo:clip_range=0.2,epochs=5`; `ppo:help` shows them
             all.
-        reward: learn from a reward model in the place of the task's own reward: `model:FOLDER`, the
-            folder that `vla reward` wrote. Success still chooses the checkpoint.
         clone: checkpoint to start from; by default `runs/<task>/clone/best`.
         embodiment: which robot of a clone for several; by default the one that fits the task.
         demonstrations: recorded folder, episodes of which lie in the replay buffer of sac; none by
@@ -51,6 +50,11 @@ class RefineConfig:
             reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
+        reward: learn from this one in place of the task's own, which is 1 at each successful step:
+            distance, motion, which is flawed on purpose, or `model:FOLDER`, the folder of a reward
+            model that `vla reward` wrote. Success is watched beside it, and chooses the checkpoint.
+        curriculum: choose start states (frontier) or how near is good enough (radius) by success so
+            far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.
         training: what is the same for every algorithm; off-policy ones have no separate epochs,
             schedule or exploration of their own there.
@@ -58,7 +62,6 @@ class RefineConfig:
 
     task: str = "FetchPush"
     algorithm: str = "ppo"
-    reward: str | None = None
     clone: Path | None = None
     embodiment: str | None = None
     demonstrations: Path | None = None
@@ -66,13 +69,15 @@ class RefineConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 200
+    reward: str | None = None
+    curriculum: str | None = None
     stop_at: float | None = None
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
-        if self.reward is not None and not re.fullmatch("model:.+", self.reward):
-            raise ValueError(f"reward is model:FOLDER, as `vla reward` wrote it, got {self.reward}")
+        if self.reward and (self.curriculum or "").partition(":")[0] == "radius":
+            raise ValueError("--reward and --curriculum radius both say what is learned from")
 
 
 def main(config: RefineConfig) -> int:
@@ -84,15 +89,19 @@ def main(config: RefineConfig) -> int:
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_recorded(config, isinstance(method, SACConfig))
-    if config.reward is not None and isinstance(method, SACConfig):
-        raise ValueError(
-            f"--reward is learned from by the on-policy algorithms alone: {', '.join(ALGORITHMS)}"
-        )
+    task = make_task(config.task)
+    model = _reward_model(config.reward)
+    reward = None
+    if config.reward is not None and model is None:
+        reward = make_reward(config.reward, task.privileged_names)
+    curriculum = None
+    if config.curriculum is not None:
+        curriculum = make_curriculum(config.curriculum, config.task, training)
     clone = config.clone or runs / "clone" / "best"
     origin = {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
-    if model := _reward_folder(config):
-        origin["reward"] = reward_fingerprint(model)
-    policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
+    if config.reward is not None:
+        origin["reward"] = reward_fingerprint(model) if model else config.reward
+    policy = load_policy(clone, config.device, config.embodiment or task.spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
@@ -118,8 +127,10 @@ def main(config: RefineConfig) -> int:
                 policy, env, shared, method, folder, seeds, config.demonstrations
             )
         else:
-            reward = load_reward(model, config.task, policy, env) if model else None
-            trainer = OnPolicyTrainer(policy, env, training, method, folder, seeds, reward)
+            reward = load_reward(model, config.task, policy, env) if model else reward
+            trainer = OnPolicyTrainer(
+                policy, env, training, method, folder, seeds, reward, curriculum
+            )
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
     print(
@@ -129,8 +140,10 @@ def main(config: RefineConfig) -> int:
     return 0
 
 
-def _reward_folder(config: RefineConfig) -> Path | None:
-    return Path(config.reward.removeprefix("model:")) if config.reward else None
+def _reward_model(reward: str | None) -> Path | None:
+    """The folder of a fitted reward model, where one is named."""
+    kind, _, folder = (reward or "").partition(":")
+    return Path(folder) if kind == "model" and folder else None
 
 
 def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
@@ -142,7 +155,9 @@ def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
     training, default = config.training, OnPolicyConfig()
     shared = [field.name for field in fields(RefinementConfig)]
     rest = [field.name for field in fields(OnPolicyConfig) if field.name not in shared]
-    if off := [name for name in rest if getattr(training, name) != getattr(default, name)]:
+    off = [name for name in rest if getattr(training, name) != getattr(default, name)]
+    off += [name for name in ("reward", "curriculum") if getattr(config, name) is not None]
+    if off:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in off)
         name = config.algorithm.partition(":")[0]
         raise ValueError(

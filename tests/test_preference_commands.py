@@ -200,7 +200,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["refine", "--reward", "dense"], "reward is model:FOLDER"),
+        (["refine", "--reward", "dense"], "no reward .dense.; valid: distance, motion, model"),
         (["compare", "--label-noise", "0.5"], "label_noise must be at least 0 and at most 0.49"),
         (["compare", "--export", "a.csv"], "export ends in .json or .parquet"),
         (["dagger", "--teacher", "zero"], "no teacher 'zero'; valid: expert, planner:cem"),

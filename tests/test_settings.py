@@ -15,6 +15,7 @@ from vla.settings import require_numbers
 
 # What these take has no lower end.
 ANY_SIGN = {
+    "center_m",
     "layer",
     "log_std",
     "log_std_end",
@@ -22,7 +23,8 @@ ANY_SIGN = {
     "log_std_min",
     "log_std_start",
     "noise_exponent",
-    "point_center_m",
+    "step_reward",
+    "target_entropy",
 }
 # Made in the code alone, by no flag.
 NO_FLAGS = {"SceneConfig", "WorkerConfig"}

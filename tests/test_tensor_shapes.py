@@ -95,13 +95,13 @@ def test_compilers_see_the_plain_function(module: ModuleType) -> None:
 
 def test_the_modules_of_the_packages_are_checked() -> None:
     """The hook of conftest.py reached them: hidden states of a wrong width are refused."""
-    from vla.model.backbone import READOUTS, Hidden
+    from vla.model.backbone import Hidden
 
     images, prompt = torch.zeros(1, 3, 9, 8), torch.zeros(1, 4, 8)
     mask = torch.ones(1, 4, dtype=torch.bool)
-    Hidden(images, torch.zeros(1, READOUTS, 8), prompt, mask)
+    Hidden(images, torch.zeros(1, 4, 8), prompt, mask)
     with pytest.raises(TypeCheckError, match="readout"):
-        Hidden(images, torch.zeros(1, READOUTS, 7), prompt, mask)
+        Hidden(images, torch.zeros(1, 4, 7), prompt, mask)
 
 
 def test_a_late_hook_is_refused() -> None:

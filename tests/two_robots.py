@@ -11,6 +11,7 @@ import torch
 
 from vla.contract import CameraSpec, ObservationBatch, RobotSpec, VectorSpec
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
+from vla.model.points import PointsConfig, PointSpec
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
@@ -62,7 +63,18 @@ def observe(spec: RobotSpec, count: int = 3, seed: int = 0) -> ObservationBatch:
     )
 
 
-def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
+POINTS = PointsConfig(
+    (PointSpec("gripper"), PointSpec("object"), PointSpec("target")),
+    center_m=(1.3, 0.75, 0.5),
+    scale_m=0.2,
+    relative=(("gripper", "object"), ("object", "target")),
+    relative_gain=16.0,
+)
+
+
+def tiny_policy(
+    *specs: RobotSpec, chunk_length: int = 3, points: PointsConfig = POINTS
+) -> VLAPolicy:
     """An untrained model of a few thousand weights for these robots, in control of the first."""
     torch.manual_seed(0)
     embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6)
@@ -75,8 +87,8 @@ def tiny_policy(*specs: RobotSpec, chunk_length: int = 3) -> VLAPolicy:
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
     embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
-    backbone = embedded_backbone(embedded, tokenizer, SIZE)
-    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(chunk_length))
+    backbone = embedded_backbone(embedded, tokenizer, SIZE, len(points) + 1)
+    model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(chunk_length, points=points))
     return VLAPolicy(model, embodiments, name)
 
 

@@ -108,7 +108,7 @@ class VLAPolicy:
 
     def initial_state(self, rows: int) -> PolicyState:
         """The memory of this many robots whose episodes begin."""
-        return PolicyState.initial(rows, len(self.model.config.static_points), self.device)
+        return PolicyState.initial(rows, len(self.model.config.points.static), self.device)
 
     @torch.no_grad()
     def features(
@@ -276,7 +276,8 @@ def vlm_policy(
     size_px = common_size_px(specs, processor)
     # Sizes are those of the largest robot: the others are padded up to it.
     cameras = max(processor.camera_slots or 0, *(len(spec.cameras) for spec in specs))
-    start = load_pretrained(name, backbone, cameras, size_px, processor.max_text_tokens)
+    readouts = len(model.points) + 1
+    start = load_pretrained(name, backbone, cameras, size_px, processor.max_text_tokens, readouts)
     config = replace(
         fit_sizes(processor, specs),
         image_tokens_per_camera=start.image_tokens,

@@ -24,7 +24,7 @@ from policies.grounding.grounding_set import GroundingSet, Prompt, observe
 from policies.grounding.vqa_sampler import VqaSampler
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
-from vla.model.pointer import POINTS
+from vla.model.pointer import Pointing
 from vla.model.vla import VLA
 from vla.model.vqa import answer_loss
 from vla.policy import VLAPolicy
@@ -81,8 +81,8 @@ class PointingBatch:
 
     Attributes:
         inputs: of n frames with a prompt each.
-        world: float32 [n, POINTS, 3], in the model's units.
-        image_points: float32 [n, POINTS, cameras, 2], NaN outside.
+        world: float32 [n, points, 3], in the model's units.
+        image_points: float32 [n, points, cameras, 2], NaN outside.
     """
 
     inputs: ModelInputs
@@ -141,15 +141,15 @@ class GroundingSampler:
         texts = [prompt.text for prompt in prompts]
         spec = self._processor.spec
         observation = observe(spec, source.images[rows], source.proprio[rows], texts)
-        # [n, POINTS] columns of `points`: gripper, object, target
+        config = self._model_config.points
+        # [n, points], columns of `source.points`
         column = source.phrases.index
-        asked = np.array([[column("gripper"), column(p.object), column(p.target)] for p in prompts])
-        # [n, POINTS, 3], world, metres
+        asked = np.array([[column(p.phrase(name)) for name in config.names] for p in prompts])
+        # [n, points, 3], world, metres
         points = torch.from_numpy(source.points[rows[:, None], asked])
-        config = self._model_config
         # To the model's units, in which positions are of order 1.
-        scaled = (points - torch.tensor(config.point_center_m)) / config.point_scale_m
-        # [n, POINTS, cameras, 2]
+        scaled = (points - torch.tensor(config.center_m)) / config.scale_m
+        # [n, points, cameras, 2]
         image_points = torch.from_numpy(source.image_points[rows[:, None], asked])
         inputs = self._processor.encode_observation(observation)
         return PointingBatch(inputs, scaled.float(), image_points)
@@ -164,6 +164,9 @@ class Grounder:
         sets: scenes and questions.
         config: how to train.
         folder: where checkpoints `step_<n>`, `grounded` and metrics go.
+
+    Raises:
+        ValueError: the model knows no points.
     """
 
     def __init__(
@@ -173,6 +176,10 @@ class Grounder:
         config: GroundingConfig,
         folder: RunFolder,
     ):
+        if policy.model.pointer is None:
+            raise ValueError(
+                "a model without points cannot learn to point: name them in its points"
+            )
         self.policy, self.config, self.folder = policy, config, folder
         self.update = 0
         self._sets = sets
@@ -240,7 +247,7 @@ class Grounder:
         model, device = self.policy.model.train(), self.policy.device
         asked = self._sampler.train(self._rng, self.config.batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-            pointing, _ = self.policy.network.point(asked.inputs.to(device))
+            pointing = self._point(asked.inputs.to(device))
         # In float32, outside autocast. Points outside of an image count in the world alone.
         loss = pointing.loss(asked.world.to(device), asked.image_points.to(device))
         if self.config.questions:
@@ -256,6 +263,11 @@ class Grounder:
         optimizer_step(self._optimizer, loss, _MAX_GRAD_NORM)
         return float(loss.detach())
 
+    def _point(self, inputs: ModelInputs) -> Pointing:
+        pointing, _ = self.policy.network.point(inputs)
+        assert pointing is not None, "checked at the beginning"
+        return pointing
+
     def pointing_errors(self) -> dict[str, float]:
         """Median and 90% quantile of the error in the world on held-out frames, centimetres.
 
@@ -267,7 +279,7 @@ class Grounder:
             # "" is what was trained on: held-out frames, known prompts.
             for new, prompts in {"": source.prompts, **source.unseen}.items():
                 error_cm = self._error_cm(self._sampler.heldout(index, prompts))
-                for column, what in enumerate(POINTS):
+                for column, what in enumerate(self.policy.model.config.points.names):
                     key = f"{source.name}/{what}" + (f"_{new}" if new else "")
                     found[f"{key}_median_cm"] = float(error_cm[:, column].quantile(0.5))
                     found[f"{key}_q90_cm"] = float(error_cm[:, column].quantile(0.9))
@@ -275,16 +287,16 @@ class Grounder:
 
     @torch.no_grad()
     def _error_cm(self, asked: PointingBatch) -> Tensor:
-        """How far each point is from the truth: [n, POINTS]."""
+        """How far each point is from the truth: [n, points]."""
         model, device = self.policy.model.eval(), self.policy.device
         guess = torch.cat(
             [
-                self.policy.network.point(asked.inputs.select(rows).to(device))[0].world.cpu()
+                self._point(asked.inputs.select(rows).to(device)).world.cpu()
                 for rows in torch.arange(len(asked.world)).split(64)
             ]
         )
-        # [n, POINTS], from the model's units to centimetres
-        return (guess - asked.world).norm(dim=-1) * model.config.point_scale_m * 100
+        # [n, points], from the model's units to centimetres
+        return (guess - asked.world).norm(dim=-1) * model.config.points.scale_m * 100
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run is compared with, beside what the policy is."""

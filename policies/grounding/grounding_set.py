@@ -24,6 +24,11 @@ class Prompt:
     object: str
     target: str
 
+    def phrase(self, point: str) -> str:
+        """The scene's name of what the model's point of this name is, such as "gripper"."""
+        # What the words name is another thing in every prompt; all else has a name of its own.
+        return {"object": self.object, "target": self.target}.get(point, point)
+
 
 @dataclass(frozen=True)
 class GroundingSet:

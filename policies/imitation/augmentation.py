@@ -47,8 +47,11 @@ class Augmentation:
         rows = (torch.arange(height) + moved[:, :1]).clamp(0, height - 1)
         columns = (torch.arange(width) + moved[:, 1:]).clamp(0, width - 1)
         which = torch.arange(count)[:, None, None]
-        # One gather for all images, float32 [count, h, w, 3].
-        shifted = flat[which, rows[:, :, None], columns[:, None, :]].float()
+        # One gather for all images, uint8 [count, h, w, 3].
+        shifted = flat[which, rows[:, :, None], columns[:, None, :]]
+        if not (self.light or self.colour):
+            return shifted.view(images.shape)
+        shifted = shifted.float()
         # Of each image: contrast around it leaves the brightness as it is.
         mean = shifted.mean(dim=(1, 2, 3), keepdim=True)
         contrast = 1 + draw(self.light, 1, 1, 1)

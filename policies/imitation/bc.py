@@ -52,7 +52,8 @@ class CloningConfig:
             learned to point; "trained" also trains readouts, pointer and as much of the
             vision-language model as its own `tuning` leaves free.
         learning_rate: of AdamW for the head; falls to 0 along a cosine.
-        perception_learning_rate: of AdamW for perception when it is trained.
+        perception_learning_rate: of AdamW for perception when it is trained; None chooses 1e-4,
+            which a pretrained model stands, and for a model from scratch `learning_rate`.
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
             units: later it has to act near the demonstrated states, not exactly in them.
@@ -60,12 +61,13 @@ class CloningConfig:
         evaluate_every: updates between checkpoints, each with its success and held-out loss.
         image_shift: augmentation: largest share of height and width by which an image is shifted;
             like the next two only where perception is trained, since a frozen one reads every
-            image once.
+            image once. None chooses 0, and for a model from scratch 0.04.
         image_light: augmentation: largest relative change of brightness and of contrast.
         image_colour: augmentation: largest relative change of each colour channel.
         static_points: points that do not move during an episode: their positions are averaged over
             it, weighted by inverse variances; only where perception is frozen, since one that is
-            trained reads every frame alone. Without names, none is averaged.
+            trained reads every frame alone. None takes `target` where the model knows such a point;
+            without names, none is averaged.
         phrasings: with paraphrases and frozen perception, how many phrasings of each frame, drawn
             at random, get features; trained perception draws one at every sample.
         bf16: train perception in bfloat16 by autocast; the embedded backbone always does.
@@ -76,15 +78,15 @@ class CloningConfig:
     batch: int = 256
     perception: Literal["frozen", "trained"] = "frozen"
     learning_rate: float = 1e-3
-    perception_learning_rate: float = 1e-4
+    perception_learning_rate: float | None = None
     weight_decay: float = 0.01
     feature_noise: float = 0.02
     max_grad_norm: float = 1.0
     evaluate_every: int = 500
-    image_shift: float = 0.0
+    image_shift: float | None = None
     image_light: float = 0.0
     image_colour: float = 0.0
-    static_points: tuple[str, ...] = ("target",)
+    static_points: tuple[str, ...] | None = None
     phrasings: int = 4
     bf16: bool = False
     seed: int = 0
@@ -104,7 +106,17 @@ class CloningConfig:
     @property
     def augmentation(self) -> Augmentation:
         """How images are augmented."""
-        return Augmentation(self.image_shift, self.image_light, self.image_colour)
+        return Augmentation(self.image_shift or 0.0, self.image_light, self.image_colour)
+
+    def from_scratch(self) -> CloningConfig:
+        """As a model needs it that has learned nothing yet, where nothing else was chosen."""
+        rate, shift = self.perception_learning_rate, self.image_shift
+        return replace(
+            self,
+            perception="trained",
+            perception_learning_rate=self.learning_rate if rate is None else rate,
+            image_shift=0.04 if shift is None else shift,
+        )
 
 
 class Cloner:
@@ -133,7 +145,7 @@ class Cloner:
         self.config, self.folder = config, folder
         # In the model itself: checkpoints carry it, and inference fuses as training did.
         static = config.static_points if config.perception == "frozen" else ()
-        model.config = replace(model.config, static_points=static)
+        model.average_static_points(static)
         self.step = 0
         self.checkpoints = Checkpoints(folder, policy)
         self._rng = torch.Generator().manual_seed(config.seed)
@@ -142,7 +154,8 @@ class Cloner:
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
         if config.perception == "trained":
             others = model.perception_parameters()
-            groups.append({"params": others, "lr": config.perception_learning_rate})
+            rate = config.perception_learning_rate
+            groups.append({"params": others, "lr": 1e-4 if rate is None else rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         # The optimizer's own are overwritten at every step.

@@ -18,13 +18,12 @@ from policies.grounding.grounder import Grounder, GroundingConfig, GroundingSamp
 from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.grounding.vqa_sampler import VqaSampler
 from policies.run_folder import RunFolder
-from scripts.ground import GroundConfig, build, grounding_set, prompts_of
+from scripts.ground import POINTS, GroundConfig, build, grounding_set, prompts_of
 from sim.scenes import Scenes
 from sim.tasks.tabletop import Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.checkpoint.initialisation import GROUNDED
 from vla.model.embedded import EmbeddedConfig
-from vla.model.pointer import POINTS
 from vla.policy import VLAPolicy, load_policy
 
 PHRASES = ("gripper", "target", "red block", "blue zone")
@@ -85,9 +84,8 @@ def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
     made = make_set(policy)
     sampler = GroundingSampler([made], policy.model, policy.processor, 0.1)
     asked = sampler.train(np.random.default_rng(0), 3)
-    config = policy.model.config
     away = torch.tensor([[1.0, 0.7, 0.5], [1.2, 0.7, 0.5], [1.3, 0.7, 0.5]])
-    expected = (away - torch.tensor(config.point_center_m)) / config.point_scale_m
+    expected = (away - torch.tensor(POINTS.center_m)) / POINTS.scale_m
     assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
     assert asked.image_points.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
 
@@ -101,7 +99,8 @@ def test_what_was_never_trained_on_is_measured_apart(policy: VLAPolicy, tmp_path
     assert errors["Made/target_median_cm"] != errors["Made/target_unseen_pair_median_cm"]
     sampler = GroundingSampler([made], policy.model, policy.processor, 0.5)
     world = sampler.heldout(0, made.unseen["unseen_pair"]).world
-    assert torch.equal(world[:, POINTS.index("object")], world[:, POINTS.index("target")])
+    index = POINTS.names.index
+    assert torch.equal(world[:, index("object")], world[:, index("target")])
 
 
 def test_pairs_of_the_tabletop_are_kept_apart() -> None:

@@ -82,7 +82,7 @@ def test_prompts_are_laid_out_as_described(folder: Path) -> None:
     ids, mask = policy.prompt("go left")
     assert ids.tolist() == [[4, 4, 5, 6, 2, 0]]
     assert mask.tolist() == [[True] * 5 + [False]]
-    with pytest.raises(ValueError, match="has 5 tokens with its end token, the policy reads 4"):
+    with pytest.raises(ValueError, match="has 5 tokens with its end token, this model reads 4"):
         policy.prompt("go left go left")
 
 

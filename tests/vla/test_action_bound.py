@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from two_robots import ARM, measure, observe, tiny_policy
+from two_robots import ARM, POINTS, measure, observe, tiny_policy
 
 from vla.contract import ObservationBatch
 from vla.model.heads.expert import ExpertConfig
@@ -48,7 +48,7 @@ def policy_with(normalisation: Normalisation, head: str, chunk: torch.Tensor) ->
     conversions = Embodiments.make(robots, tiny.processor.language, config)
     dims = ModelDims.of(conversions[ARM.robot])
     torch.manual_seed(0)
-    model = VLA(tiny.model.backbone, dims, VLAConfig(3))
+    model = VLA(tiny.model.backbone, dims, VLAConfig(3, points=POINTS))
     encoded = conversions[ARM.robot].encode_actions(chunk)
     model.replace_actor(encoded, HEADS[head].config(**SETTINGS[head]))
     return VLAPolicy(model, conversions)

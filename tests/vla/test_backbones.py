@@ -13,9 +13,10 @@ import tiny_models
 import torch
 from example_robot import SPEC, make_observation, make_statistics
 from torch import Tensor, nn
+from two_robots import POINTS
 
 from vla.contract import ContractMismatchError, ObservationBatch
-from vla.model.backbone import READOUTS, BackboneConfig, Hidden
+from vla.model.backbone import BackboneConfig, Hidden
 from vla.model.features import Features
 from vla.model.registry import backbone_from_dict
 from vla.model.vla import VLAConfig
@@ -42,7 +43,8 @@ def policy_of(name: Path, processor: dict[str, Any] | None = None, **options: An
     config = ProcessorConfig(**{"image_size_px": (56, 56), **(processor or {})})
     statistics = make_statistics()
     robots = {SPEC.robot: Embodiment(SPEC, statistics)}
-    return vlm_policy(str(name), BackboneConfig(**options), robots, VLAConfig(), config)
+    model = VLAConfig(points=POINTS)
+    return vlm_policy(str(name), BackboneConfig(**options), robots, model, config)
 
 
 def observe(*instructions: str) -> ObservationBatch:
@@ -110,7 +112,7 @@ def test_hidden_states_are_where_they_should_be(name: str, models: dict[str, Pat
     dims, width = policy.model.dims, policy.model.backbone.width
     assert dims.image_tokens == {"paligemma": 16, "siglip": 16}.get(name, 4)
     assert both.images.shape == (2, 2, dims.image_tokens, width)
-    assert both.readout.shape == (2, READOUTS, width)
+    assert both.readout.shape == (2, len(POINTS) + 1, width)
     assert both.prompt.shape == (*both.mask.shape, width)
     assert both.mask.dtype == torch.bool
     assert {t.dtype for t in (both.images, both.readout, both.prompt)} == {torch.float32}
@@ -179,7 +181,7 @@ def test_gradients_reach_what_the_tuning_leaves_free(
         assert not still
     for parameter in (
         policy.model.backbone.get_parameter("readout"),
-        policy.model.pointer.query.weight,
+        policy.model.get_parameter("pointer.query.weight"),
     ):
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
@@ -239,7 +241,7 @@ def test_the_layer_read_is_the_models_own(models: dict[str, Path]) -> None:
     decoder.layers[1].register_forward_hook(lambda module, args, output: kept.append(output))
     hidden_of(whole, observe(INSTRUCTIONS[0]))
     with torch.no_grad():
-        expected = decoder.norm(kept[0])[:, -READOUTS:]
+        expected = decoder.norm(kept[0])[:, -len(POINTS) - 1 :]
     assert torch.allclose(hidden_of(cut, observe(INSTRUCTIONS[0])).readout, expected, atol=1e-5)
 
 
@@ -372,7 +374,7 @@ def test_bad_options_are_refused(models: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="padding='longest'"):
         policy_of(models["smolvlm"], {"padding": "longest"})
     with pytest.raises(ValueError, match=r"kind of backbone 'x': \['dual', 'embedded', 'vlm'\]"):
-        backbone_from_dict({"kind": "x"})
+        backbone_from_dict({"kind": "x"}, 1)
 
 
 def test_damaged_weights_do_not_load(models: dict[str, Path], tmp_path: Path) -> None:

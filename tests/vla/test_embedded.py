@@ -9,7 +9,6 @@ import torch
 
 from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ObservationBatch, RobotSpec
-from vla.model.backbone import READOUTS
 from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
 from vla.policy import load_policy
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
@@ -61,7 +60,7 @@ def test_images_stand_wherever_the_prompt_keeps_places() -> None:
     torch.testing.assert_close(hidden.prompt, expected, rtol=1e-4, atol=1e-5)
     images = expected[ids == image].unflatten(0, (2, 2, 4))
     torch.testing.assert_close(hidden.images, images, rtol=1e-4, atol=1e-5)
-    assert hidden.readout.shape == (2, READOUTS, 32)
+    assert hidden.readout.shape == (2, 1, 32)
 
 
 def test_decisions_are_in_float32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

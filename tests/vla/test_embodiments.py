@@ -63,6 +63,7 @@ def test_robots_look_alike_to_the_model(both: VLAPolicy) -> None:
 def test_a_missing_camera_says_nothing(both: VLAPolicy) -> None:
     """What the pointer sees in a blank image does not reach the points."""
     pointer, generator = both.model.pointer, torch.Generator().manual_seed(0)
+    assert pointer is not None
     queries, proprio = torch.randn(2, 3, 32, generator=generator), torch.zeros(2, 2)
     images = torch.randn(2, 2, 4, 32, generator=generator)
     other = images.clone()
@@ -257,13 +258,15 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in (more, fetch)}
     chunks = {n: torch.zeros(2, 4, r.spec.action.dim) for n, r in robots.items()}
     head = HEADS["gaussian"].config()
-    policy = start_policy(start, robots, ["push it"], chunks, head).embodied("fetch")
+    policy = start_policy(start, robots, chunks, head).embodied("fetch")
     assert (policy.model.dims.proprio, policy.model.dims.action) == (7, 6)
     with torch.no_grad():
         after, _ = policy.network.point(policy.processor.encode_observation(observation))
+    assert before is not None
+    assert after is not None
     torch.testing.assert_close(after.world, before.world, rtol=1e-4, atol=1e-5)
     policy.act(observation)
-    later = start_policy(policy, {"fetch": robots["fetch"]}, [], {"fetch": chunks["fetch"]}, head)
+    later = start_policy(policy, {"fetch": robots["fetch"]}, {"fetch": chunks["fetch"]}, head)
     assert later.model.dims.shared  # so that the actor of before is kept
     assert later.processor.statistics == policy.processor.statistics
 

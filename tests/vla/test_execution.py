@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from example_robot import SPEC
+from two_robots import POINTS
 
 from vla.contract import ObservationBatch
 from vla.execution import RealTimeChunking, RecedingHorizon, TemporalEnsemble, make_executor
@@ -18,7 +19,6 @@ from vla.model.heads.base import HeadDims
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.flow import FlowHeadConfig
 from vla.model.heads.l1 import L1Head, L1HeadConfig
-from vla.model.pointer import POINTS
 from vla.policy import VLAPolicy
 
 LENGTH = 6
@@ -82,7 +82,7 @@ class FlowPolicy:
         torch.manual_seed(0)
         self.spec, self.chunk_length, self.decisions = SPEC, LENGTH, 0
         config = FlowHeadConfig(ExpertConfig(16, 1, 2), steps=10)
-        self.actor = Actor(4, 3, 2, LENGTH, 2, config, action_bound=(1.0, 3.0)).eval()
+        self.actor = Actor(4, 3, 2, LENGTH, 2, config, POINTS, action_bound=(1.0, 3.0)).eval()
         self.model = SimpleNamespace(dims=SimpleNamespace(action=2))
 
     def reset(self, indices: object) -> None:
@@ -100,7 +100,7 @@ class FlowPolicy:
     def features_of(self, decision: int) -> Features:
         """Those of the decision with this number."""
         proprio = torch.full((2, 3), float(decision))
-        points = torch.zeros(2, len(POINTS), 3)
+        points = torch.zeros(2, 3, 3)
         return replace(
             Features.of_vector(proprio, 2),
             readout=torch.zeros(2, 4),

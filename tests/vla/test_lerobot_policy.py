@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from sim.lerobot_plugin.config_env import VlaSimEnv
 from vla.checkpoint.folder import CheckpointError
-from vla.checkpoint.initialisation import GROUNDED
 from vla.contract import ContractMismatchError
 from vla.data.recorded_actions import read_chunks
 from vla.lerobot_plugin import modeling_vla
@@ -125,7 +124,8 @@ def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
 def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
     """Noise on features while training and none in evaluation; the target is a static point."""
     policy = new_policy(data, feature_noise=0.5).eval()
-    assert policy.model.config.static_points == ("target",)
+    points = policy.model.config.points
+    assert [points.names[index] for index in points.static] == ["target"]
     batch = training_batch(policy, data)
     ours = policy.policy
     observation = observation_of(batch, ours.spec)
@@ -142,7 +142,7 @@ def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
         clean, cloning_loss(policy.model.actor, features, actions, is_pad, 0.0)
     )
     assert not torch.allclose(noisy, clean)
-    assert new_policy(data, perception="trained").model.config.static_points == ()
+    assert new_policy(data, perception="trained").model.config.points.static == ()
 
 
 def test_paraphrases_are_drawn_while_training(
@@ -187,15 +187,14 @@ def test_recorded_chunks_stay_within_their_episode(data: Path) -> None:
 
 
 def test_longer_instructions_get_a_longer_prompt(data: Path, tmp_path: Path) -> None:
-    """A data set from elsewhere says more than ours; nobody has to set the length."""
+    """A data set from elsewhere says more than ours; nobody has to set a length."""
     words = "then " * 20 + "stop"
     root = shutil.copytree(data, tmp_path / "long", ignore=shutil.ignore_patterns(".cache"))
     meta = metadata(root)
     meta.tasks.index = [words, *meta.tasks.index[1:]]
     policy = make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
-    start = load_policy(GROUNDED).processor.config.max_text_tokens
-    assert policy.policy.processor.config.max_text_tokens > start
-    policy.policy.processor.prompts.texts([words])
+    prompts = policy.policy.processor.prompts
+    assert prompts.texts([words])["input_ids"].shape[1] > prompts.length
 
 
 def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None:

@@ -8,24 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from two_robots import ARM, WORDS, observe, tiny_policy
+from two_robots import ARM, POINTS, WORDS, observe, tiny_policy
 
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch
 from vla.model.features import Features
 from vla.model.point_filter import PolicyState, fuse_static_points
-from vla.model.pointer import POINTS
-from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy
 
-TARGET = POINTS.index("target")
+TARGET = POINTS.names.index("target")
 
 
 def remembering() -> VLAPolicy:
     """For it the target is static."""
     model = tiny_policy(ARM).model
-    model.config = replace(model.config, static_points=("target",))
+    model.average_static_points(["target"])
     return VLAPolicy(model, tiny_policy(ARM).embodiments)
 
 
@@ -34,6 +32,7 @@ def sight(policy: VLAPolicy, observation: ObservationBatch) -> tuple[np.ndarray,
     policy.model.eval()
     with torch.no_grad():
         pointing, _ = policy.network.point(policy.processor.encode_observation(observation))
+    assert pointing is not None
     std = pointing.localisation_std[:, TARGET].numpy()
     return pointing.world.numpy(), 1 / (0.02**2 + std**2)
 
@@ -150,15 +149,15 @@ def test_cloning_sees_a_frame_as_the_policy_will(tmp_path: Path) -> None:
 def test_a_checkpoint_knows_what_is_static(tmp_path: Path) -> None:
     """It is part of the model."""
     policy = remembering()
-    assert load_policy(policy.save(tmp_path / "a")).model.config.static_points == ("target",)
+    assert load_policy(policy.save(tmp_path / "a")).model.config.points.static == (TARGET,)
 
 
 def test_refuses_points_that_there_are_not() -> None:
     """The message names those that there are."""
     with pytest.raises(
-        ValueError, match=r"no points \['zone'\]; there are gripper, object, target"
+        ValueError, match=r"no points \['zone'\]; the model knows: gripper, object, target"
     ):
-        VLAConfig(static_points=("zone",))
+        POINTS.with_static(("zone",))
 
 
 class _NoData:

@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from vla.model.pointer import POINTS, Pointer, Pointing
+from vla.model.pointer import Pointer, Pointing
 
-CAMERAS, TOKENS, WIDTH, PROPRIO = 2, 9, 16, 5
+POINTS, CAMERAS, TOKENS, WIDTH, PROPRIO = 3, 2, 9, 16, 5
 
 
 def make_truth(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """World points and their image coordinates, one of them outside."""
     generator = torch.Generator().manual_seed(0)
-    world = torch.rand(count, len(POINTS), 3, generator=generator) * 2 - 1
-    image_points = torch.rand(count, len(POINTS), CAMERAS, 2, generator=generator) * 1.9 - 0.95
+    world = torch.rand(count, POINTS, 3, generator=generator) * 2 - 1
+    image_points = torch.rand(count, POINTS, CAMERAS, 2, generator=generator) * 1.9 - 0.95
     image_points[0, 1, 1] = math.nan
     return world, image_points
 
@@ -43,11 +43,11 @@ def test_truth_costs_nothing_and_any_error_something() -> None:
 
 def test_points_with_its_softmax() -> None:
     """Only the token that matches the query counts, and the grid runs row by row."""
-    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
+    pointer = Pointer(POINTS, WIDTH, CAMERAS, TOKENS, PROPRIO)
     torch.nn.init.zeros_(pointer.offset.weight)
     torch.nn.init.zeros_(pointer.offset.bias)
     pointing = pointer(
-        torch.randn(1, len(POINTS), WIDTH),
+        torch.randn(1, POINTS, WIDTH),
         torch.randn(1, CAMERAS, TOKENS, WIDTH),
         torch.zeros(1, PROPRIO),
     )
@@ -60,13 +60,13 @@ def test_points_with_its_softmax() -> None:
 def test_learns_where_the_marked_token_is() -> None:
     """A marked token an image is found, and with it the point in the world."""
     torch.manual_seed(0)
-    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
-    queries = torch.randn(1, len(POINTS), WIDTH).expand(64, -1, -1)
+    pointer = Pointer(POINTS, WIDTH, CAMERAS, TOKENS, PROPRIO)
+    queries = torch.randn(1, POINTS, WIDTH).expand(64, -1, -1)
     optimizer = torch.optim.Adam(pointer.parameters(), lr=3e-3)
-    marks = torch.randn(len(POINTS), WIDTH)
+    marks = torch.randn(POINTS, WIDTH)
     losses = []
     for _ in range(200):
-        where = torch.randint(TOKENS, (64, len(POINTS), CAMERAS))
+        where = torch.randint(TOKENS, (64, POINTS, CAMERAS))
         hidden = 0.1 * torch.randn(64, CAMERAS, TOKENS, WIDTH)
         for point, mark in enumerate(marks):
             for camera in range(CAMERAS):
@@ -84,7 +84,7 @@ def test_learns_where_the_marked_token_is() -> None:
 @pytest.mark.parametrize(("present", "unsure"), [((1, 1), 0), ((1, 0), 0), ((0, 1), 1)])
 def test_is_as_sure_as_its_second_sharpest_image(present: tuple[int, int], unsure: int) -> None:
     """A point seen sharply by two cameras is sure; of an absent camera nothing is said."""
-    pointer = Pointer(WIDTH, CAMERAS, TOKENS, PROPRIO)
+    pointer = Pointer(POINTS, WIDTH, CAMERAS, TOKENS, PROPRIO)
     torch.nn.init.zeros_(pointer.offset.weight)
     torch.nn.init.zeros_(pointer.offset.bias)
     key = torch.zeros(1, CAMERAS, TOKENS, WIDTH)
@@ -93,7 +93,7 @@ def test_is_as_sure_as_its_second_sharpest_image(present: tuple[int, int], unsur
         pointer.query.bias.copy_(torch.linspace(-9, 9, 2 * WIDTH))
     key[:, 0, 4] = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
     sharp = pointer(
-        torch.zeros(1, len(POINTS), WIDTH),
+        torch.zeros(1, POINTS, WIDTH),
         key.flip(1) if unsure else key,
         torch.zeros(1, PROPRIO),
         torch.tensor([present]) > 0,
@@ -104,11 +104,11 @@ def test_is_as_sure_as_its_second_sharpest_image(present: tuple[int, int], unsur
     ]
     seen = sorted(s for s, is_there in zip(std, present, strict=True) if is_there)
     assert sharp.localisation_std[0].tolist() == pytest.approx(
-        [seen[min(1, len(seen) - 1)]] * len(POINTS)
+        [seen[min(1, len(seen) - 1)]] * POINTS
     )
 
 
 def test_refuses_tokens_that_are_no_square() -> None:
     """The grid must be known."""
     with pytest.raises(ValueError, match="8 tokens an image are no square grid"):
-        Pointer(WIDTH, CAMERAS, 8, PROPRIO)
+        Pointer(POINTS, WIDTH, CAMERAS, 8, PROPRIO)

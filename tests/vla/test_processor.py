@@ -26,6 +26,7 @@ from vla.contract import CameraSpec, ContractMismatchError, VectorSpec
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
 from vla.processing.normalisation import NORMALISATIONS, AffineNormaliser, VectorStatistics
 from vla.processing.processor import Processor, ProcessorConfig, Statistics, collate
+from vla.processing.prompts import LONGEST_TEXT
 
 EPSILON = float(np.finfo(np.float32).eps)
 
@@ -230,18 +231,38 @@ def test_padding_longest_is_fixed_padding_cut_short():
     longest = make_processor(padding="longest").encode_observation(batch)
     width = longest.input_ids.shape[1]
     assert width == 2 * 16 + len(SENTENCES[2].split()) + 1
-    assert fixed.input_ids.shape[1] == make_processor().prompts.length == 2 * 16 + 32
+    assert fixed.input_ids.shape[1] == make_processor().prompts.length == 2 * 16 + 64
     assert torch.equal(fixed.input_ids[:, :width], longest.input_ids)
     assert not fixed.attention_mask[:, width:].any()
     assert longest.attention_mask.sum(1).tolist() == fixed.attention_mask.sum(1).tolist()
 
 
-def test_long_instruction_is_refused_with_length_and_limit():
-    """It is never cut; the limit itself still fits."""
-    fits = make_processor(max_text_tokens=9)
-    assert fits.prompts.texts([SENTENCES[0]])["attention_mask"].all()
-    with pytest.raises(ValueError, match=r"has 9 tokens with its end token, .*max_text_tokens=8"):
-        make_processor(max_text_tokens=8).prompts.texts(["", SENTENCES[0]])
+def test_a_longer_instruction_makes_the_prompts_of_its_batch_longer():
+    """In steps of 16; the usual length is that of all that fit, and no token is lost."""
+    prompts = make_processor(max_text_tokens=9).prompts
+    assert prompts.texts([SENTENCES[0]])["input_ids"].shape == (1, prompts.length)
+    long = " ".join(SENTENCES)
+    usual, both = prompts.texts([SENTENCES[0]])["input_ids"], prompts.texts([SENTENCES[0], long])
+    needed = 32 + len(prompts.tokens(long))
+    assert both["input_ids"].shape[1] % 16 == 0
+    assert needed <= both["input_ids"].shape[1] < needed + 16
+    assert torch.equal(both["input_ids"][:1, : prompts.length], usual)
+    ids = both["input_ids"][1][both["attention_mask"][1]]
+    assert ids[32:].tolist() == prompts.tokens(long)
+
+
+def test_only_pages_of_text_are_cut(caplog):
+    """Behind a whole word, with the end token, and with one warning that shows what is left."""
+    prompts = make_processor().prompts
+    words = "lift it " * 200
+    for _ in range(2):
+        made = prompts.texts([words])
+    kept = tokenizer().decode(made["input_ids"][0][made["attention_mask"][0]][32:-1])
+    assert words.startswith(kept)
+    assert int(made["attention_mask"].sum()) <= 32 + LONGEST_TEXT
+    assert len(prompts.tokens(f"{kept} lift it")) > LONGEST_TEXT
+    (record,) = caplog.records
+    assert "is cut to its first" in record.getMessage()
 
 
 def test_instruction_cannot_smuggle_in_images():
@@ -343,8 +364,9 @@ def test_model_inputs_select_concatenate_and_move():
         assert torch.equal(getattr(again, name), getattr(inputs, name))
         assert getattr(inputs.to("meta"), name).device.type == "meta"
     short = make_processor(padding="longest").encode_observation(batch)
-    with pytest.raises(ValueError, match="padding='fixed'"):
-        ModelInputs.concatenate([inputs, short])
+    both = ModelInputs.concatenate([inputs, short])
+    assert torch.equal(both.attention_mask[3:], inputs.attention_mask)
+    assert torch.equal(both.input_ids[3:], inputs.input_ids)  # padding is 0 here
 
 
 def test_no_rows_are_no_error():
@@ -352,7 +374,7 @@ def test_no_rows_are_no_error():
     batch = collate([make_observation()], SPEC).select([])
     inputs = make_processor().encode_observation(batch)
     assert inputs.pixel_values.shape == (0, 2, 3, 12, 16)
-    assert inputs.input_ids.shape == (0, 2 * 16 + 32)
+    assert inputs.input_ids.shape == (0, 2 * 16 + 64)
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

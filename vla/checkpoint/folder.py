@@ -41,7 +41,8 @@ from vla.contract import RobotSpec
 from vla.processing.embodiments import Embodiments
 from vla.processing.processor import Processor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_LEROBOT_FORMAT = 2  # since which config.json has the names that LeRobot reads
 _MANIFEST = "manifest.json"
 _WEIGHTS = "model.safetensors"
 _STATE = "training_state"
@@ -176,8 +177,9 @@ def load_checkpoint(folder: Path | str, *, with_training_state: bool = False) ->
     # The optimizer's state is up to twice the weights: read only on request.
     state = _read_training_state(place, files) if with_training_state else None
     model_config, weights = _read_json(place / "config.json"), load_file(place / _WEIGHTS)
-    if version == 1:
-        model_config, weights = upgrade_config(model_config), upgrade_weights(weights)
+    if version < FORMAT_VERSION:
+        model_config = upgrade_config(model_config, version)
+        weights = upgrade_weights(weights, version)
     return Checkpoint(
         folder=folder,
         model_config=model_config,
@@ -228,9 +230,10 @@ def require_current(folder: Path) -> None:
         CheckpointError: not a checkpoint, or an older format; names the command that converts it.
     """
     version, _ = _read_manifest(_find(folder))
-    if version != FORMAT_VERSION:
+    if version < _LEROBOT_FORMAT:
         raise CheckpointError(
-            f"checkpoint {folder} has format {version}; LeRobot reads format {FORMAT_VERSION}: "
+            f"checkpoint {folder} has format {version}; LeRobot reads those from "
+            f"{_LEROBOT_FORMAT} on: "
             f"convert it with `vla convert --checkpoint {folder} --out NEW_FOLDER`"
         )
 

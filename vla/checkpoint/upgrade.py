@@ -1,4 +1,4 @@
-"""Checkpoints of format 1, read as if they were written today; `vla convert` rewrites one."""
+"""Checkpoints of older formats, read as if they were written today; `vla convert` rewrites one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 # Name in format 1 -> name today.
 _VLA_KEYS = {"horizon": "chunk_length", "summary": "readout_dim", "still": "static_points"}
+# What every model of formats 1 and 2 pointed at, and the relative positions that its actor read.
+_POINTS = ("gripper", "object", "target")
+_RELATIVE = {"relative": (("gripper", "object"), ("object", "target")), "relative_gain": 16.0}
 _HEAD_KEYS = {"spread": "label_smoothing"}
 _TOP_KEYS = {"interface": "dims", "horizon": "chunk_length"}
 # Patterns and not whole names, since heads differ in what they contain.
@@ -20,16 +23,30 @@ _WEIGHTS = (
 )
 
 
-def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json of format 1 with today's names; formats before had no `action_bound`."""
-    model: dict[str, Any] = {"static_points": (), "action_bound": ()}
-    model |= _rename(config["vla"], _VLA_KEYS)
-    model["head"] = _rename(model["head"], _HEAD_KEYS)
-    return {**_rename(config, _TOP_KEYS), "vla": model}
+def upgrade_config(config: dict[str, Any], version: int) -> dict[str, Any]:
+    """config.json of format 1 or 2 as it is written today."""
+    model: dict[str, Any] = config["vla"]
+    if version == 1:
+        # The first checkpoints had no `action_bound`.
+        model = {"static_points": (), "action_bound": (), **_rename(model, _VLA_KEYS)}
+        model["head"] = _rename(model["head"], _HEAD_KEYS)
+        config = _rename(config, _TOP_KEYS)
+    return {**config, "vla": _with_points(model)}
 
 
-def upgrade_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of format 1 under today's names."""
+def _with_points(model: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json on the model with its points, which were the same for all before."""
+    model = dict(model)
+    static = model.pop("static_points")
+    specs = [{"name": name, "static": name in static, "frame": "world"} for name in _POINTS]
+    workspace = {"center_m": model.pop("point_center_m"), "scale_m": model.pop("point_scale_m")}
+    return {**model, "points": {"specs": specs, **workspace, **_RELATIVE}}
+
+
+def upgrade_weights(weights: dict[str, Tensor], version: int) -> dict[str, Tensor]:
+    """Weights under today's names; those of format 2 have them."""
+    if version != 1:
+        return weights
     upgraded = {}
     for name, weight in weights.items():
         for old, new in _WEIGHTS:

@@ -27,7 +27,7 @@ from vla.deploy.prompt_settings import foreign_settings, tokenizer_json
 from vla.model.heads.autoregressive import AutoregressiveHead
 from vla.model.heads.registry import head_name
 from vla.policy import VLAPolicy
-from vla.processing.prompts import EmbeddedPrompts
+from vla.processing.prompts import LONGEST_TEXT, EmbeddedPrompts
 
 Check = Callable[[ExportedPolicy], dict[str, Any]]
 """Compares an export with what it was made from; the result goes into policy.json."""
@@ -122,7 +122,7 @@ def prompt_settings(policy: VLAPolicy) -> PromptSettings:
         suffix=(prompts.eos_token_id,),
         pad=prompts.pad_token_id,
         length=prompts.length,
-        max_text_tokens=prompts.max_text_tokens,
+        max_text_tokens=LONGEST_TEXT,
     )
 
 

@@ -20,7 +20,7 @@ from transformers import ProcessorMixin
 
 from vla.deploy.image_processing import ImageProcessing
 from vla.deploy.onnx_graphs import ExportError
-from vla.model.backbone import READOUTS, Backbone, Hidden
+from vla.model.backbone import Backbone, Hidden
 from vla.model.dual import DualBackbone
 from vla.model.vlm import VLMBackbone, answer_types
 from vla.policy import VLAPolicy
@@ -102,19 +102,19 @@ class _ImageText(Backbone):
         # Image tokens may lie beyond the table; what is looked up there is replaced.
         words = self.model.get_input_embeddings()(inputs.input_ids.masked_fill(is_image, 0))
         words = words.scatter(1, places, seen.to(words.dtype))
-        readout = self.readout.to(words.dtype).expand(count, -1, -1)
+        readout, readouts = self.readout.to(words.dtype).expand(count, -1, -1), len(self.readout)
         ids, mask = inputs.input_ids, inputs.attention_mask
         hidden = self.model(
             inputs_embeds=torch.cat([words, readout], dim=1),
-            attention_mask=F.pad(mask.long(), (0, READOUTS), value=1),
+            attention_mask=F.pad(mask.long(), (0, readouts), value=1),
             # Types of the prompt are 0, those of what follows it are the answer's.
-            **{n: F.pad(ids * 0, (0, READOUTS), value=v) for n, v in self._types.items()},
+            **{n: F.pad(ids * 0, (0, readouts), value=v) for n, v in self._types.items()},
             use_cache=False,
             return_dict=True,
         ).last_hidden_state
-        prompt = hidden[:, :-READOUTS]
+        prompt = hidden[:, :-readouts]
         images = prompt.gather(1, places).float().unflatten(1, (cameras, self.image_tokens))
-        return Hidden(images, hidden[:, -READOUTS:].float(), prompt, mask)
+        return Hidden(images, hidden[:, -readouts:].float(), prompt, mask)
 
     def to_dict(self) -> dict[str, Any]:
         """Never saved."""

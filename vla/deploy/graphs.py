@@ -17,6 +17,7 @@ from vla.model.heads.base import ActionHead, HeadInputs
 from vla.model.heads.flow import FlowHead
 from vla.policy import VLAPolicy
 from vla.processing.model_inputs import ModelInputs
+from vla.processing.prompts import EmbeddedPrompts
 
 Tensors = dict[str, Tensor]
 
@@ -65,11 +66,12 @@ def graphs_of(policy: VLAPolicy) -> dict[str, Graph | Chain]:
     encoded = dict(zip(encode.outputs, given, strict=True))
     read = {name: encoded[name] for name in ("vector", "prompt", "prompt_mask") if name in encoded}
     head = policy.actor.head
+    longer = _longer_prompts(policy, *(name for name in read if name != "vector"))
     if isinstance(head, AutoregressiveHead):
-        return {"encode": encode, **_token_graphs(policy, head, read)}
+        return {"encode": encode, **_token_graphs(policy, head, read, longer)}
     if isinstance(head, FlowHead):
-        return {"encode": encode, **_flow_graphs(policy, head, read)}
-    return {"encode": encode, "act": Graph(_Act(policy, head), read, ("actions",))}
+        return {"encode": encode, **_flow_graphs(policy, head, read, longer)}
+    return {"encode": encode, "act": Graph(_Act(policy, head), read, ("actions",), longer)}
 
 
 def _encode_graph(policy: VLAPolicy) -> Graph:
@@ -79,7 +81,7 @@ def _encode_graph(policy: VLAPolicy) -> Graph:
         for camera in spec.cameras
     }
     memory, output = {}, ()
-    if points := len(policy.model.config.static_points):
+    if points := len(policy.model.config.points.static):
         # Ones: the weights by which a sum is divided are never 0 behind an observation.
         memory, output = {"state.evidence": torch.ones(2, points, 4)}, ("next.evidence",)
     numbers = {"proprio": torch.zeros(2, spec.proprio.dim)}
@@ -87,7 +89,14 @@ def _encode_graph(policy: VLAPolicy) -> Graph:
     # What else a pretrained model reads of a prompt follows from these two.
     words = {name: texts[name] for name in ("input_ids", "attention_mask")}
     inputs = {**images, **words, **numbers, **memory}
-    return Graph(_Encode(policy), inputs, ("vector", *prompt, *output))
+    outputs = ("vector", *prompt, *output)
+    return Graph(_Encode(policy), inputs, outputs, _longer_prompts(policy, *words))
+
+
+def _longer_prompts(policy: VLAPolicy, *names: str) -> dict[str, tuple[int, ...]]:
+    """Inputs with a prompt's tokens in axis 1, if instructions can make prompts longer."""
+    can = isinstance(policy.processor.prompts, EmbeddedPrompts)
+    return dict.fromkeys(names, (1,)) if can else {}
 
 
 class _Encode(nn.Module):
@@ -99,7 +108,7 @@ class _Encode(nn.Module):
         super().__init__()
         self.network, self._processor = policy.network, policy.processor
         self.register_buffer("present", policy.processor.present, persistent=False)
-        self._remembers = bool(policy.model.config.static_points)
+        self._remembers = bool(policy.model.config.points.static)
         self._attends = policy.actor.head.attends
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -152,9 +161,13 @@ class _Act(_Head[ActionHead]):
         return self.command(self.head.act(self.read(*read)))
 
 
-def _token_graphs(policy: VLAPolicy, head: AutoregressiveHead, read: Tensors) -> dict[str, Graph]:
+def _token_graphs(
+    policy: VLAPolicy, head: AutoregressiveHead, read: Tensors, longer: dict[str, tuple[int, ...]]
+) -> dict[str, Graph]:
     begun, whole = (torch.zeros(2, count, dtype=torch.int64) for count in (2, head.length))
-    step = Graph(_Step(policy, head), {"tokens": begun, **read}, ("token",), {"tokens": (1,)})
+    step = Graph(
+        _Step(policy, head), {"tokens": begun, **read}, ("token",), {"tokens": (1,), **longer}
+    )
     return {"step": step, "decode": Graph(_Decode(policy, head), {"tokens": whole}, ("actions",))}
 
 
@@ -172,18 +185,23 @@ class _Decode(_Head[AutoregressiveHead]):
         return self.command(self.head.actions(tokens))
 
 
-def _flow_graphs(policy: VLAPolicy, head: FlowHead, read: Tensors) -> dict[str, Chain]:
+def _flow_graphs(
+    policy: VLAPolicy, head: FlowHead, read: Tensors, longer: dict[str, tuple[int, ...]]
+) -> dict[str, Chain]:
     vector = {"vector": read["vector"]}
     at = {"at": torch.zeros(2, *head.shape)}
     time = {"time": torch.tensor(0.5)}
     wanted = {"target": torch.zeros(2, policy.chunk_length, policy.spec.action.dim)}
     given = {"wanted": torch.zeros(2, *head.shape), "weight": torch.zeros(2, head.shape[0])}
     finish = Graph(_Finish(policy, head), at, ("actions",))
-    step = Graph(_FlowStep(policy, head), {**at, **time, **read}, ("after",), alike=("time",))
+    step = Graph(
+        _FlowStep(policy, head), {**at, **time, **read}, ("after",), longer, alike=("time",)
+    )
     guided = Graph(
         _GuidedStep(policy, head),
         {**at, **time, **given, **read},
         ("after",),
+        longer,
         alike=("time",),
         has_gradients=True,
     )

@@ -31,7 +31,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         push_to_hub: upload the trained policy; unlike LeRobot's own, off by default.
         normalization_mapping: LeRobot's normalisers do nothing around this policy.
         chunk_length: control steps a chunk; all of them are executed before the next decision.
-        head: action head.
+        head: action head; None chooses: gaussian for a model that knows points, else l1, which
+            attends to the whole prompt.
         start: checkpoint of ours that brings the vision-language model; None is the shipped one.
         perception: "frozen" trains the actor alone; "trained" also backbone and pointer, as far as
             the vision-language model's own tuning allows; None chooses: frozen for a robot
@@ -58,7 +59,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_unscaled)
     chunk_length: int = 5
     # A name and not the head's settings: those of a checkpoint are in `vla`, below.
-    head: str = "gaussian"
+    head: str | None = None
     start: Path | None = None
     perception: str | None = None
     learning_rate: float = 1e-3
@@ -77,7 +78,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         # Errors here come before any data or weights are read.
         super().__post_init__()
-        if self.head not in HEADS:
+        if self.head is not None and self.head not in HEADS:
             raise ValueError(f"no action head {self.head!r}; valid: {', '.join(HEADS)}")
         if self.perception not in (None, "frozen", "trained"):
             raise ValueError(f"perception {self.perception!r} is not 'frozen' or 'trained'")

@@ -8,7 +8,6 @@ pass in silence where statistics are missing, have nothing to do.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,9 +78,11 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         # Still None where a checkpoint does not say: then the actor alone trains.
         config.perception = config.perception or "frozen"
         self.policy, self.model = policy, policy.model
-        perception = (self.model.backbone, self.model.pointer)
+        perception = [
+            part for part in (self.model.backbone, self.model.pointer) if part is not None
+        ]
         # Kept apart, since `train` has to keep their dropout off as well.
-        self._frozen = perception if config.perception == "frozen" else ()
+        self._frozen = perception if config.perception == "frozen" else []
         for part in self._frozen:
             part.requires_grad_(False)
         self._paraphrases = Paraphrases()
@@ -127,6 +128,7 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         where = f"checkpoint {folder}"
         # The weights have one head and one chunk length: a setting cannot change them afterwards.
         built = policy.model.config
+        config.head = config.head or head_name(built.head)
         if (config.chunk_length, config.head) != (built.chunk_length, head_name(built.head)):
             raise ValueError(
                 f"{where} has chunk_length {built.chunk_length} and head {head_name(built.head)}, "
@@ -228,20 +230,17 @@ def _start(config: LeRobotVLAConfig, meta: LeRobotDatasetMetadata) -> VLAPolicy:
     config.perception = config.perception or ("frozen" if known else "trained")
     statistics = Statistics(*(VectorStatistics.from_dict(numbers) for numbers in measured))
     name = config.embodiment or spec.robot
-    words = [str(task) for task in meta.tasks.index]
-    if config.paraphrases is not None:
-        words = Paraphrases.read(config.paraphrases, words).every(words)
     policy = start_policy(
         start,
         {name: Embodiment(spec, statistics)},
-        words,
         {name: read_chunks(root, spec.features.action, config.chunk_length)},
-        HEADS[config.head].config(),
+        None if config.head is None else HEADS[config.head].config(),
     )
+    config.head = head_name(policy.model.config.head)
     # Trained perception learns from single frames, so it must act from single frames too.
-    static = ("target",) if config.static_points is None else config.static_points
-    static = static if config.perception == "frozen" else ()
-    policy.model.config = replace(policy.model.config, static_points=static)
+    policy.model.average_static_points(
+        config.static_points if config.perception == "frozen" else ()
+    )
     return policy
 
 

@@ -16,11 +16,7 @@ from vla.model.heads.base import (
     Likelihood,
 )
 from vla.model.heads.registry import make_head, require_likelihood, require_reparameterised
-from vla.model.pointer import POINTS
-
-_RELATIVE_GAIN = 16.0
-"""Factor on the relative positions gripper to object and object to target: at contact, millimetres
-decide."""
+from vla.model.points import PointsConfig
 
 
 class Actor(nn.Module):
@@ -37,6 +33,7 @@ class Actor(nn.Module):
         chunk_length: control steps a chunk.
         action_dim: dimensions of a control step.
         head: which head, and its settings.
+        points: which points it reads, and which relative positions of them.
         action_bound: largest magnitude of each normalised action dimension; empty for 1.
         shared: several robots act with it, so the head reads which dimensions a robot has.
     """
@@ -51,26 +48,28 @@ class Actor(nn.Module):
         chunk_length: int,
         action_dim: int,
         head: HeadConfig,
+        points: PointsConfig,
         action_bound: tuple[float, ...] = (),
         shared: bool = False,
     ):
         super().__init__()
         self.readout_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, readout_dim))
         mask_dim = proprio_dim + action_dim if shared else 0
-        # Readout, points, two relative positions, proprioception and, where shared, the mask: the
-        # order in which `head_inputs` concatenates them.
-        vector = readout_dim + 3 * len(POINTS) + 6 + proprio_dim + mask_dim
+        # Readout, points, relative positions, proprioception and, where shared, the mask: the order
+        # in which `head_inputs` concatenates them.
+        positions = len(points) + len(points.relative)
+        vector = readout_dim + 3 * positions + proprio_dim + mask_dim
         self.head: ActionHead = make_head(HeadDims(vector, width, chunk_length, action_dim), head)
         self.shared, self.action_dim = shared, action_dim
+        self._pairs = [[points.names.index(n) for n in pair] for pair in points.relative]
+        self._relative_gain = points.relative_gain
         # From the configuration, so a checkpoint holds it there and not among the weights.
         bound = torch.tensor(action_bound or (1.0,) * action_dim)
         self.register_buffer("action_bound", bound, persistent=False)
 
     def head_inputs(self, features: Features) -> HeadInputs:
         """What the head reads."""
-        gripper, moved, target = features.points.unbind(1)  # [n, 3] each, in the order of POINTS
-        relative = _RELATIVE_GAIN * torch.cat([moved - gripper, target - moved], dim=1)  # [n, 6]
-        parts = [self.readout_projection(features.readout), features.points.flatten(1), relative]
+        parts = [self.readout_projection(features.readout), *self._positions(features.points)]
         parts.append(features.proprio)
         action_mask = None
         if self.shared:
@@ -80,6 +79,14 @@ class Actor(nn.Module):
             action_mask = features.dim_mask[:, -self.action_dim :]
         vector = torch.cat(parts, dim=1)  # [n, vector]
         return HeadInputs(vector, features.prompt, features.prompt_mask, action_mask)
+
+    def _positions(self, points: Float32[Tensor, "n points 3"]) -> list[Tensor]:
+        """The points [n, points * 3] and their relative positions [n, pairs * 3], if any."""
+        if not points.shape[1]:
+            return []
+        relative = [points[:, second] - points[:, first] for first, second in self._pairs]
+        scaled = [self._relative_gain * torch.cat(relative, dim=1)] if relative else []
+        return [points.flatten(1), *scaled]
 
     def loss(
         self,

@@ -15,12 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-from vla.model.pointer import POINTS
 from vla.processing.model_inputs import ModelInputs
 from vla.settings import require_numbers
-
-READOUTS = len(POINTS) + 1
-"""Learned positions after the prompt: one asks for each point, the last is read by the actor."""
 
 Tuning = Literal["frozen", "lora", "full"]
 Precision = Literal["float32", "bfloat16"]
@@ -81,14 +77,15 @@ class Hidden:
 
     Attributes:
         images: at the image tokens.
-        readout: at the learned positions.
+        readout: at the learned positions after the prompt: one asks for each point, the last is
+            read by the actor.
         prompt: of the whole prompt without the learned positions, in the model's own precision: a
             large model's prompt is megabytes a frame.
         mask: False at the prompt's padding.
     """
 
     images: Float32[Tensor, "n cameras image_tokens width"]
-    readout: Float32[Tensor, f"n {READOUTS} width"]
+    readout: Float32[Tensor, "n readouts width"]
     prompt: Float[Tensor, "n tokens width"]
     mask: Bool[Tensor, "n tokens"]
 
@@ -98,16 +95,25 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         width: of the hidden states.
+        readout: the learned positions, [readouts, width].
+        prompt_tokens: of a usual prompt. The readouts' positions are those behind it, also where an
+            instruction needs more tokens: positions are what the model was trained with.
         bf16: compute in bfloat16 where the device multiplies such matrices. Faster, but actions are
             rounded, and in another way for every size of batch.
     """
 
     width: int
+    readout: nn.Parameter
+    prompt_tokens: int | None = None
     bf16: bool = False  # how to compute, no property of the weights: not saved
 
     @abstractmethod
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Hidden states."""
+
+    def keep_last_readout(self) -> None:
+        """Drop the readouts that ask for points: the last one stays, which the actor reads."""
+        self.readout = nn.Parameter(self.readout.detach()[-1:].clone())
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers import (
     SiglipTextModel,
 )
 
-from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
+from vla.model.backbone import Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
 from vla.processing.model_inputs import ModelInputs
 
@@ -65,6 +65,7 @@ class DualBackbone(Backbone):
         config: how they are used.
         cameras: images an observation.
         image_tokens: patches an image.
+        readouts: learned positions after images and words.
 
     Raises:
         ValueError: a tower has not the layers that the configuration asks for.
@@ -77,6 +78,7 @@ class DualBackbone(Backbone):
         config: BackboneConfig,
         cameras: int,
         image_tokens: int,
+        readouts: int = 1,
     ):
         super().__init__()
         self.config, self.cameras, self.image_tokens = config, cameras, image_tokens
@@ -93,7 +95,7 @@ class DualBackbone(Backbone):
         # The vision tower sees every image alone, so nothing else says which camera a patch is
         # from.
         self.camera = nn.Parameter(torch.randn(cameras, 1, width) * 0.02)
-        self.readout = nn.Parameter(torch.randn(READOUTS, width) * 0.02)
+        self.readout = nn.Parameter(torch.randn(readouts, width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             width, width // _HEAD_WIDTH, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
@@ -115,17 +117,17 @@ class DualBackbone(Backbone):
         ).last_hidden_state
         # Both towers may be bfloat16, the joining transformer is float32.
         seen = self.see(patches.float()).unflatten(0, (count, self.cameras)) + self.camera
-        readout = self.readout.expand(count, -1, -1)
+        readout, readouts = self.readout.expand(count, -1, -1), len(self.readout)
         # [n, cameras * patches + words + readouts, width]
         joined = torch.cat([seen.flatten(1, 2), self.read(words.float()), readout], dim=1)
         # Image tokens are never padding; PyTorch wants the mask inverted, True where ignored.
         mask = F.pad(inputs.attention_mask, (seen[0, ..., 0].numel(), 0), value=True)
         hidden: Tensor = self.fusion(
-            joined, src_key_padding_mask=~F.pad(mask, (0, READOUTS), value=True)
+            joined, src_key_padding_mask=~F.pad(mask, (0, readouts), value=True)
         ).float()
-        prompt = hidden[:, :-READOUTS]
+        prompt = hidden[:, :-readouts]
         images = prompt[:, : seen[0, ..., 0].numel()].unflatten(1, (self.cameras, -1))
-        return Hidden(images, hidden[:, -READOUTS:], prompt, mask)
+        return Hidden(images, hidden[:, -readouts:], prompt, mask)
 
     def to_dict(self) -> dict[str, Any]:
         """The towers' configurations and how they are used."""
@@ -138,10 +140,10 @@ class DualBackbone(Backbone):
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> DualBackbone:
+    def from_dict(cls, data: dict[str, Any], readouts: int) -> DualBackbone:
         """An untrained model of the architecture that `to_dict` described."""
         config = BackboneConfig.from_dict(data["options"])
         vision, text = (
             _untrained(data[n], getattr(torch, config.dtype)) for n in ("vision", "text")
         )
-        return cls(vision, text, config, data["cameras"], data["image_tokens"])
+        return cls(vision, text, config, data["cameras"], data["image_tokens"], readouts)

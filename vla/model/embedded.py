@@ -21,7 +21,8 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from vla.model.backbone import READOUTS, Backbone, Hidden, reduced_precision
+from vla.model.backbone import Backbone, Hidden, reduced_precision
+from vla.model.conv_tower import ConvTower
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
 from vla.processing.tokenizer import IMAGE
 from vla.settings import require_numbers
@@ -38,6 +39,8 @@ class EmbeddedConfig:
         heads: attention heads of both.
         patch_size: pixels a side of a patch.
         shuffle: patches a side that the connector packs into one token.
+        grid: tokens a side of an image from a convolutional tower (`vla.model.conv_tower`), and one
+            more of the whole image, in the place of patches and vision tower; 0 for those.
     """
 
     width: int = 128
@@ -46,6 +49,7 @@ class EmbeddedConfig:
     heads: int = 4
     patch_size: int = 24
     shuffle: int = 1
+    grid: int = 0
 
     def __post_init__(self) -> None:
         require_numbers(
@@ -59,6 +63,8 @@ class EmbeddedConfig:
         Raises:
             ValueError: the image does not divide into whole tokens.
         """
+        if self.grid:
+            return self.grid**2 + 1
         step = self.patch_size * self.shuffle
         if image_size % step:
             raise ValueError(f"images of {image_size} px do not divide into tokens of {step} px")
@@ -66,7 +72,10 @@ class EmbeddedConfig:
 
 
 def embedded_backbone(
-    config: EmbeddedConfig, tokenizer: PreTrainedTokenizerBase, image_size: int
+    config: EmbeddedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    image_size: int,
+    readouts: int = 1,
 ) -> EmbeddedBackbone:
     """A freshly initialised SmolVLM of the given sizes for this tokenizer and image size."""
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
@@ -78,10 +87,13 @@ def embedded_backbone(
             "scale_factor": config.shuffle,
             # The vocabulary head of `vla.model.vqa` is the embedding table, so it adds no weights.
             "tie_word_embeddings": True,
+            # The convolutional tower needs both to be rebuilt; other readers ignore them.
+            "grid": config.grid,
+            "image_size": image_size,
             "vision_config": {
                 **attention,
                 "intermediate_size": 4 * config.width,
-                "num_hidden_layers": config.vision_layers,
+                "num_hidden_layers": 0 if config.grid else config.vision_layers,
                 "image_size": image_size,
                 "patch_size": config.patch_size,
             },
@@ -99,7 +111,7 @@ def embedded_backbone(
             },
         }
     )
-    return EmbeddedBackbone(smolvlm)
+    return EmbeddedBackbone(smolvlm, readouts)
 
 
 class EmbeddedBackbone(Backbone):
@@ -107,13 +119,18 @@ class EmbeddedBackbone(Backbone):
 
     Args:
         config: its sizes.
+        readouts: learned positions after the prompt.
     """
 
-    def __init__(self, config: SmolVLMConfig):
+    def __init__(self, config: SmolVLMConfig, readouts: int = 1):
         super().__init__()
         self.language_model = AutoModelForImageTextToText.from_config(config)
         self.width = int(config.get_text_config().hidden_size)
-        self.readout = nn.Parameter(torch.randn(READOUTS, self.width) * 0.02)
+        self.tower: ConvTower | None = None
+        if grid := getattr(config, "grid", 0):
+            self.tower = ConvTower(getattr(config, "image_size"), grid, self.width)  # noqa: B009
+            del self.language_model.model.vision_model, self.language_model.model.connector
+        self.readout = nn.Parameter(torch.randn(readouts, self.width) * 0.02)
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Last hidden states, float32."""
@@ -131,9 +148,11 @@ class EmbeddedBackbone(Backbone):
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
         # [n, cameras * t, width]: every image alone through the vision tower, then side by side.
-        images = (
-            self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras)).flatten(1, 2)
-        )
+        if self.tower is None:
+            images = self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras))
+        else:
+            images = self.tower(pixels)
+        images = images.flatten(1, 2)
         # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
         # known beforehand, so nothing waits for the device, and the whole can be compiled or
         # captured as a graph.
@@ -145,16 +164,21 @@ class EmbeddedBackbone(Backbone):
         # The tokens in those positions only reserve room: their own embeddings are replaced.
         embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
-        mask = torch.nn.functional.pad(inputs.attention_mask, (0, READOUTS), value=True)
+        readouts = readout.shape[1]
+        mask = torch.nn.functional.pad(inputs.attention_mask, (0, readouts), value=True)
+        tokens, device = inputs.input_ids.shape[1], embeddings.device
+        usual = tokens if self.prompt_tokens is None else self.prompt_tokens
+        behind = usual + torch.arange(readouts, device=device)
         # The readouts come last, so that under causal attention they see the whole prompt.
         hidden: Tensor = model.text_model(
             inputs_embeds=torch.cat([embeddings, readout], dim=1),
             attention_mask=mask,
+            position_ids=torch.cat([torch.arange(tokens, device=device), behind])[None],
             use_cache=False,  # one pass, nothing is generated
         ).last_hidden_state.float()
-        prompt = hidden[:, :-READOUTS]
+        prompt = hidden[:, :-readouts]
         at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
-        return Hidden(at_images, hidden[:, -READOUTS:], prompt, inputs.attention_mask)
+        return Hidden(at_images, hidden[:, -readouts:], prompt, inputs.attention_mask)
 
     def _encode_images(self, pixels: Tensor) -> Tensor:
         """Square images [n, 3, size, size] as tokens [n, tokens, width].
@@ -181,6 +205,6 @@ class EmbeddedBackbone(Backbone):
         return {"kind": "embedded", **self.language_model.config.to_dict()}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> EmbeddedBackbone:
+    def from_dict(cls, data: dict[str, Any], readouts: int) -> EmbeddedBackbone:
         """An untrained model of the architecture that `to_dict` described."""
-        return cls(SmolVLMConfig.from_dict(data))
+        return cls(SmolVLMConfig.from_dict(data), readouts)

@@ -7,10 +7,11 @@ trained on many times.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
@@ -72,10 +73,17 @@ class Features:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """All rows of all parts, in order."""
-        # Fails unless all prompts have one length, which padding="fixed" gives.
-        columns = zip(*(part._columns() for part in parts), strict=True)
+        """All rows of all parts, in order; shorter prompts are padded."""
+        longest = max((part.prompt.shape[1] for part in parts), default=0)
+        columns = zip(*(part._padded(longest)._columns() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
+
+    def _padded(self, tokens: int) -> Self:
+        """With prompts of so many tokens, the new ones masked."""
+        if not (more := tokens - self.prompt.shape[1]):
+            return self
+        prompt = F.pad(self.prompt, (0, 0, 0, more))  # [n, tokens, width]
+        return replace(self, prompt=prompt, prompt_mask=F.pad(self.prompt_mask, (0, more)))
 
     def _columns(self) -> list[Tensor]:
         # In the order of the fields, so that the list can be passed back to the constructor.

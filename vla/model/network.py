@@ -30,8 +30,8 @@ class RobotNetwork(nn.Module):
             processor.limits,
         )
 
-    def point(self, inputs: ModelInputs) -> tuple[Pointing, Hidden]:
-        """Estimated positions of the points, and all hidden states."""
+    def point(self, inputs: ModelInputs) -> tuple[Pointing | None, Hidden]:
+        """Estimated positions of the points if the model knows any, and all hidden states."""
         return self.model.point(inputs, self.proprio(inputs.proprio))
 
     def features(self, inputs: ModelInputs) -> Features:

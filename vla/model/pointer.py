@@ -19,13 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-POINTS = ("gripper", "object", "target")
-"""What is pointed at: the robot's gripper, the object to move, and its target position."""
-
 
 @dataclass(frozen=True)
 class Pointing:
-    """Estimated positions of the points; `p` is over `POINTS`, `t` over an image's tokens.
+    """Estimated positions of `p` points; `t` is over an image's tokens.
 
     Attributes:
         world: float32 [n, p, 3], in the model's units of length.
@@ -72,6 +69,7 @@ class Pointer(nn.Module):
     """A module from queries and image tokens to points.
 
     Args:
+        points: how many it estimates.
         width: of the hidden states.
         cameras: images an observation.
         tokens: of one image, a square grid row by row.
@@ -83,12 +81,12 @@ class Pointer(nn.Module):
 
     grid: Tensor
 
-    def __init__(self, width: int, cameras: int, tokens: int, proprio_dim: int):
+    def __init__(self, points: int, width: int, cameras: int, tokens: int, proprio_dim: int):
         super().__init__()
         side = math.isqrt(tokens)
         if side * side != tokens:
             raise ValueError(f"{tokens} tokens an image are no square grid")
-        self.cameras, self.proprio_dim = cameras, proprio_dim
+        self.points, self.cameras, self.proprio_dim = points, cameras, proprio_dim
         self.query = nn.Linear(width, 2 * width)
         self.key = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width))
         self.offset = nn.Linear(width, 2)
@@ -97,10 +95,8 @@ class Pointer(nn.Module):
         grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("grid", grid, persistent=False)
         evidence = 3 * cameras + proprio_dim + width
-        self.line = nn.Linear(evidence, 3 * len(POINTS))
-        self.bend = nn.Sequential(
-            nn.Linear(evidence, 128), nn.GELU(), nn.Linear(128, 3 * len(POINTS))
-        )
+        self.line = nn.Linear(evidence, 3 * points)
+        self.bend = nn.Sequential(nn.Linear(evidence, 128), nn.GELU(), nn.Linear(128, 3 * points))
 
     def take_wider(self, old: Pointer) -> None:
         """Point as `old` does where cameras and dimensions that it does not know are padding."""
@@ -156,13 +152,13 @@ class Pointer(nn.Module):
         evidence = torch.cat(
             [
                 found.flatten(2),
-                proprio[:, None].expand(-1, len(POINTS), -1),
+                proprio[:, None].expand(-1, self.points, -1),
                 queries,
             ],
             dim=-1,
         )
         # Each point has rows of its own in the last layer; the others' are not used.
-        every = (self.line(evidence) + self.bend(evidence)).unflatten(-1, (len(POINTS), 3))
+        every = (self.line(evidence) + self.bend(evidence)).unflatten(-1, (self.points, 3))
         world = every.diagonal(dim1=1, dim2=2).transpose(1, 2)  # [n, p, 3]
         second = _second_sharpest(std, camera_mask)
         return Pointing(world.float(), scores.float(), token_points.float(), second.float())

@@ -26,13 +26,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from vla.model.backbone import READOUTS, Backbone, BackboneConfig
+from vla.model.backbone import Backbone, BackboneConfig
 from vla.model.dual import DualBackbone, tower_class
 from vla.model.embedded import EmbeddedBackbone
 from vla.model.vlm import VLMBackbone
 from vla.processing.prompts import ForeignPrompts
 
-KINDS: dict[str, Callable[[dict[str, Any]], Backbone]] = {
+KINDS: dict[str, Callable[[dict[str, Any], int], Backbone]] = {
     "embedded": EmbeddedBackbone.from_dict,
     "vlm": VLMBackbone.from_dict,
     "dual": DualBackbone.from_dict,
@@ -62,8 +62,12 @@ class Pretrained:
     max_text_tokens: int
 
 
-def backbone_from_dict(data: dict[str, Any]) -> Backbone:
+def backbone_from_dict(data: dict[str, Any], readouts: int) -> Backbone:
     """An untrained backbone of the architecture that its `to_dict` described.
+
+    Args:
+        data: what `to_dict` gave, also after JSON.
+        readouts: learned positions after the prompt.
 
     Raises:
         ValueError: unknown kind; lists the known ones.
@@ -72,7 +76,7 @@ def backbone_from_dict(data: dict[str, Any]) -> Backbone:
     kind = fields.pop("kind")
     if kind not in KINDS:
         raise ValueError(f"unknown kind of backbone {kind!r}: {sorted(KINDS)}")
-    return KINDS[kind](fields)
+    return KINDS[kind](fields, readouts)
 
 
 def load_pretrained(
@@ -81,6 +85,7 @@ def load_pretrained(
     cameras: int,
     size_px: tuple[int, int],
     max_text_tokens: int,
+    readouts: int = 1,
 ) -> Pretrained:
     """Load a pretrained model with its processor.
 
@@ -90,6 +95,7 @@ def load_pretrained(
         cameras: images an observation.
         size_px: height and width of the images.
         max_text_tokens: longest instruction; a text encoder has a limit of its own.
+        readouts: learned positions after the prompt.
 
     Raises:
         FileNotFoundError: neither a folder nor reachable on the hub; says what is valid.
@@ -101,17 +107,17 @@ def load_pretrained(
         prompts = ForeignPrompts(processor, cameras, size_px, max_text_tokens)
         # Checked before the weights are read, which takes minutes for a large model.
         context = getattr(found.get_text_config(), "max_position_embeddings", None)
-        if context is not None and (needed := prompts.length + READOUTS) > context:
+        if context is not None and (needed := prompts.length + readouts) > context:
             raise ValueError(
                 f"{name} reads {context} tokens, but {cameras} images, an instruction of "
-                f"{max_text_tokens} tokens and {READOUTS} readouts need {needed}: allow a shorter "
+                f"{max_text_tokens} tokens and {readouts} readouts need {needed}: allow a shorter "
                 "instruction, or give smaller images where the model keeps their size"
             )
         model = _weights(name, AutoModelForImageTextToText, config)
         tokens = prompts.image_tokens_per_camera
-        backbone = VLMBackbone(model, config, tokens)
+        backbone = VLMBackbone(model, config, tokens, readouts)
         return Pretrained(backbone, processor, tokens, max_text_tokens)
-    return _load_towers(name, found, config, cameras, size_px)
+    return _load_towers(name, found, config, cameras, size_px, readouts)
 
 
 def _load_towers(
@@ -120,6 +126,7 @@ def _load_towers(
     config: BackboneConfig,
     cameras: int,
     size_px: tuple[int, int],
+    readouts: int,
 ) -> Pretrained:
     pair = (
         found if config.text_tower is None else _read(config.text_tower, AutoConfig.from_pretrained)
@@ -150,6 +157,7 @@ def _load_towers(
         config,
         cameras,
         tokens,
+        readouts,
     )
     return Pretrained(backbone, processor, tokens, longest)
 

@@ -1,12 +1,13 @@
 """The vision-language-action model: backbone, pointer and actor.
 
 Between perception and the actor stand `Features`: the readout's hidden state, the points that the
-pointer finds (gripper, object, target), proprioception and, for a head that attends to it, the
+pointer finds if the model knows any, proprioception and, for a head that attends to it, the
 prompt's hidden states.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +22,8 @@ from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.registry import head_from_dict, head_to_dict
 from vla.model.point_filter import fuse_static_points
-from vla.model.pointer import POINTS, Pointer, Pointing
+from vla.model.pointer import Pointer, Pointing
+from vla.model.points import PointsConfig
 from vla.model.registry import backbone_from_dict
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor
@@ -35,33 +37,20 @@ class VLAConfig:
     Attributes:
         chunk_length: control steps a chunk.
         readout_dim: width to which the readout is projected for the head.
-        point_center_m: origin of the pointer's coordinates, world frame.
-        point_scale_m: unit of length of the pointer's coordinates.
         head: which action head, and its settings.
-        static_points: those of `POINTS` that do not move while the instruction stays the same:
-            their positions are averaged over the episode, weighted by inverse variances.
+        points: which points it estimates; by default none.
         action_bound: largest magnitude of each normalised action dimension; empty for 1. `vla
             pretrain` sets it from the demonstrations.
     """
 
     chunk_length: int = 5
     readout_dim: int = 16
-    # Middle of the workspace of the Fetch tasks.
-    point_center_m: tuple[float, float, float] = (1.3, 0.75, 0.5)
-    point_scale_m: float = 0.2
     head: HeadConfig = field(default_factory=GaussianHeadConfig)
-    static_points: tuple[str, ...] = ()
+    points: PointsConfig = field(default_factory=PointsConfig)
     action_bound: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if unknown := set(self.static_points) - set(POINTS):
-            raise ValueError(f"no points {sorted(unknown)}; there are {', '.join(POINTS)}")
-        require_numbers(
-            self,
-            at_least_1=("chunk_length", "readout_dim"),
-            above_0=("point_scale_m",),
-            any_sign=("point_center_m",),
-        )
+        require_numbers(self, at_least_1=("chunk_length", "readout_dim"))
 
 
 @dataclass(frozen=True)
@@ -103,18 +92,32 @@ class VLA(nn.Module):
         backbone: gives hidden states of images and words.
         dims: sizes of inputs and outputs.
         config: what is built on the backbone.
+
+    Attributes:
+        pointer: estimates the points; None where the model knows none.
+
+    Raises:
+        ValueError: the backbone has not one readout for each point and one for the actor.
     """
 
     def __init__(self, backbone: Backbone, dims: ModelDims, config: VLAConfig):
         super().__init__()
+        if (given := len(backbone.readout)) != (needed := len(config.points) + 1):
+            raise ValueError(
+                f"{len(config.points)} points and the actor need {needed} readouts, the backbone "
+                f"has {given}"
+            )
         self.config, self.dims = config, dims
         self.backbone = backbone
+        backbone.prompt_tokens = dims.prompt
         self.pointer = self._make_pointer()
         self.actor = self._make_actor()
 
-    def _make_pointer(self) -> Pointer:
-        dims = self.dims
-        return Pointer(self.backbone.width, dims.cameras, dims.image_tokens, dims.proprio)
+    def _make_pointer(self) -> Pointer | None:
+        dims, count = self.dims, len(self.config.points)
+        if not count:
+            return None
+        return Pointer(count, self.backbone.width, dims.cameras, dims.image_tokens, dims.proprio)
 
     def _make_actor(self) -> Actor:
         config, dims = self.config, self.dims
@@ -125,6 +128,7 @@ class VLA(nn.Module):
             config.chunk_length,
             dims.action,
             config.head,
+            config.points,
             config.action_bound,
             dims.shared,
         )
@@ -159,38 +163,47 @@ class VLA(nn.Module):
         self.actor = self._make_actor().to(device)
         self.actor.load_state_dict(self.actor.state_dict() | kept)
 
-    def replace_dims(self, dims: ModelDims, widen: bool = False) -> None:
-        """Fit other robots: what their sizes decide starts untrained, all else stays.
+    def average_static_points(self, names: Collection[str] | None) -> None:
+        """Average these points over an episode; None for `target` if the model knows it.
 
-        Args:
-            dims: the new sizes.
-            widen: the robot for which the model has learned to point is among them: it goes on
-                pointing as it did, only the actor starts untrained.
+        Raises:
+            ValueError: a name that is none of the model's points.
         """
+        points = self.config.points
+        if names is None:
+            names = {"target"} & {*points.names}
+        self.config = replace(self.config, points=points.with_static(names))
+
+    def replace_dims(self, dims: ModelDims) -> None:
+        """Fit other sizes: the model points as it did, the actor starts untrained."""
         if dims == self.dims:
             return
-        self.dims, old = dims, self.pointer
-        kept = old.state_dict()
-        device = next(old.parameters()).device
-        self.pointer = self._make_pointer().to(device)
-        if widen:
-            self.pointer.take_wider(old)
-        else:
-            # Shapes that do not depend on cameras or proprioception keep what they have learned.
-            fresh = self.pointer.state_dict()
-            fitting = {name: w for name, w in kept.items() if w.shape == fresh[name].shape}
-            self.pointer.load_state_dict(fresh | fitting)
+        device, old = self.backbone.readout.device, self.pointer
+        self.dims = dims
+        self.backbone.prompt_tokens = dims.prompt
+        self.pointer = self._make_pointer()
+        if self.pointer is not None and old is not None:
+            self.pointer.to(device).take_wider(old)
         # The bound is that of another robot's actions.
         self.config = replace(self.config, action_bound=())
         self.actor = self._make_actor().to(device)
 
+    def drop_points(self) -> None:
+        """Know no points from now on; the actor starts untrained."""
+        if self.pointer is None:
+            return
+        self.config = replace(self.config, points=PointsConfig(), action_bound=())
+        self.pointer = None
+        self.backbone.keep_last_readout()
+        self.actor = self._make_actor().to(self.backbone.readout.device)
+
     def perception_parameters(self) -> list[nn.Parameter]:
         """What trains of backbone and pointer: all but what the backbone's tuning froze."""
-        every = (*self.backbone.parameters(), *self.pointer.parameters())
-        return [parameter for parameter in every if parameter.requires_grad]
+        parts = [self.backbone] if self.pointer is None else [self.backbone, self.pointer]
+        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
-    def point(self, inputs: ModelInputs, proprio: Tensor) -> tuple[Pointing, Hidden]:
-        """Estimated positions of the points, and all hidden states.
+    def point(self, inputs: ModelInputs, proprio: Tensor) -> tuple[Pointing | None, Hidden]:
+        """Estimated positions of the points if the model knows any, and all hidden states.
 
         Args:
             inputs: of n observations.
@@ -200,6 +213,8 @@ class VLA(nn.Module):
         # The backbone alone: positions and actions are computed in float32.
         with reduced_precision(device) if self.backbone.bf16 else nullcontext():
             hidden: Hidden = self.backbone(inputs)
+        if self.pointer is None:
+            return None, hidden
         # `present` is [n, cameras + proprio + action]: cameras first.
         camera_mask = inputs.present[:, : self.dims.cameras] if self.dims.shared else None
         queries = hidden.readout[:, :-1]  # [n, points, width]
@@ -210,10 +225,14 @@ class VLA(nn.Module):
         pointing, hidden = self.point(inputs, proprio)
         # The prompt of a large model is megabytes a frame: a head that does not attend gets none.
         tokens = slice(None) if self.actor.head.attends else slice(0)
+        # `shape` and not `len`, which would fix the number of rows in an exported graph.
+        count = proprio.shape[0]
         return Features(
             readout=hidden.readout[:, -1],  # those before it are the queries for points
-            points=pointing.world,
-            localisation_std=pointing.localisation_std,
+            points=proprio.new_zeros(count, 0, 3) if pointing is None else pointing.world,
+            localisation_std=proprio.new_zeros(count, 0)
+            if pointing is None
+            else pointing.localisation_std,
             proprio=proprio,
             dim_mask=inputs.present[:, self.dims.cameras :],
             prompt=hidden.prompt[:, tokens],
@@ -230,9 +249,9 @@ class VLA(nn.Module):
         Returns:
             The features, and the evidence with the present observations.
         """
-        if not self.config.static_points:
+        which = [*self.config.points.static]  # [static]
+        if not which:
             return features, evidence
-        which = [POINTS.index(name) for name in self.config.static_points]  # [static]
         points = features.points.clone()  # features are shared, never changed in place
         points[:, which], evidence = fuse_static_points(
             points[:, which], features.localisation_std[:, which], evidence
@@ -252,10 +271,10 @@ class VLA(nn.Module):
         """An untrained model of the architecture that `to_dict` described."""
         fields = dict(data["vla"])
         fields["head"] = head_from_dict(fields["head"])
+        fields["points"] = PointsConfig.from_dict(fields["points"])
         # JSON has no tuples, and `replace_actor` compares configurations.
-        for name in ("point_center_m", "static_points", "action_bound"):
-            fields[name] = tuple(fields[name])
-        backbone = backbone_from_dict(data["backbone"])
+        fields["action_bound"] = tuple(fields["action_bound"])
+        backbone = backbone_from_dict(data["backbone"], len(fields["points"]) + 1)
         return cls(backbone, ModelDims(**data["dims"]), VLAConfig(**fields))
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from vla.model.backbone import READOUTS, Backbone, BackboneConfig, Hidden
+from vla.model.backbone import Backbone, BackboneConfig, Hidden
 from vla.model.tuning import cut_layers, tune
 from vla.processing.model_inputs import ModelInputs
 
@@ -38,12 +38,15 @@ class VLMBackbone(Backbone):
         model: as from `from_pretrained`; its head over the vocabulary is dropped.
         config: how it is used.
         image_tokens: tokens that one image becomes.
+        readouts: learned positions after the prompt.
 
     Raises:
         ValueError: the model has no image token or not the layers that the configuration asks for.
     """
 
-    def __init__(self, model: PreTrainedModel, config: BackboneConfig, image_tokens: int):
+    def __init__(
+        self, model: PreTrainedModel, config: BackboneConfig, image_tokens: int, readouts: int = 1
+    ):
         super().__init__()
         self.config, self.image_tokens = config, image_tokens
         text = model.config.get_text_config()
@@ -62,25 +65,25 @@ class VLMBackbone(Backbone):
         # As large as the embeddings that the model is used to, scaled as it scales them.
         with torch.no_grad():
             size = table(torch.arange(min(512, table.num_embeddings))).float().std()
-        self.readout = nn.Parameter(torch.randn(READOUTS, self.width) * size)
+        self.readout = nn.Parameter(torch.randn(readouts, self.width) * size)
 
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Hidden states of the chosen layer."""
-        tensors = inputs.for_model()
+        tensors, readouts = inputs.for_model(), len(self.readout)
         words = tensors["input_ids"].shape
         filler = int(self.image_token_id == 0)
         endings = {"input_ids": filler, "attention_mask": 1, **self._answer_types}
         for name, tensor in tensors.items():
             if tensor.shape == words and name not in inputs.flat:
-                tensors[name] = F.pad(tensor, (0, READOUTS), value=endings.get(name, 0))
+                tensors[name] = F.pad(tensor, (0, readouts), value=endings.get(name, 0))
         tensors["pixel_values"] = tensors["pixel_values"].to(self.language_model.dtype)
         with self._readouts_embedded():
             output = self.language_model(**tensors, use_cache=False, return_dict=True)
         hidden = output.last_hidden_state
-        prompt = hidden[:, :-READOUTS]
+        prompt = hidden[:, :-readouts]
         images = prompt[inputs.input_ids == self.image_token_id].float()
         images = images.unflatten(0, (len(inputs), -1, self.image_tokens))
-        return Hidden(images, hidden[:, -READOUTS:].float(), prompt, inputs.attention_mask)
+        return Hidden(images, hidden[:, -readouts:].float(), prompt, inputs.attention_mask)
 
     @contextmanager
     def _readouts_embedded(self) -> Iterator[None]:
@@ -90,7 +93,7 @@ class VLMBackbone(Backbone):
                 # obey it, among these without a cast.
                 output = output.to(torch.get_autocast_dtype(output.device.type))
             readout = self.readout.to(output.dtype).expand(len(output), -1, -1)
-            return torch.cat([output[:, :-READOUTS], readout], dim=1)
+            return torch.cat([output[:, : -len(self.readout)], readout], dim=1)
 
         hook = self.language_model.get_input_embeddings().register_forward_hook(replace)
         try:
@@ -108,11 +111,11 @@ class VLMBackbone(Backbone):
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> VLMBackbone:
+    def from_dict(cls, data: dict[str, Any], readouts: int) -> VLMBackbone:
         """An untrained model of the architecture that `to_dict` described."""
         config, fields = BackboneConfig.from_dict(data["options"]), dict(data["model"])
         model = AutoModelForImageTextToText.from_config(
             AutoConfig.for_model(fields.pop("model_type"), **fields),
             dtype=getattr(torch, config.dtype),
         )
-        return cls(model, config, data["image_tokens"])
+        return cls(model, config, data["image_tokens"], readouts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _COLUMNS = ("pixel_values", "input_ids", "attention_mask", "proprio", "present")
@@ -64,17 +65,17 @@ class ModelInputs:
 
     @classmethod
     def concatenate(cls, parts: Sequence[ModelInputs]) -> ModelInputs:
-        """All rows of all parts.
-
-        Raises:
-            ValueError: the prompts differ in length.
-        """
-        if len(lengths := {part.input_ids.shape[1] for part in parts}) > 1:
-            raise ValueError(
-                f"prompts of {sorted(lengths)} tokens do not concatenate: use padding='fixed'"
-            )
-        columns = [part._tensors() for part in parts]
+        """All rows of all parts; shorter prompts are padded on the right."""
+        longest = max(part.input_ids.shape[1] for part in parts)
+        columns = [part._padded(longest)._tensors() for part in parts]
         return parts[0]._with({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+
+    def _padded(self, tokens: int) -> ModelInputs:
+        """With prompts of so many tokens, the new ones masked."""
+        # Only prompts of the embedded model differ, which have no tensors in `extra`.
+        more = (0, tokens - self.input_ids.shape[1])
+        ids, mask = F.pad(self.input_ids, more), F.pad(self.attention_mask, more)
+        return replace(self, input_ids=ids, attention_mask=mask)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in _COLUMNS} | dict(self.extra)

@@ -50,8 +50,9 @@ class ProcessorConfig:
             keeps the cameras' own.
         image_tokens_per_camera: positions that the prompt reserves for one camera's image.
         image_token: the token that reserves such a position in the embedded model's prompts.
-        max_text_tokens: longest instruction, its end token included; a word that the embedded
-            tokenizer was not trained on takes about one token per letter.
+        max_text_tokens: tokens that every prompt has for its instruction, the end token included.
+            A longer one makes the embedded model's prompt longer (a word that its tokenizer was not
+            trained on takes about one token per letter); for other models it is the limit.
         padding: "fixed" gives every prompt one length, so compiled models see one shape and
             batches concatenate; "longest" pads to the longest prompt of the batch, which only the
             embedded model's prompts can.
@@ -66,7 +67,7 @@ class ProcessorConfig:
     image_size_px: tuple[int, int] | None = None
     image_tokens_per_camera: int = 16
     image_token: str = IMAGE
-    max_text_tokens: int = 32
+    max_text_tokens: int = 64
     padding: Literal["fixed", "longest"] = "fixed"
     camera_slots: int | None = None
     proprio_dim: int | None = None
@@ -230,7 +231,7 @@ class Processor:
         Raises:
             ContractMismatchError: cameras, shapes or types differ from the contract, or
                 proprioception is not finite.
-            ValueError: an instruction is too long.
+            ValueError: an instruction cannot be read, see `Prompts.texts`.
         """
         device = observation.proprio.device
         # Checked before the network, where a compiled or exported graph could not raise.

@@ -15,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from vla_runtime.instructions import fit_instruction, prompt_width
 
 from vla.processing.tokenizer import load_tokenizer
+
+LONGEST_TEXT = 256
+"""Most tokens of an instruction for the embedded model: pages of text are cut, not read."""
 
 _CACHED_INSTRUCTIONS = 4096
 _TOKENIZER, _PROCESSOR = "tokenizer", "vlm_processor"
@@ -31,7 +35,8 @@ class EmbeddedPrompts:
         tokenizer: any fast tokenizer that has the image token, an end and a padding token.
         image_token: reserves the position of an image token.
         image_tokens: how many of them all images take.
-        max_text_tokens: longest instruction, its end token included.
+        max_text_tokens: tokens that every prompt has for its instruction, the end token included;
+            a longer one makes the prompts of its batch longer.
         padding: "fixed" or "longest".
 
     Raises:
@@ -56,14 +61,13 @@ class EmbeddedPrompts:
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt with padding "fixed": the most that a prompt can have."""
+        """Tokens of a prompt with padding "fixed", unless its instruction needs more."""
         return len(self.image_prompt) + self.max_text_tokens
 
     def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """input_ids int64 [n, tokens] and attention_mask bool [n, tokens], padded on the right.
 
-        Raises:
-            ValueError: an instruction does not fit into `max_text_tokens`.
+        An instruction beyond `LONGEST_TEXT` is cut, with a warning.
         """
         # Dropped as a whole: a simple bound on memory.
         if len(self._rows) + len(set(instructions)) > _CACHED_INSTRUCTIONS:
@@ -73,7 +77,8 @@ class EmbeddedPrompts:
         rows = torch.tensor([self._rows[text] for text in instructions], dtype=torch.long)  # [n]
         lengths = self._lengths[rows]
         # "longest" cuts the columns that are padding in every row.
-        width = self.length if self.padding == "fixed" else int(lengths.max())
+        longest = int(lengths.max()) if len(lengths) else self.length
+        width = prompt_width(self.length, longest) if self.padding == "fixed" else longest
         mask = torch.arange(width) < lengths[:, None]  # [n, width]
         return {"input_ids": self._prompts[rows, :width], "attention_mask": mask}
 
@@ -96,17 +101,21 @@ class EmbeddedPrompts:
     def _forget(self) -> None:
         # Few distinct instructions, many calls: each is tokenised once, then rows are indexed.
         self._rows: dict[str, int] = {}
-        self._prompts = torch.empty(0, self.length, dtype=torch.long)
+        # As wide as the longest that may come: a thousand rows are two megabytes.
+        width = prompt_width(self.length, len(self.image_prompt) + LONGEST_TEXT)
+        self._prompts = torch.empty(0, width, dtype=torch.long)
         self._lengths = torch.empty(0, dtype=torch.long)
 
     def _remember(self, instructions: Sequence[str]) -> None:
-        # The cache changes only after all have passed: a refused instruction leaves no row behind.
-        prompts = torch.full((len(instructions), self.length), self.pad_token_id)
+        prompts = torch.full((len(instructions), self._prompts.shape[1]), self.pad_token_id)
         prompts[:, : len(self.image_prompt)] = self.image_prompt
         lengths = torch.empty(len(instructions), dtype=torch.long)
         for row, instruction in enumerate(instructions):
-            text = self.tokens(instruction)
-            _refuse_long(instruction, len(text), self.max_text_tokens)
+            if len(text := self.tokens(instruction)) > LONGEST_TEXT:
+                fitting = fit_instruction(
+                    instruction, lambda words: len(self.tokens(words)), LONGEST_TEXT
+                )
+                text = self.tokens(fitting)
             lengths[row] = end = len(self.image_prompt) + len(text)
             prompts[row, len(self.image_prompt) : end] = torch.tensor(text)
         for instruction in instructions:
@@ -193,8 +202,11 @@ class ForeignPrompts:
     def texts(self, instructions: Sequence[str]) -> dict[str, Tensor]:
         """Prompts [n, length]: input_ids, attention_mask and what else the model reads.
 
+        An instruction that is longer than the model's limit is cut, with a warning.
+
         Raises:
-            ValueError: an instruction is too long or contains a special token.
+            ValueError: an instruction contains a special token, or the limit is too low for
+                ordinary ones.
         """
         rows = [self._row(instruction) for instruction in instructions]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -241,11 +253,16 @@ class ForeignPrompts:
 
     def _prompt(self, instruction: str) -> dict[str, Tensor]:
         self._refuse_special(instruction)
-        made = self._tokens(instruction)
-        # `length` is the empty prompt and `max_text_tokens`, so max_text_tokens - free is what this
-        # instruction adds.
+        # `length` is the empty prompt and `max_text_tokens`, so what is counted is what the words
+        # add.
+        empty = self.length - self.max_text_tokens
+        fitting = fit_instruction(
+            instruction,
+            lambda text: self._tokens(text)["input_ids"].shape[1] - empty,
+            self.max_text_tokens,
+        )
+        made = self._tokens(fitting)
         free = self.length - made["input_ids"].shape[1]
-        _refuse_long(instruction, self.max_text_tokens - free, self.max_text_tokens)
         pad = {"input_ids": self.tokenizer.pad_token_id or 0}
         # Padding on the left; masks and token types are 0 there.
         row = {name: F.pad(t, (free, 0), value=pad.get(name, 0)) for name, t in made.items()}
@@ -253,16 +270,18 @@ class ForeignPrompts:
 
     def _text(self, instruction: str) -> dict[str, Tensor]:
         self._refuse_special(instruction)
+        # Not truncated by the tokenizer, which would do so in silence and within a word.
+        fitting = fit_instruction(
+            instruction, lambda text: len(self.unpadded(text)), self.max_text_tokens
+        )
         made = self.tokenizer(
-            [instruction],
+            [fitting],
             padding="max_length",
             max_length=self.max_text_tokens,
             return_attention_mask=True,
             return_tensors="pt",
         )
         ids, mask = made["input_ids"], made["attention_mask"].bool()
-        # Not truncated by the tokenizer: a cut instruction could mean something else.
-        _refuse_long(instruction, ids.shape[1], self.max_text_tokens)
         if self.pads_visibly:
             mask = torch.ones_like(mask)
         return {"input_ids": ids, "attention_mask": mask}
@@ -289,12 +308,3 @@ def load_language(folder: Path) -> PreTrainedTokenizerBase | ProcessorMixin:
     return AutoProcessor.from_pretrained(
         str(folder / _PROCESSOR), local_files_only=True, trust_remote_code=False
     )
-
-
-def _refuse_long(instruction: str, tokens: int, limit: int) -> None:
-    if tokens > limit:
-        raise ValueError(
-            f"instruction has {tokens} tokens with its end token, the limit is "
-            f"max_text_tokens={limit}; shorten it or build the processor with a higher limit: "
-            f"{instruction!r}"
-        )

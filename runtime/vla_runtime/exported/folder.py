@@ -56,8 +56,8 @@ class PromptSettings:
         prefix: tokens before the words, such as positions of images.
         suffix: tokens after them.
         pad: the token of padding.
-        length: tokens of every prompt.
-        max_text_tokens: longest instruction, `suffix` included.
+        length: tokens of a prompt; a longer instruction makes it longer.
+        max_text_tokens: longest instruction, `suffix` included; see `fit_instruction`.
         padding_side: "right" or "left".
         before: text that is joined to the words before they become tokens.
         after: the same behind them.

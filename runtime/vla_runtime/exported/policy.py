@@ -76,7 +76,7 @@ class ExportedPolicy:
         Raises:
             ContractMismatchError: the observation does not follow the contract, or the policy's
                 commands are not finite.
-            ValueError: the instruction is too long.
+            ValueError: the instruction cannot be read, see `Prompts.rows`.
         """
         encoded, state = self._encode(observation, state)
         if "act" in self._graphs:
@@ -113,10 +113,10 @@ class ExportedPolicy:
         return self._chunk(actions), state
 
     def prompt(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int64 [1, length] and mask bool [1, length] of an instruction.
+        """Token ids int64 [1, tokens] and mask bool [1, tokens] of an instruction.
 
         Raises:
-            ValueError: it is too long.
+            ValueError: it cannot be read, see `Prompts.rows`.
             TypeError: the policy reads no words.
         """
         if self._parts.prompts is None:
@@ -197,7 +197,7 @@ class Parts:
             words: of its instruction.
 
         Raises:
-            ValueError: the words are too many.
+            ValueError: the words cannot be read, see `Prompts.rows`.
         """
         inputs = {f"image.{name}": image[None] for name, image in observation.images.items()}
         inputs["proprio"] = observation.proprio[None].astype(np.float32, copy=False)

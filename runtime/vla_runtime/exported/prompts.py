@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from vla_runtime.exported.folder import PromptSettings
+from vla_runtime.instructions import fit_instruction, prompt_width
 
 _CACHED_INSTRUCTIONS = 4096
 
@@ -34,10 +34,11 @@ class Prompts:
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(self._make_row)
 
     def rows(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int64 [1, length], and a mask bool [1, length], False at padding.
+        """Ids int64 [1, tokens], and a mask bool [1, tokens], False at padding.
 
         Raises:
-            ValueError: the instruction is too long, or holds what is more than words to the model.
+            ValueError: the instruction holds what is more than words to the model, or the model
+                reads too few tokens for ordinary instructions.
         """
         return self._row(instruction)
 
@@ -47,18 +48,20 @@ class Prompts:
             raise ValueError(
                 f"the model reads {special} as more than words: say {instruction!r} without"
             )
-        text = f"{settings.before}{instruction}{settings.after}"
-        words = self._tokenizer.encode(text, add_special_tokens=False).ids
-        words += settings.suffix
-        if len(words) > settings.max_text_tokens:
-            raise ValueError(
-                f"instruction has {len(words)} tokens with its end token, the policy reads "
-                f"{settings.max_text_tokens}; shorten it: {shorten(instruction, 80)!r}"
-            )
-        tokens = [*settings.prefix, *words]
-        ids = np.full((1, settings.length), settings.pad, dtype=np.int64)
-        mask = np.full((1, settings.length), settings.padding_visible)
-        left = settings.length - len(tokens) if settings.padding_side == "left" else 0
+        fitting = fit_instruction(
+            instruction, lambda text: len(self._words(text)), settings.max_text_tokens
+        )
+        tokens = [*settings.prefix, *self._words(fitting)]
+        width = prompt_width(settings.length, len(tokens))
+        ids = np.full((1, width), settings.pad, dtype=np.int64)
+        mask = np.full((1, width), settings.padding_visible)
+        left = width - len(tokens) if settings.padding_side == "left" else 0
         where = slice(left, left + len(tokens))
         ids[0, where], mask[0, where] = tokens, True
         return ids, mask
+
+    def _words(self, instruction: str) -> list[int]:
+        """The instruction's tokens and those behind it."""
+        text = f"{self._settings.before}{instruction}{self._settings.after}"
+        words = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [*words, *self._settings.suffix]

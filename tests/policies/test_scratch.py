@@ -1,0 +1,118 @@
+"""A new model for the data's own robots: any cameras, any proprioception, no points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from two_robots import ARM, CART, WORDS, measure, observe, record
+
+from policies.imitation.bc import CloningConfig
+from scripts.pretrain import PretrainConfig
+from scripts.pretrain import main as pretrain
+from vla.checkpoint.initialisation import default_head, scratch_policy
+from vla.contract import RobotSpec
+from vla.model.conv_tower import ConvTower
+from vla.model.embedded import EmbeddedConfig
+from vla.model.points import PointsConfig
+from vla.model.vla import VLAConfig
+from vla.policy import VLAPolicy, load_policy
+from vla.processing.embodiments import Embodiment
+from vla.processing.processor import ProcessorConfig
+
+TINY = EmbeddedConfig(width=32, text_layers=1, heads=2, grid=2)
+SMALL_IMAGES = ProcessorConfig(image_size_px=(48, 48))
+
+
+def scratch(*specs: RobotSpec) -> VLAPolicy:
+    """For these robots, with the head that it gets by default."""
+    torch.manual_seed(0)
+    robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
+    model = VLAConfig(3, head=default_head(PointsConfig()))
+    return scratch_policy(robots, WORDS, TINY, model, SMALL_IMAGES)
+
+
+def test_one_command_learns_from_demonstrations_alone(tmp_path: Path) -> None:
+    """Of a robot that nothing was ever trained for; what it writes is a policy."""
+    data = record(tmp_path / "data", ARM)
+    config = PretrainConfig(
+        None,
+        data=(data,),
+        start="scratch",
+        embedded=TINY,
+        conversions=SMALL_IMAGES,
+        out=tmp_path / "run",
+        training=CloningConfig(updates=2, batch=4, evaluate_every=2),
+    )
+    pretrain(config)
+    policy = load_policy(tmp_path / "run" / "best")
+    assert policy.model.pointer is None
+    assert policy.actor.head.attends
+    assert policy.act(observe(ARM)).shape == (3, 5, ARM.action.dim)
+
+
+def test_settings_that_were_not_chosen_are_those_of_a_new_model() -> None:
+    """What was chosen stays."""
+    chosen = CloningConfig(learning_rate=2e-3).from_scratch()
+    assert chosen.perception == "trained"
+    assert (chosen.perception_learning_rate, chosen.image_shift) == (2e-3, 0.04)
+    chosen = CloningConfig(perception_learning_rate=1e-5, image_shift=0.0).from_scratch()
+    assert (chosen.perception_learning_rate, chosen.image_shift) == (1e-5, 0.0)
+
+
+def test_several_robots_share_one_model_from_scratch() -> None:
+    """With as many cameras as the largest has."""
+    policy = scratch(CART, ARM)
+    for spec in (CART, ARM):
+        assert policy.embodied(spec).act(observe(spec)).shape == (3, 3, spec.action.dim)
+
+
+def test_it_overfits_what_is_in_the_images() -> None:
+    """Actions that only the images tell, within some hundred updates."""
+    policy = scratch(ARM)
+    observation = observe(ARM, count=6)
+    observation.instructions = [WORDS[0]] * 6
+    observation.proprio[:] = 0.5
+    inputs = policy.processor.encode_observation(observation)
+    actions = torch.rand(6, 3, ARM.action.dim, generator=torch.Generator().manual_seed(1)) - 0.5
+    policy.model.replace_actor(actions, policy.model.config.head)
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = policy.actor.loss(
+            policy.network.features(inputs), actions, torch.zeros(6, 3, dtype=torch.bool)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        given = policy.actor.act(policy.network.features(inputs))
+    assert (given - actions).abs().max() < 0.1
+
+
+def test_every_token_of_the_tower_sees_its_own_square() -> None:
+    """A pixel moves the token of its quarter and that of the whole image, of its camera alone."""
+    torch.manual_seed(0)
+    tower = ConvTower(96, 2, 16)
+    pixels = torch.rand(1, 2, 3, 96, 96)
+    changed = pixels.clone()
+    changed[0, 1, :, 2, 2] += 1
+    with torch.no_grad():
+        moved = (tower(changed) - tower(pixels)).abs().amax(-1)[0] > 0  # [cameras, tokens]
+    assert tower(pixels).shape == (1, 2, 5, 16)
+    assert moved.tolist() == [[False] * 5, [True, False, False, False, True]]
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    """Before anything is trained."""
+    with pytest.raises(ValueError, match="images of 24 px give 0 positions a side"):
+        ConvTower(24, 2, 16)
+    with pytest.raises(ValueError, match=r"sees square images, image_size_px is .48, 64."):
+        scratch_policy(
+            {"arm": Embodiment(ARM, measure(ARM))},
+            WORDS,
+            TINY,
+            VLAConfig(3),
+            replace(SMALL_IMAGES, image_size_px=(48, 64)),
+        )

@@ -1,0 +1,91 @@
+"""Which points of a scene a model estimates, and in what units: none is normal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vla.settings import require_numbers
+
+
+@dataclass(frozen=True)
+class PointSpec:
+    """A point whose position a model estimates.
+
+    Attributes:
+        name: what it is, such as "gripper"; it is supervised with the data's point of that name.
+        static: it does not move while the instruction stays the same: its position is averaged
+            over the episode, weighted by inverse variances.
+        frame: coordinate frame of its position.
+    """
+
+    name: str
+    static: bool = False
+    frame: str = "world"
+
+
+@dataclass(frozen=True)
+class PointsConfig:
+    """The points that a model estimates.
+
+    Attributes:
+        specs: the points; without any the model has no pointer.
+        center_m: origin of the model's coordinates, the middle of the workspace.
+        scale_m: unit of length of the model's coordinates, about half the workspace.
+        relative: pairs of names: the actor also reads the second's position relative to the first.
+        relative_gain: factor on those: at contact, millimetres decide.
+    """
+
+    specs: tuple[PointSpec, ...] = ()
+    center_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    scale_m: float = 1.0
+    relative: tuple[tuple[str, str], ...] = ()
+    relative_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_numbers(self, above_0=("scale_m", "relative_gain"), any_sign=("center_m",))
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"points have different names, got {', '.join(self.names)}")
+        self._require_known({name for pair in self.relative for name in pair})
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names, in the order of everything that is over points."""
+        return tuple(spec.name for spec in self.specs)
+
+    @property
+    def static(self) -> tuple[int, ...]:
+        """Which of them are static, ascending."""
+        return tuple(index for index, spec in enumerate(self.specs) if spec.static)
+
+    def with_static(self, names: Collection[str]) -> PointsConfig:
+        """The same points, these alone static.
+
+        Raises:
+            ValueError: a name that is none of the points'.
+        """
+        self._require_known({*names})
+        return replace(
+            self, specs=tuple(replace(spec, static=spec.name in names) for spec in self.specs)
+        )
+
+    def _require_known(self, names: set[str]) -> None:
+        if unknown := sorted(names - {*self.names}):
+            known = ", ".join(self.names) or "none"
+            raise ValueError(f"no points {unknown}; the model knows: {known}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PointsConfig:
+        """What `dataclasses.asdict` gave, also after JSON."""
+        # JSON has no tuples; a list would not equal the configuration that was saved.
+        return cls(
+            specs=tuple(PointSpec(**spec) for spec in data["specs"]),
+            center_m=tuple(data["center_m"]),
+            scale_m=data["scale_m"],
+            relative=tuple((first, second) for first, second in data["relative"]),
+            relative_gain=data["relative_gain"],
+        )
