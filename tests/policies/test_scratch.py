@@ -70,25 +70,24 @@ def test_several_robots_share_one_model_from_scratch() -> None:
 
 
 def test_it_overfits_what_is_in_the_images() -> None:
-    """Actions that only the images tell, within some hundred updates."""
+    """Actions that only the images tell, and that differ between the steps of a chunk."""
     policy = scratch(ARM)
     observation = observe(ARM, count=6)
     observation.instructions = [WORDS[0]] * 6
     observation.proprio[:] = 0.5
     inputs = policy.processor.encode_observation(observation)
     actions = torch.rand(6, 3, ARM.action.dim, generator=torch.Generator().manual_seed(1)) - 0.5
-    policy.model.replace_actor(actions, policy.model.config.head)
-    optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3)
+    is_pad = torch.zeros(6, 3, dtype=torch.bool)
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=1e-3)
     for _ in range(150):
-        loss = policy.actor.loss(
-            policy.network.features(inputs), actions, torch.zeros(6, 3, dtype=torch.bool)
-        )
+        loss = policy.actor.loss(policy.network.features(inputs), actions, is_pad)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    with torch.no_grad():
-        given = policy.actor.act(policy.network.features(inputs))
-    assert (given - actions).abs().max() < 0.1
+    # What a policy reaches that is blind, and what one whose steps are all alike.
+    blind = (actions - actions.median(0).values).abs().mean()
+    alike = (actions - actions.median(1, keepdim=True).values).abs().mean()
+    assert loss < 0.6 * min(blind, alike)
 
 
 def test_every_token_of_the_tower_sees_its_own_square() -> None:
@@ -99,8 +98,10 @@ def test_every_token_of_the_tower_sees_its_own_square() -> None:
     changed = pixels.clone()
     changed[0, 1, :, 2, 2] += 1
     with torch.no_grad():
-        moved = (tower(changed) - tower(pixels)).abs().amax(-1)[0] > 0  # [cameras, tokens]
-    assert tower(pixels).shape == (1, 2, 5, 16)
+        (tokens, summary), (others, another) = tower(pixels), tower(changed)
+    moved = (others - tokens).abs().amax(-1)[0] > 0  # [cameras, tokens]
+    assert tokens.shape == (1, 2, 5, 16)
+    assert not torch.equal(summary, another)
     assert moved.tolist() == [[False] * 5, [True, False, False, False, True]]
 
 

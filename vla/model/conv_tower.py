@@ -4,8 +4,8 @@ Source: Xiao et al. 2021 (arXiv:2106.14881): a transformer on the output of a fe
 learns faster, and is less sensitive to its settings, than one on large patches. The strides are
 those of Mnih et al. 2015 (doi:10.1038/nature14236). Departures: a token holds a square of the last
 feature map, position by position, so no position within it is lost; and one more token an image is
-a linear map of the whole feature map, in which a policy reads positions as an ordinary
-convolutional network does, without attention having to learn where to look first.
+a linear map of the whole feature map. Those of all images give a summary, in which the actor reads
+positions as in an ordinary convolutional network, before attention has learned where to look.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class ConvTower(nn.Module):
             nn.Conv2d(second, third, 3),
             nn.ReLU(),
         )
+        for layer in self.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                # As large behind a layer as before it; torch's own start shrinks what is seen.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         side = ((image_size - 8) // 4 + 1 - 4) // 2 + 1 - 2
         # Positions a side of a token; what does not divide is cut off at the right and the bottom.
         self.cell = side // grid
@@ -53,9 +58,16 @@ class ConvTower(nn.Module):
         self.whole = nn.Linear(third * (self.cell * grid) ** 2, width)
         self.position = nn.Parameter(torch.randn(grid**2 + 1, width) * 0.02)
         self.camera = nn.Parameter(torch.randn(_MOST_CAMERAS, 1, width) * 0.02)
+        # In a sum over cameras: by its gate each camera has channels of its own.
+        self.gate = nn.Parameter(torch.randn(_MOST_CAMERAS, width))
+        self.summary_norm = nn.LayerNorm(width)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens [n, cameras, grid² + 1, width] of pixels [n, cameras, 3, size, size]."""
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [n, cameras, grid² + 1, width] and a summary [n, width] of all images.
+
+        Args:
+            pixels: [n, cameras, 3, size, size], from -1 to 1.
+        """
         count, cameras = pixels.shape[:2]
         found = self.convolutions(pixels.flatten(0, 1))  # [n * cameras, channels, side, side]
         used = self.cell * self.grid
@@ -64,5 +76,8 @@ class ConvTower(nn.Module):
         cells = cells.unflatten(-3, (self.grid, self.cell))
         # [n * cameras, grid², channels * cell²], row by row
         squares = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        tokens = torch.cat([self.local(squares), self.whole(squares.flatten(1))[:, None]], dim=1)
-        return (tokens + self.position).unflatten(0, (count, cameras)) + self.camera[:cameras]
+        whole = self.whole(squares.flatten(1))  # [n * cameras, width]
+        tokens = torch.cat([self.local(squares), whole[:, None]], dim=1) + self.position
+        summary = (whole.unflatten(0, (count, cameras)) * self.gate[:cameras]).sum(1)
+        placed = tokens.unflatten(0, (count, cameras)) + self.camera[:cameras]
+        return placed, self.summary_norm(summary)

@@ -148,10 +148,11 @@ class EmbeddedBackbone(Backbone):
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
         embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
         # [n, cameras * t, width]: every image alone through the vision tower, then side by side.
+        summary = None
         if self.tower is None:
             images = self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras))
         else:
-            images = self.tower(pixels)
+            images, summary = self.tower(pixels)
         images = images.flatten(1, 2)
         # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
         # known beforehand, so nothing waits for the device, and the whole can be compiled or
@@ -178,7 +179,11 @@ class EmbeddedBackbone(Backbone):
         ).last_hidden_state.float()
         prompt = hidden[:, :-readouts]
         at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
-        return Hidden(at_images, hidden[:, -readouts:], prompt, inputs.attention_mask)
+        readout = hidden[:, -readouts:]
+        if summary is not None:
+            # The actor's readout, the last one, needs no attention to see the images.
+            readout = torch.cat([readout[:, :-1], readout[:, -1:] + summary[:, None]], dim=1)
+        return Hidden(at_images, readout, prompt, inputs.attention_mask)
 
     def _encode_images(self, pixels: Tensor) -> Tensor:
         """Square images [n, 3, size, size] as tokens [n, tokens, width].

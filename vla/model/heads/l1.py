@@ -41,7 +41,9 @@ class L1Head(ActionHead):
         super().__init__()
         self.config = config
         # Learned queries in place of actions: nothing is fed back, so one pass decodes the chunk.
-        self.steps = nn.Parameter(torch.randn(dims.chunk_length, config.expert.width) * 0.02)
+        # As large as hidden states are: all else in a query is the same for every step, and with
+        # nearly equal queries it takes hundreds of updates until the steps differ.
+        self.steps = nn.Parameter(torch.randn(dims.chunk_length, config.expert.width))
         self.expert = ActionExpert(dims, config.expert)
         self.out = nn.Linear(config.expert.width, dims.action)
 
