@@ -76,6 +76,8 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self)
+        if self.run is not None and self.task is not None:
+            raise ValueError("--task and --run check different things: give one of them")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def check_task(name: str) -> Iterator[Check]:
 def _check_contract(task: Task) -> Iterator[Check]:
     spec = task.spec
     actions = ", ".join(
-        f"{name} {low:g} to {high:g} {unit}".rstrip()
+        f"{name} {low:g} to {high:g}" + (f" ({unit})" if unit else "")
         for name, unit, low, high in zip(
             spec.action.names, spec.action.units, spec.action.low, spec.action.high, strict=True
         )

@@ -18,7 +18,7 @@ from sim.tasks.registry import make_task
 
 def film(task: str, episode: Episode, size_px: int) -> Film:
     """Replay an episode's actions and draw them, each camera `size_px` a side."""
-    return Film(episode, _mp4(task, episode.seed, episode.actions, size_px))
+    return Film(episode, film_mp4(task, episode.seed, episode.actions, size_px))
 
 
 def try_film(task: str, seed: int, size_px: int) -> None:
@@ -31,7 +31,7 @@ def try_film(task: str, seed: int, size_px: int) -> None:
     """
     dim = make_task(task).spec.action.dim
     # No action: the initial state alone, through the same renderer and encoder.
-    _mp4(task, seed, np.zeros((0, dim), np.float32), size_px)
+    film_mp4(task, seed, np.zeros((0, dim), np.float32), size_px)
 
 
 def add_films(
@@ -54,8 +54,9 @@ def add_films(
     return filmed
 
 
-def _mp4(task: str, seed: int, actions: np.ndarray, size_px: int) -> bytes:
-    frames = replay(task, seed, actions, size_px)
+def film_mp4(task: str, seed: int, actions: np.ndarray, size_px: int, first: int = 0) -> bytes:
+    """The episode `seed` under these actions, from control step `first` on, as an .mp4 file."""
+    frames = replay(task, seed, actions, size_px)[first:]
     with tempfile.TemporaryDirectory() as folder:
         # The encoder writes to a path, the report embeds the bytes.
         path = Path(folder) / "film.mp4"

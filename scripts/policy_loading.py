@@ -239,8 +239,10 @@ def policy_for(candidate: Candidate, env: CpuVecEnv, seed: int) -> Policy:
     return RowByRow(candidate.make, candidate.spec, seed)
 
 
-def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:
-    """A policy of `BUILT_IN` for this environment."""
+def make_built_in(
+    kind: str, env: CpuVecEnv, seed: int, execute_steps: int = PlanConfig.execute_steps
+) -> Policy:
+    """A policy of `BUILT_IN` for this environment; a planner executes so many steps of a plan."""
     if kind == "expert":
         return ExpertPolicy(env.expert_actions, env.spec)
     if kind == "random":
@@ -249,7 +251,8 @@ def make_built_in(kind: str, env: CpuVecEnv, seed: int) -> Policy:
         return ZeroPolicy(env.spec)
     # The pattern `planner:` has been checked against `BUILT_IN`; the type checker cannot know.
     planner = cast(Literal["cem", "mppi"], kind.removeprefix("planner:"))
-    return make_policy(PlanConfig(task=env.task.name, planner=planner, seed=seed), env)
+    plan = PlanConfig(env.task.name, planner, execute_steps=execute_steps, seed=seed)
+    return make_policy(plan, env)
 
 
 def image_size_px(spec: RobotSpec) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from tyro.conf import OmitArgPrefixes
 
+from policies.checkpoints import Checkpoints
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.images import TOLERANCE_S
@@ -119,6 +120,12 @@ class PretrainConfig:
 
 def main(config: PretrainConfig) -> int:
     """Clone, say how well, and where the policy lies."""
+    clone(config)
+    return 0
+
+
+def clone(config: PretrainConfig) -> Checkpoints:
+    """Train, or resume, and say how well; the run's checkpoints."""
     name = config.data[0].name if config.task is None else short_name(config.task)
     out = config.out or Path("runs") / name / "clone"
     # First of all: an `--out` that cannot be written is refused before data are decoded.
@@ -145,7 +152,7 @@ def main(config: PretrainConfig) -> int:
         best = cloner.run(env, seeds, bar.update)
     folder.close()
     print(f"clone: {_judgement(config, cloner)}: {best}")
-    return 0
+    return cloner.checkpoints
 
 
 def _judgement(config: PretrainConfig, cloner: Cloner) -> str:

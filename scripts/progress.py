@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 # Keys of the trainers' metrics; a trainer has some of them, and all others go to its log alone.
 _SHOWN = (
     "loss/train",
+    "accuracy/heldout",
+    "dpo/accuracy_heldout",
     "success/end",
     "success/ever",
     "success/proxy",

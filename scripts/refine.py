@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from policies.preferences.learned_reward import load_reward, reward_fingerprint
 from policies.reinforcement.off_policy import OFF_POLICY, OffPolicyTrainer
 from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.rewards import make_reward
 from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
+from scripts.curricula import make_curriculum
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
@@ -47,6 +50,11 @@ class RefineConfig:
             reported, decides one by one.
         selection_episodes: initial states that choose the checkpoint; with 100 the choice is mostly
             chance.
+        reward: learn from this one in place of the task's own, which is 1 at each successful step:
+            distance, motion, which is flawed on purpose, or `model:FOLDER`, the folder of a reward
+            model that `vla reward` wrote. Success is watched beside it, and chooses the checkpoint.
+        curriculum: choose start states (frontier) or how near is good enough (radius) by success so
+            far, with settings as for the algorithm; None takes them as the task draws them.
         stop_at: end early once greedy success on them reaches this; None never does.
         training: what is the same for every algorithm; off-policy ones have no separate epochs,
             schedule or exploration of their own there.
@@ -61,11 +69,15 @@ class RefineConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     num_envs: int = 50
     selection_episodes: int = 200
+    reward: str | None = None
+    curriculum: str | None = None
     stop_at: float | None = None
     training: OmitArgPrefixes[OnPolicyConfig] = field(default_factory=OnPolicyConfig)
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
+        if self.reward and (self.curriculum or "").partition(":")[0] == "radius":
+            raise ValueError("--reward and --curriculum radius both say what is learned from")
 
 
 def main(config: RefineConfig) -> int:
@@ -77,14 +89,25 @@ def main(config: RefineConfig) -> int:
     method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_recorded(config, isinstance(method, SACConfig))
+    task = make_task(config.task)
+    model = _reward_model(config.reward)
+    reward = None
+    if config.reward is not None and model is None:
+        reward = make_reward(config.reward, task.privileged_names)
+    curriculum = None
+    if config.curriculum is not None:
+        curriculum = make_curriculum(config.curriculum, config.task, training)
     clone = config.clone or runs / "clone" / "best"
-    policy = load_policy(clone, config.device, config.embodiment or make_task(config.task).spec)
+    origin = {"command": "refine", "task": config.task, "clone": fingerprint(clone)}
+    if config.reward is not None:
+        origin["reward"] = reward_fingerprint(model) if model else config.reward
+    policy = load_policy(clone, config.device, config.embodiment or task.spec)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
         command_line("refine", config),
         # By content: resuming with another clone is refused, moving the same one is not.
-        {"command": "refine", "task": config.task, "clone": fingerprint(clone)},
+        origin,
     )
     selection = SELECTION.seeds(config.selection_episodes)
 
@@ -104,7 +127,10 @@ def main(config: RefineConfig) -> int:
                 policy, env, shared, method, folder, seeds, config.demonstrations
             )
         else:
-            trainer = OnPolicyTrainer(policy, env, training, method, folder, seeds)
+            reward = load_reward(model, config.task, policy, env) if model else reward
+            trainer = OnPolicyTrainer(
+                policy, env, training, method, folder, seeds, reward, curriculum
+            )
         best = trainer.run(selection, bar.update, config.stop_at)
     folder.close()
     print(
@@ -112,6 +138,12 @@ def main(config: RefineConfig) -> int:
         f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0
+
+
+def _reward_model(reward: str | None) -> Path | None:
+    """The folder of a fitted reward model, where one is named."""
+    kind, _, folder = (reward or "").partition(":")
+    return Path(folder) if kind == "model" and folder else None
 
 
 def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
@@ -123,7 +155,9 @@ def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
     training, default = config.training, OnPolicyConfig()
     shared = [field.name for field in fields(RefinementConfig)]
     rest = [field.name for field in fields(OnPolicyConfig) if field.name not in shared]
-    if off := [name for name in rest if getattr(training, name) != getattr(default, name)]:
+    off = [name for name in rest if getattr(training, name) != getattr(default, name)]
+    off += [name for name in ("reward", "curriculum") if getattr(config, name) is not None]
+    if off:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in off)
         name = config.algorithm.partition(":")[0]
         raise ValueError(

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -195,6 +196,14 @@ def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
     """Play one episode in a worker and leave its outcome in `spool`; True when it succeeded."""
     setup = _setup(name, config.image_size)
     arrays = play(setup.task, setup.renderer, seed, config)
+    leave_in_spool(spool, name, seed, arrays)
+    return arrays is not None
+
+
+def leave_in_spool(
+    spool: Path, name: str, seed: int, arrays: Mapping[str, np.ndarray] | None
+) -> None:
+    """Leave an episode of a task, or the mark of a failed one, where `RecordingStore` finds it."""
     target = spool / spool_name(name, seed, ".failed" if arrays is None else ".npz")
     # Renamed when complete: whatever has a final name in the spool is whole. A failure is an empty
     # file.
@@ -203,4 +212,3 @@ def play_into(config: RecordConfig, name: str, seed: int, spool: Path) -> bool:
         if arrays is not None:
             np.savez(file, allow_pickle=False, **arrays)
     unfinished.replace(target)
-    return arrays is not None

@@ -72,7 +72,8 @@ def play(
     while step < STEPS:
         task.step(data, episode, motion(data, episode))
         frame = projector.frame(data, episode)
-        if not frame.all_in_view and restarts < _MOST_RESTARTS:
+        is_over = not frame.all_in_view or task.is_terminated(data, episode)
+        if is_over and restarts < _MOST_RESTARTS:
             # The motion goes on with its random stream, so the episode takes another course; frames
             # that were yielded stay.
             episode, restarts = task.reset(data, seed), restarts + 1

@@ -23,7 +23,7 @@ def test_a_sound_task_passes(capsys: pytest.CaptureFixture[str]) -> None:
     """And its contract is printed; the task is found by where its class stands."""
     assert cli.main(["doctor", "--task", "line_task:LineTask"]) == 0
     said = capsys.readouterr().out
-    assert "1: dx -0.1 to 0.1 m" in said
+    assert "1: dx -0.1 to 0.1 (m)" in said
     assert "the expert reaches it in 10 of 10 episodes" in said
     assert "FAIL" not in said
     assert said.endswith("ready\n")

@@ -57,7 +57,9 @@ def test_from_demonstrations_to_a_policy_that_acts_alike_elsewhere(
     vla("collect", *task, "--episodes", 3, "--root", data, "--workers", 1)
     vla("pretrain", *small, "--data", data, "--updates", 20, "--batch", 16, "--out", clone)
     learning = ("--iterations", 1, "--episodes", 2, "--warmup-iterations", 0)
-    vla("refine", *small, "--clone", clone / "best", "--out", refined, *learning)
+    chosen = ("--reward", "distance", "--curriculum", "frontier:levels=2,candidates=2")
+    vla("refine", *small, "--clone", clone / "best", "--out", refined, *learning, *chosen)
+    assert_logged(refined)
     policies = ("--policies", f"clone={clone}", f"refined={refined}", "expert")
     playing = ("--episodes", 2, "--num-envs", 2, "--films", 1, "--film-size", 32)
     vla("evaluate", *task, *policies, *playing, "--out", report)
@@ -65,11 +67,24 @@ def test_from_demonstrations_to_a_policy_that_acts_alike_elsewhere(
     played = json.loads((report / "report.json").read_text())["policies"]
     assert [row["name"] for row in played] == ["clone", "refined", "expert"]
     assert played[2]["success_at_end"]["value"] == 1.0
+    judged = {verdict["habit"]: verdict["state"] for verdict in played[1]["habits"]["verdicts"]}
+    assert judged["Reward hacking"] != "not recorded"
+    assert played[2]["habits"] is None
     assert "base64" in (report / "report.html").read_text(), "films are in the page"
 
     checkpoint = refined / "step_000001"
     assert_moved(clone / "best", checkpoint)
     assert_acts_alike_elsewhere(checkpoint, tmp_path)
+
+
+def assert_logged(refined: Path) -> None:
+    """The reward and the curriculum that were chosen are the run's, and are resumed with it."""
+    settings = json.loads((refined / "run.json").read_text())["settings"]
+    assert settings["origin"]["reward"] == "distance"
+    assert settings["curriculum"]["levels"] == 2
+    rows = [json.loads(line) for line in (refined / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["success/proxy"] != rows[0]["success/return"]
+    assert "curriculum/frontier" in rows[1]
 
 
 def assert_moved(clone: Path, refined: Path) -> None:

@@ -17,11 +17,14 @@ from vla.settings import require_numbers
 ANY_SIGN = {
     "center_m",
     "layer",
+    "log_std",
     "log_std_end",
     "log_std_max",
     "log_std_min",
     "log_std_start",
     "noise_exponent",
+    "step_reward",
+    "target_entropy",
 }
 # Made in the code alone, by no flag.
 NO_FLAGS = {"SceneConfig", "WorkerConfig"}

@@ -12,7 +12,7 @@ from policies.reinforcement.stochastic_policy import StochasticActor
 from vla.model.heads.base import ActionHead
 from vla.model.heads.registry import HEADS
 
-LEARNING_RATES = {"gaussian": 3e-4, "token": 2e-5, "fast": 2e-5, "flow": 2e-5}
+LEARNING_RATES = {"gaussian": 3e-4, "token": 1e-4, "fast": 2e-5, "flow": 2e-5}
 """Of Adam, by kind of head: smaller than in cloning, so that one step changes the policy little."""
 
 

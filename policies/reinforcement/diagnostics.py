@@ -79,9 +79,17 @@ def describe_ends(episodes: Episodes) -> Metrics:
 
 
 def describe_actions(episodes: Episodes, action: VectorSpec) -> Metrics:
-    """Size of executed actions where the limits are -1 and 1, and the share at a limit."""
-    low, high = np.array(action.low), np.array(action.high)
-    executed = np.concatenate([e.actions for e in episodes.episodes])  # [steps, action]
+    """Size of executed actions where the limits are -1 and 1, and the share at a limit.
+
+    Dimensions without limits have no such size; nothing where none has limits.
+    """
+    limited = np.isfinite(action.low) & np.isfinite(action.high)
+    if not limited.any():
+        return {}
+    low, high = np.array(action.low)[limited], np.array(action.high)[limited]
+    executed = np.concatenate(
+        [e.actions[:, limited] for e in episodes.episodes]
+    )  # [steps, limited]
     scaled = (2 * executed - high - low) / (high - low)
     return {
         "collect/action_rms": float(np.sqrt(np.square(scaled).mean())),

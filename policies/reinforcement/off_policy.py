@@ -21,6 +21,7 @@ from policies.optimisation import require_finite_weights
 from policies.reinforcement.action_space import ActionSpace, DirectActions
 from policies.reinforcement.collect import flatten
 from policies.reinforcement.critic import describe_fit
+from policies.reinforcement.diagnostics import describe_episodes
 from policies.reinforcement.dsrl import DSRLConfig, LatentNoise
 from policies.reinforcement.hindsight import Hindsight
 from policies.reinforcement.policy_update import Metrics
@@ -35,6 +36,7 @@ from policies.reinforcement.stochastic_policy import PolicyState, StochasticPoli
 from policies.rollout import Transition, rollout
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch, RobotSpec, VecEnv
+from vla.model.features import Features
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._reads_state = isinstance(policy, StatePolicy)
         features = self._first_features()
         with torch.no_grad():
-            # Drawn for its shape alone, by a generator of its own.
+            # Drawn for its shape alone, by a generator of its own: [1, chunk_length, width].
             probe = torch.Generator(policy.device)
-            _, chunk_length, width = self._space.actor.rsample(features, probe)[0].shape
+            action = self._space.actor.rsample(features, probe)[0]
         recorded = None
         if demonstrations is not None:
             if name == "dsrl":
@@ -138,38 +140,40 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                     "dsrl decides noise, and which noise leads to a demonstrated chunk is not "
                     "known: it takes no demonstrations, sac does"
                 )
-            recorded = RecordedEpisodes(demonstrations, policy, env, chunk_length)
+            recorded = RecordedEpisodes(demonstrations, policy, env, action.shape[1])
+        self.replay = self._make_replay(features, action, 0 if recorded is None else len(recorded))
+        self.sac = self._make_sac(features, action)
+        self._owed = 0.0  # gradient steps, of which only whole ones can be taken
+        self._measured: list[Metrics] = []
+        self._learning_s = 0.0
+        self._recorded = "none" if recorded is None else recorded.fingerprint()
+        if recorded is not None:
+            self._store(recorded)
+
+    def _make_replay(self, features: Features, action: Tensor, demonstrations: int) -> Replay:
+        env, method, (chunk_length, width) = self.env, self.method, action.shape[1:]
         if method.capacity < 2 * env.num_envs:
             raise ValueError(
                 f"a buffer of {method.capacity} episodes is too small for {env.num_envs} "
                 f"environments: set capacity to {2 * env.num_envs} or more"
             )
-        dims = ReplayDims(
-            method.capacity,
-            0 if recorded is None else len(recorded),
-            # Rounded up: the last chunk of an episode may be executed in part.
-            -(-env.episode_length // chunk_length),
-            chunk_length,
-            width,
-        )
-        hindsight = self._make_hindsight(chunk_length)
+        # Rounded up: the last chunk of an episode may be executed in part.
+        length = -(-env.episode_length // chunk_length)
+        dims = ReplayDims(method.capacity, demonstrations, length, chunk_length, width)
         critic_obs = self._critic_obs(env.observe()[1][:1])
-        self.replay = Replay(dims, features, critic_obs, method.n_step, hindsight)
-        seen = flatten(features) if critic_obs is None else critic_obs
+        hindsight = self._make_hindsight(chunk_length)
+        return Replay(dims, features, critic_obs, method.n_step, hindsight)
+
+    def _make_sac(self, features: Features, action: Tensor) -> SAC:
+        env, method = self.env, self.method
+        critic_obs = self._critic_obs(env.observe()[1][:1])
+        seen = flatten(features) if critic_obs is None else critic_obs  # [1, d]
         critic = QEnsemble(
-            seen.shape[1], chunk_length * width, method.critics, method.hidden, method.layer_norm
-        )
-        self.sac = SAC(
-            self._space.actor,
-            critic.to(policy.device),
-            chunk_length * env.spec.action.dim,
-            method,
-        )
-        self._owed = 0.0  # gradient steps, of which only whole ones can be taken
-        self._measured: list[Metrics] = []
-        self._recorded = "none" if recorded is None else recorded.fingerprint()
-        if recorded is not None:
-            self._store(recorded)
+            seen.shape[1], action.numel(), method.critics, method.hidden, method.layer_norm
+        ).to(self.policy.device)
+        # Without dimensions that the robot does not have, which add nothing to the entropy.
+        numbers = action.shape[1] * env.spec.action.dim
+        return SAC(self._space.actor, critic, numbers, method)
 
     def _make_hindsight(self, chunk_length: int) -> Hindsight | None:
         if not self.method.hindsight:
@@ -198,14 +202,18 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._measured, self._learning_s = [], 0.0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
+        self._watch.begin(len(seeds))
         episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
         require_finite_weights(self.policy.actor.parameters())
         newest = self.replay.newest(min(len(seeds), self.method.capacity))
-        self._standardise(newest)
+        # Once: statistics that move under a trained network change what it has learned.
+        if self.iteration == 0:
+            self._standardise(newest)
         self.iteration += 1
         means = {name: [m[name] for m in self._measured] for name in (self._measured or [{}])[-1]}
         return {
             **self._count(episodes),
+            **describe_episodes(episodes, self._watch.returns(episodes), self.policy.spec.action),
             **{name: float(np.mean(values)) for name, values in means.items()},
             **self._describe_critic(newest),
             "replay/steps": float(len(self.replay)),

@@ -145,7 +145,7 @@ class RecordedEpisodes:
                     self._privileged[frame[mine]],
                     self._executed[window],
                     self._success[window],
-                    at == counts[mine],
+                    counts[mine] == at,
                 )
 
     def _features(self, frame: Tensor, state: Any) -> tuple[Features, Any]:

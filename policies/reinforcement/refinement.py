@@ -14,6 +14,7 @@ import torch
 from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
 from policies.reinforcement.collect import CriticObs, Reward
+from policies.reinforcement.curriculum import Curriculum
 from policies.reinforcement.policy_update import Metrics
 from policies.reinforcement.reward_watch import RewardWatch
 from policies.reinforcement.stochastic_policy import PolicyState, StochasticPolicy
@@ -62,6 +63,7 @@ class Refinement[State: PolicyState](ABC):
         folder: where checkpoints `step_<n>`, `best` and metrics go.
         collection_seeds: iteration, from 0, to the seeds of the episodes that it collects.
         reward: rewards to learn from in place of the environment's; see `collect`.
+        curriculum: chooses the episodes in place of `collection_seeds`, and may bring a reward.
     """
 
     def __init__(
@@ -74,10 +76,14 @@ class Refinement[State: PolicyState](ABC):
         folder: RunFolder,
         collection_seeds: Callable[[int], Sequence[int]],
         reward: Reward | None = None,
+        curriculum: Curriculum | None = None,
     ):
         self.policy, self.env = policy, env
         self._shared, self._method, self._name = config, method, name
+        if curriculum is not None:
+            collection_seeds, reward = curriculum.seeds, curriculum.reward or reward
         self._folder, self._collection_seeds = folder, collection_seeds
+        self._curriculum = curriculum
         self._watch = RewardWatch(reward)
         # Dropout would make ratios of the same weights differ from 1.
         policy.actor.eval()
@@ -142,7 +148,9 @@ class Refinement[State: PolicyState](ABC):
         """Add an iteration's episodes to what was spent, and describe them."""
         self.simulator_steps += episodes.simulator_steps
         self.policy.ledger.spend(collection_steps=episodes.simulator_steps)
+        learned, curriculum = self._watch.returns(episodes), self._curriculum
         return {
+            **({} if curriculum is None else curriculum.learn(episodes, learned)),
             "collect/success_end": float(episodes.success_at_end.mean()),
             "collect/success_ever": float(episodes.success_ever.mean()),
             "collect/return": float(np.mean([e.total_reward for e in episodes.episodes])),
@@ -178,6 +186,7 @@ class Refinement[State: PolicyState](ABC):
             # Scores on other states cannot be compared, and so choose no best one.
             "selection": describe_seeds(selection_seeds),
             "device": self.policy.device.type,  # whose random generator the run has
+            **({} if self._curriculum is None else {"curriculum": self._curriculum.config}),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -186,6 +195,7 @@ class Refinement[State: PolicyState](ABC):
             "iteration": self.iteration,
             "simulator_steps": self.simulator_steps,
             "reward": self._watch.state_dict(),
+            "curriculum": None if self._curriculum is None else self._curriculum.state_dict(),
             "generator": self._generator.get_state(),
         }
 
@@ -193,6 +203,8 @@ class Refinement[State: PolicyState](ABC):
         """Inverse of `_state`."""
         # Runs that an earlier version began have none.
         self._watch.load_state_dict(state.get("reward", {}))
+        if self._curriculum is not None:
+            self._curriculum.load_state_dict(state["curriculum"])
         self._generator.set_state(state["generator"])
         self.iteration = state["iteration"]
         self.simulator_steps = state["simulator_steps"]

@@ -127,8 +127,9 @@ class SAC:
         self.config, self._actor, self.critic = config, actor, critic
         self._target_entropy = config.target_entropy * action_numbers
         self.target = deepcopy(critic)
-        # The statistics of the inputs are shared; weights follow by `_follow`.
-        self.target.mean, self.target.var = critic.mean, critic.var
+        # The statistics of the inputs are shared, all of them; the weights follow in `_step`.
+        for name, statistic in critic.named_buffers():
+            setattr(self.target, name, statistic)
         self._slow, self._fast = list(self.target.parameters()), list(critic.parameters())
         start = config.temperature_start if config.temperature is None else 1.0
         self.log_temperature = torch.full((), math.log(start), device=critic.mean.device)
@@ -178,7 +179,8 @@ class SAC:
         self._adam.step()
         self._actor.keep_in_range()
         with torch.no_grad():
-            torch._foreach_lerp_(self._slow, self._fast, self.config.tau)
+            for slow, fast in zip(self._slow, self._fast, strict=True):
+                slow.lerp_(fast, self.config.tau)
         return metrics
 
     @torch.no_grad()

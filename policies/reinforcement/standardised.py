@@ -17,12 +17,14 @@ class Standardised(nn.Module):
     mean: Tensor
     var: Tensor
     count: Tensor
+    scale: Tensor
 
     def __init__(self, inputs: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("var", torch.ones(inputs))
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(inputs))  # of the variance, see below
 
     def update_statistics(self, vectors: Float[Tensor, "m inputs"]) -> None:
         """Update the mean and variance of all inputs so far with vectors [m, inputs].
@@ -44,9 +46,10 @@ class Standardised(nn.Module):
         self.var.copy_(within + share * (1 - share) * shift.square())
         self.mean.add_(share * shift)
         self.count.copy_(total)
+        # A nearly constant input must not be amplified.
+        self.scale.copy_(1 / self.var.sqrt().clamp_min(1e-4))
 
     def standardise(self, vectors: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows inputs"]:
         """Vectors with mean 0 and standard deviation 1, without outliers."""
-        # A nearly constant input must not be amplified, nor an outlier saturate all units.
-        scale = self.var.sqrt().clamp_min(1e-4)
-        return ((vectors - self.mean) / scale).clamp(-10, 10)
+        # An outlier must not saturate all units.
+        return ((vectors - self.mean) * self.scale).clamp(-10, 10)

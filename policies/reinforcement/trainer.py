@@ -22,6 +22,7 @@ from policies.optimisation import require_finite, require_finite_weights
 from policies.reinforcement import diagnostics
 from policies.reinforcement.collect import Reward, collect, flatten
 from policies.reinforcement.critic import Critic, CriticLearner, describe_fit
+from policies.reinforcement.curriculum import Curriculum
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.exploration import Exploration
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
@@ -60,8 +61,8 @@ class OnPolicyConfig(RefinementConfig):
     max_grad_norm: float = 0.5
     log_std_start: float = -1.2
     log_std_end: float = -2.2
-    temperature_start: float = 10.0
-    temperature_end: float = 2.0
+    temperature_start: float = 1.6
+    temperature_end: float = 1.0
 
     def __post_init__(self) -> None:
         require_numbers(
@@ -89,6 +90,7 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         folder: where checkpoints `step_<n>`, `best` and metrics go.
         collection_seeds: iteration, from 0, to the seeds of the episodes that it collects.
         reward: rewards to learn from in place of the environment's; see `collect`.
+        curriculum: see `Refinement`.
 
     Raises:
         NoLikelihoodError: the policy's head has no likelihood.
@@ -104,9 +106,12 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         folder: RunFolder,
         collection_seeds: Callable[[int], Sequence[int]],
         reward: Reward | None = None,
+        curriculum: Curriculum | None = None,
     ):
         name = algorithm_of(method)
-        super().__init__(policy, env, config, method, name, folder, collection_seeds, reward)
+        super().__init__(
+            policy, env, config, method, name, folder, collection_seeds, reward, curriculum
+        )
         self.config = config
         self.reference = Reference(policy.actor)
         self.exploration = Exploration(

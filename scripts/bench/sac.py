@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -84,11 +85,37 @@ class Learned(NamedTuple):
         success: greedy, at the end.
         steps: control steps of training.
         wall_s: seconds of training, without evaluation.
+        cpu_s: the same in processor seconds of all its processes, for a machine that is not idle.
     """
 
     success: float
     steps: int
     wall_s: float
+    cpu_s: float
+
+
+class _Stopwatch:
+    """Wall and processor seconds of what is timed."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.cpu_s = 0.0, 0.0
+
+    def time(self, what: Callable[[], Any]) -> None:
+        """Do it, and add what it took."""
+        begun, cpu_s = time.perf_counter(), _cpu_s()
+        what()
+        self.wall_s += time.perf_counter() - begun
+        self.cpu_s += _cpu_s() - cpu_s
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process and of its workers so far; Linux."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        # Fields 14 and 15, user and system time; the second is a name that may hold spaces.
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def make_trainer(config: BenchSacConfig, env: CpuVecEnv, seed: int) -> OffPolicyTrainer[Any]:
@@ -102,6 +129,7 @@ def make_trainer(config: BenchSacConfig, env: CpuVecEnv, seed: int) -> OffPolicy
     method = SACConfig(
         gamma=_GAMMA,
         hidden=config.hidden,
+        layer_norm=False,  # as the peer's networks
         batch_size=_BATCH,
         learning_rate=_LEARNING_RATE,
         critic_learning_rate=_LEARNING_RATE,
@@ -179,13 +207,11 @@ def learn_ours(config: BenchSacConfig, seed: int) -> Learned:
     seeds = SELECTION.seeds(config.evaluation_episodes)
     with CpuVecEnv(config.task, config.num_envs, render=False) as env:
         trainer = make_trainer(config, env, seed)
-        wall_s, success = 0.0, 0.0
+        watch, success = _Stopwatch(), 0.0
         while success < config.success and trainer.simulator_steps < config.most_steps:
-            begun = time.perf_counter()
-            trainer.advance()
-            wall_s += time.perf_counter() - begun
+            watch.time(trainer.advance)
             success = evaluate(env, trainer.policy, seeds)[0]["success/end"]
-        return Learned(success, trainer.simulator_steps, wall_s)
+        return Learned(success, trainer.simulator_steps, watch.wall_s, watch.cpu_s)
 
 
 def learn_peer(config: BenchSacConfig, seed: int) -> Learned:
@@ -193,16 +219,15 @@ def learn_peer(config: BenchSacConfig, seed: int) -> Learned:
     torch.set_num_threads(config.threads)
     learner = make_peer(config, seed)
     env = make_gymnasium(config.task, None, 96)
-    wall_s, success = 0.0, 0.0
+    learn = partial(learner.learn, config.evaluate_every, reset_num_timesteps=False)
+    watch, success = _Stopwatch(), 0.0
     while success < config.success and learner.num_timesteps < config.most_steps:
-        begun = time.perf_counter()
-        learner.learn(config.evaluate_every, reset_num_timesteps=False)
-        wall_s += time.perf_counter() - begun
+        watch.time(learn)
         reached = [
             _play_peer(learner, env, seed) for seed in SELECTION.seeds(config.evaluation_episodes)
         ]
         success = float(np.mean(reached))
-    return Learned(success, learner.num_timesteps, wall_s)
+    return Learned(success, learner.num_timesteps, watch.wall_s, watch.cpu_s)
 
 
 def _play_peer(learner: Any, env: Any, seed: int) -> bool:
@@ -232,23 +257,20 @@ def learning_table(config: BenchSacConfig) -> str:
                 runs[name].append(pool.submit(learn, config, seed).result())
                 print(f"{name}, seed {seed}: {runs[name][-1]}", flush=True)
     lines = [
-        f"| {config.task} to {config.success:.0%} | success | control steps | seconds |",
-        "|---|---|---|---|",
+        f"| {config.task} to {config.success:.0%} | success | control steps | seconds | CPU s |",
+        "|---|---|---|---|---|",
     ]
+    measures = ("steps", "wall_s", "cpu_s")
     for name, learned in runs.items():
-        columns = zip(*learned, strict=True)
-        success, steps, wall_s = (list(column) for column in columns)
-        lines.append(
-            f"| {name}, {len(learned)} seeds | {min(success):.2f} to {max(success):.2f} | "
-            f"{median(steps):,.0f} ({min(steps):,.0f} to {max(steps):,.0f}) | "
-            f"{median(wall_s):.1f} ({min(wall_s):.1f} to {max(wall_s):.1f}) |"
-        )
-    mine, theirs = runs.values()
-    steps, wall_s = (
-        median(getattr(a, what) / getattr(b, what) for a, b in zip(mine, theirs, strict=True))
-        for what in ("steps", "wall_s")
-    )
-    return "\n".join([*lines, f"| ours / theirs, median | | {steps:.2f} | {wall_s:.2f} |"])
+        success = [run.success for run in learned]
+        columns = [[getattr(run, what) for run in learned] for what in measures]
+        cells = [f"{median(c):,.0f} ({min(c):,.0f} to {max(c):,.0f})" for c in columns]
+        reached = f"{min(success):.2f} to {max(success):.2f}"
+        lines.append(f"| {name}, {len(learned)} seeds | {' | '.join([reached, *cells])} |")
+    pairs = list(zip(*runs.values(), strict=True))  # ours and theirs of each seed
+    ratios = [median(getattr(a, w) / getattr(b, w) for a, b in pairs) for w in measures]
+    lines.append(f"| ours / theirs, median | | {' | '.join(f'{r:.2f}' for r in ratios)} |")
+    return "\n".join(lines)
 
 
 def main(config: BenchSacConfig) -> None:

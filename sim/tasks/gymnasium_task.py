@@ -151,14 +151,20 @@ class GymnasiumTask(Task[GymnasiumState]):
         """A new environment; by default `gymnasium.make` of what is declared."""
         import gymnasium
 
-        # Its time limit is replaced by `episode_length`.
-        return gymnasium.make(
-            self.env_id,
-            max_episode_steps=-1,
-            disable_env_checker=True,
-            render_mode="rgb_array",
-            **self.env_arguments,
-        )
+        try:
+            # Its time limit is replaced by `episode_length`.
+            return gymnasium.make(
+                self.env_id,
+                max_episode_steps=-1,
+                disable_env_checker=True,
+                render_mode="rgb_array",
+                **self.env_arguments,
+            )
+        except gymnasium.error.Error as error:
+            raise TaskDeclarationError(
+                f"{type(self).__name__}: gymnasium cannot make {self.env_id!r}: {error} An id of "
+                "a package is module:Id, or needs that package to be imported"
+            ) from error
 
     @property
     def cameras(self) -> tuple[Camera, ...]:

@@ -45,11 +45,11 @@ def make_trainer(
     if policy is None:
         torch.manual_seed(0)
         policy = StatePolicy(env, 2)
-    reward = changes.pop("reward", None)
+    reward, curriculum = changes.pop("reward", None), changes.pop("curriculum", None)
     config = replace(SMALL, **changes)
     run = RunFolder(folder, config, origin=origin)
     made = method or PPOConfig(epochs=2, minibatch_size=6)
-    return OnPolicyTrainer(policy, env, config, made, run, seeds, reward)
+    return OnPolicyTrainer(policy, env, config, made, run, seeds, reward, curriculum)
 
 
 def weights(trainer: OnPolicyTrainer[Any]) -> list[Tensor]:

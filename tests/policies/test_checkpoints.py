@@ -18,13 +18,18 @@ from two_robots import tiny_policy
 from policies.checkpoints import Checkpoints, DivergedError, ResumeError, differences
 from policies.optimisation import NotFiniteError, cosine, optimizer_step
 from policies.reinforcement.a2c import A2CConfig
+from policies.reinforcement.grpo import GRPOConfig
 from policies.reinforcement.ppo import PPOConfig
 from policies.reinforcement.reinforce import ReinforceConfig
+from policies.reinforcement.rloo import RLOOConfig
 from policies.reinforcement.state_policy import StatePolicy
+from policies.reinforcement.trpo import TRPOConfig
 from policies.run_folder import RunFolder
 from vla.checkpoint.folder import CheckpointError, load_training_state
 from vla.contract import VectorSpec
+from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
+from vla.model.heads.token import TokenHeadConfig
 
 
 class KilledError(Exception):
@@ -48,6 +53,13 @@ def vla(env: PointVecEnv) -> Any:
     return policy
 
 
+def tokens(env: PointVecEnv) -> Any:
+    """A tiny one with a head of tokens, whose temperature falls during the run."""
+    policy = tiny_policy(env.spec)
+    policy.model.replace_actor(torch.zeros(4, 3, 1), TokenHeadConfig(ExpertConfig(8, 1, 1), 5))
+    return policy
+
+
 def small(env: PointVecEnv) -> Any:
     """A policy on the state."""
     torch.manual_seed(0)
@@ -60,7 +72,11 @@ def small(env: PointVecEnv) -> Any:
         (PPOConfig(epochs=2), small),
         (A2CConfig(), small),
         (ReinforceConfig(), small),
+        (TRPOConfig(), small),
+        (GRPOConfig(group_size=3), small),
+        (RLOOConfig(group_size=3), small),
         (PPOConfig(epochs=1), vla),
+        (TRPOConfig(), tokens),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_weights(

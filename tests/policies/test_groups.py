@@ -33,7 +33,7 @@ def grouped(outcome: list[float], group: list[int], episode: list[list[int]]) ->
         make_experience(nothing, torch.zeros_like(playing, dtype=torch.bool)),
         episode=playing,
         group=torch.tensor(group),
-        outcome=torch.tensor(outcome),
+        outcome=torch.tensor(outcome, dtype=torch.float32),
     )
 
 
@@ -107,8 +107,8 @@ def test_the_penalty_of_grpo_by_hand() -> None:
     (plain, _), (with_penalty, _) = losses
     ratios = torch.tensor([0.8 / 0.5, 0.2 / 0.5])
     penalty = float((ratios - 1 - ratios.log()).mean())
-    assert float(plain) == pytest.approx(0.0, abs=1e-6)
-    assert float(with_penalty) == pytest.approx(0.5 * penalty, rel=1e-5)
+    assert plain.item() == pytest.approx(0.0, abs=1e-6)
+    assert with_penalty.item() == pytest.approx(0.5 * penalty, rel=1e-5)
     # Its slope in the first logit, of q / p - 1 - log(q / p): (1 - q / p) dlog p, dlog p = +-0.5.
     slope, _ = torch.autograd.grad(with_penalty - plain, actor.logits)[0].tolist()
     assert slope == pytest.approx(0.5 * 0.5 * ((1 - 1.6) * 0.5 + (1 - 0.4) * -0.5), rel=1e-4)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from point_env import PointVecEnv
@@ -17,15 +18,17 @@ from policies.evaluation.habits.diagnosis import HABITS, Diagnosis, diagnose, di
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.evaluation.habits.verdict import Finding, Verdict, worst
 from policies.evaluation.proxy import parted
+from policies.reinforcement.diagnostics import describe_actions
 from policies.reinforcement.experience import Batch
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.reinforce import ReinforceConfig
 from policies.reinforcement.state_policy import NoMemory, StatePolicy
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
-from policies.rollout import Transition
+from policies.rollout import Episode, Episodes, Transition
 from policies.run_folder import RunFolder
 from scripts.cli import main as vla
-from vla.contract import ObservationBatch, StepBatch
+from scripts.doctor import DoctorConfig
+from vla.contract import ObservationBatch, StepBatch, VectorSpec
 from vla.model.features import Features
 from vla.model.heads.gaussian import GaussianHeadConfig
 
@@ -307,6 +310,12 @@ def test_doctor_refuses_what_is_no_run(
     assert message in capsys.readouterr().err
 
 
+def test_doctor_checks_one_thing_at_a_time() -> None:
+    """A task and a run together are refused."""
+    with pytest.raises(ValueError, match="--task and --run check different things"):
+        DoctorConfig(task="FetchPush", run=Path("runs"))
+
+
 def test_doctor_prints_every_habit(
     healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +329,19 @@ def test_doctor_prints_every_habit(
     printed = capsys.readouterr().out
     assert "wrong: KL" in printed
     assert "try: a smaller learning_rate" in printed
+
+
+def test_actions_are_measured_by_their_limits() -> None:
+    """By hand: of two dimensions one has limits, in units of its own."""
+    chosen = np.array([[0.0, 5.0], [2.0, -7.0], [1.0, 0.0], [1.0, 1.0]], np.float32)
+    nothing = np.zeros(4, np.float32)
+    episode = Episode(0, "", chosen, nothing, nothing.astype(bool), False, True)
+    action = VectorSpec(("a", "b"), ("m", "m"), (0.0, -np.inf), (2.0, np.inf))
+    metrics = describe_actions(Episodes((episode,)), action)
+    assert metrics["collect/action_at_limit"] == 0.5
+    assert metrics["collect/action_rms"] == pytest.approx(0.5**0.5)
+    free = VectorSpec(("a", "b"), ("m", "m"), (-np.inf,) * 2, (np.inf,) * 2)
+    assert describe_actions(Episodes((episode,)), free) == {}
 
 
 # Single checks at their thresholds
@@ -341,6 +363,12 @@ def series(**values: list[float]) -> RunMetrics:
         ({"policy__entropy": [2.0, 1.5]}, "Entropy", "green"),
         ({"policy__entropy": [2.0, 0.5]}, "Entropy", "amber"),
         ({"policy__entropy": [2.0, 0.05]}, "Entropy", "red"),
+        ({"policy__entropy": [2.0, -1.0], "replay__steps": [1.0]}, "Entropy", "not recorded"),
+        (
+            {"policy__sample_spread": [0.5, 0.1], "policy__temperature": [10.0, 1.0]},
+            "Mode collapse",
+            "green",
+        ),
         ({"success__end": [0.6, 0.9, 0.9]}, "Greedy evaluation", "green"),
         ({"success__end": [0.6, 0.9, 0.7]}, "Greedy evaluation", "amber"),
         ({"success__end": [0.6, 0.9, 0.3]}, "Greedy evaluation", "red"),
@@ -362,6 +390,15 @@ def series(**values: list[float]) -> RunMetrics:
         ({"curriculum__frontier": [0.0], "curriculum__mastered": [0.1]}, "Curriculum", "amber"),
         ({"policy__sample_spread": [0.3, 0.01]}, "Mode collapse", "red"),
         ({"policy__state_spread": [0.3, 0.05]}, "Mode collapse", "amber"),
+        (
+            {
+                "success__end": [0.6, 0.6],
+                "success__proxy": [1.0, 2.0],
+                "reward__alarm": [1.0, 0.0],
+            },
+            "Reward hacking",
+            "amber",
+        ),
         ({"policy__grad_norm": [0.0]}, "Gradient norm", "red"),
         ({"advantage__std": [0.0]}, "Advantages", "red"),
         ({"advantage__used_std": [1.0], "advantage__used_mean": [2.0]}, "Advantages", "amber"),

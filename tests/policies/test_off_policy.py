@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pytest
 import torch
 from learners import files, same, weights
 from lerobot_folder import camera, vector, write_episodes
+from off_policy_learners import EXPERT, make, vla_policy
 from point_env import STEP_M, PointVecEnv
-from two_robots import tiny_policy
 
 from policies.checkpoints import DivergedError, ResumeError
 from policies.evaluation.evaluate import evaluate
@@ -26,48 +25,11 @@ from policies.reinforcement.state_policy import StatePolicy
 from policies.rollout import rollout
 from policies.run_folder import RunFolder
 from vla.contract import ContractMismatchError
-from vla.model.heads.expert import ExpertConfig
-from vla.model.heads.flow import FlowHead, FlowHeadConfig
+from vla.model.heads.flow import FlowHeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.registry import NotReparameterisedError
 from vla.model.heads.token import TokenHeadConfig
-from vla.policy import VLAPolicy, load_policy
-
-SMALL = RefinementConfig(iterations=3, episodes=6, warmup_iterations=1, evaluate_every=1)
-EXPERT = ExpertConfig(16, 1, 2)
-
-
-def seeds(iteration: int) -> range:
-    """What is collected in an iteration."""
-    return range(iteration * 6, iteration * 6 + 6)
-
-
-def make(
-    folder: Path,
-    method: SACConfig | None = None,
-    policy: Any = None,
-    env: PointVecEnv | None = None,
-    demonstrations: Path | None = None,
-    **changes: Any,
-) -> OffPolicyTrainer[Any]:
-    """A run of a few short iterations, by default of a policy on the state."""
-    env = env or PointVecEnv(3, episode_length=5)
-    if policy is None:
-        torch.manual_seed(0)
-        policy = StatePolicy(env, 2)
-    config = replace(SMALL, **changes)
-    made = method or SACConfig(hidden=16, batch_size=8)
-    run = RunFolder(folder, config)
-    return OffPolicyTrainer(policy, env, config, made, run, seeds, demonstrations)
-
-
-def vla_policy(head: Any) -> VLAPolicy:
-    """A tiny vision-language-action policy of the point with this head."""
-    policy = tiny_policy(PointVecEnv.spec)
-    chunks = torch.rand(40, 3, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    policy.model.replace_actor(chunks, head)
-    return policy
-
+from vla.policy import load_policy
 
 # What is stored
 
@@ -339,50 +301,6 @@ def test_demonstrations_that_do_not_fit_are_refused(recorded: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-# Latent noise
-
-
-def test_steering_begins_at_the_clone_and_changes_noise_alone(tmp_path: Path) -> None:
-    """The greedy chunk is the clone's until it learns; then only the new network has moved."""
-    policy = vla_policy(FlowHeadConfig(EXPERT, steps=2))
-    env = PointVecEnv(3, episode_length=5)
-    env.reset([0, 1, 2], [5, 6, 7])
-    observation, _ = env.observe()
-    clone = policy.act(observation)
-    method = DSRLConfig(hidden=16, batch_size=8, steering=16, learning_rate=1e-2)
-    trainer = make(tmp_path, method, policy, env, warmup_iterations=0)
-    env.reset([0, 1, 2], [5, 6, 7])
-    policy.reset()
-    torch.testing.assert_close(policy.act(observation), clone)
-    before = {name: w.clone() for name, w in policy.actor.state_dict().items()}
-    best = trainer.run([0])
-    after = policy.actor.state_dict()
-    moved = {name for name in after if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all(name.startswith("head.steering.") for name in moved)
-    loaded = load_policy(tmp_path / "step_000003")
-    head = loaded.actor.head
-    assert isinstance(head, FlowHead)
-    assert head.config.steering == 16
-    policy.reset()
-    assert torch.equal(loaded.act(observation), policy.act(observation))
-    assert load_policy(best).act(observation).shape == clone.shape
-
-
-def test_noise_is_bounded_and_the_flow_makes_chunks_of_it(tmp_path: Path) -> None:
-    """What is executed is where the flow leads from the noise that is stored."""
-    policy = vla_policy(FlowHeadConfig(EXPERT, steps=2))
-    trainer = make(tmp_path, DSRLConfig(hidden=16, noise_bound=2.0, steering=16), policy)
-    features = trainer._first_features()
-    action, log_prob = trainer._space.actor.rsample(features)
-    assert action.abs().max() < 1
-    assert log_prob.shape == (1, 3)
-    head = policy.actor.head
-    assert isinstance(head, FlowHead)
-    flow = head.act_from(policy.actor.head_inputs(features), 2.0 * action)
-    torch.testing.assert_close(trainer._space.chunk(features, action), flow)
-
-
 # Refusals
 
 
@@ -429,13 +347,6 @@ def test_hindsight_without_goals_or_with_chunks_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="this one names no goal in x, goal"):
         make(tmp_path / "run", method, StatePolicy(env, 1), env)
     assert not (tmp_path / "run").exists()
-
-
-def test_dsrl_takes_no_demonstrations(tmp_path: Path) -> None:
-    """Their noise is not known."""
-    policy = vla_policy(FlowHeadConfig(EXPERT, steps=2))
-    with pytest.raises(ValueError, match="takes no demonstrations, sac does"):
-        make(tmp_path / "run", DSRLConfig(), policy, demonstrations=tmp_path)
 
 
 def test_a_reward_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

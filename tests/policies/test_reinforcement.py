@@ -20,14 +20,16 @@ from policies.reinforcement import refinement
 from policies.reinforcement.a2c import A2CConfig
 from policies.reinforcement.collect import collect, flatten
 from policies.reinforcement.experience import Batch, Experience
+from policies.reinforcement.grpo import GRPOConfig
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.registry import ALGORITHMS, algorithm_of, register
 from policies.reinforcement.reinforce import ReinforceConfig
+from policies.reinforcement.rloo import RLOOConfig
 from policies.reinforcement.state_policy import StatePolicy
 from policies.reinforcement.stochastic_policy import log_probs
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
+from policies.reinforcement.trpo import TRPOConfig
 from policies.rollout import Transition
-from policies.run_folder import RunFolder
 from vla.model.features import Features
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.expert import ExpertConfig
@@ -122,7 +124,15 @@ def one_each_step(transition: Transition) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "method", [PPOConfig(gamma=0.5), A2CConfig(gamma=0.5), ReinforceConfig(gamma=0.5)]
+    "method",
+    [
+        PPOConfig(gamma=0.5),
+        A2CConfig(gamma=0.5),
+        ReinforceConfig(gamma=0.5),
+        TRPOConfig(gamma=0.5),
+        GRPOConfig(group_size=3),
+        RLOOConfig(group_size=3),
+    ],
 )
 def test_constant_reward_moves_nothing(method: Any, tmp_path: Path) -> None:
     """Whatever was done, as much came: the weights stay as they are, bit for bit."""
@@ -138,32 +148,10 @@ def test_constant_reward_moves_nothing(method: Any, tmp_path: Path) -> None:
     for _ in range(2):
         batch, metrics = trainer.iterate()
         assert not batch.advantage.any()
-        assert metrics["policy/gradient_steps"] > 0
+        # Without anything better no step is good; groups that ended alike are left out.
+        takes_steps = not isinstance(method, TRPOConfig | GRPOConfig)
+        assert (metrics["policy/gradient_steps"] > 0) == takes_steps
     assert same(weights(trainer), before)
-
-
-@pytest.mark.parametrize(
-    "method", [A2CConfig(learning_rate=3e-3), ReinforceConfig(0.98, 0.2, 3e-3)]
-)
-def test_methods_learn_to_reach_from_one_state(method: Any, tmp_path: Path) -> None:
-    """From nearly no success to more than three steps of eight, in a few hundred episodes."""
-    env = PointVecEnv(32, episode_length=8)
-    torch.manual_seed(0)
-    policy = StatePolicy(env, 2)
-    config = OnPolicyConfig(
-        iterations=25,
-        episodes=32,
-        critic_learning_rate=3e-3,
-        critic_minibatch_size=32,
-        warmup_iterations=1,
-        log_std_start=-0.5,
-        log_std_end=-1.0,
-    )
-    run = RunFolder(tmp_path, config)
-    trainer = OnPolicyTrainer(policy, env, config, method, run, lambda iteration: [3] * 32)
-    returns = [trainer.iterate()[1]["collect/return"] for _ in range(config.iterations)]
-    assert returns[0] < 1
-    assert sum(returns[-5:]) / 5 > 3
 
 
 def test_a_batch_is_learned(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_critic_s_loss_by_hand() -> None:
     sac, batch = make(), batch_of()
     constant(sac.critic, 1.0, 4.0)
     loss, metrics = sac.critic_loss(batch, torch.full((3,), 2.0))
-    assert float(loss) == pytest.approx(5.0)
+    assert loss.item() == pytest.approx(5.0)
     assert float(metrics["critic/loss"]) == pytest.approx(2.5)
     assert float(metrics["critic/predicted_value"]) == pytest.approx(2.5)
 
@@ -181,6 +181,17 @@ def test_slow_critics_follow_by_a_share() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(actor, sac._actor.parameters(), strict=True))
 
 
+def test_slow_critics_see_inputs_as_the_others_do() -> None:
+    """Also after statistics have been measured: until they learn, both give the same values."""
+    sac = make()
+    state, action = 3 + 5 * torch.randn(40, 2, generator=generator()), torch.zeros(40, 2, 1)
+    before = sac.critic(state, action)
+    sac.critic.update_statistics(state)
+    after = sac.critic(state, action)
+    assert not torch.allclose(before, after)
+    assert torch.equal(sac.target(state, action), after)
+
+
 def test_members_of_an_ensemble_are_networks_of_their_own() -> None:
     """Each row is what that member alone would give, normalised layers included."""
     torch.manual_seed(0)
@@ -203,7 +214,7 @@ def bandit(action: Tensor) -> Tensor:
 @pytest.mark.parametrize("settings", [{}, {"critics": 1, "subset": 1, "temperature": 0.0}])
 def test_the_best_action_of_a_bandit_is_found(settings: dict[str, Any]) -> None:
     """Its value is 1, and the greedy chunk is (0.3, -0.6); also by plain Q-learning."""
-    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "target_entropy": -1.0}
+    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-3, "temperature_start": 0.03}
     sac, draw = make(**(rates | {"hidden": 64} | settings)), generator()
     state = torch.zeros(128, 2)
     features = Features.of_vector(state, 1)
@@ -216,7 +227,7 @@ def test_the_best_action_of_a_bandit_is_found(settings: dict[str, Any]) -> None:
     assert isinstance(actor, StateActor)
     greedy = actor.act(features)[:1].detach()
     assert greedy.flatten().tolist() == pytest.approx([0.3, -0.6], abs=0.05)
-    assert float(sac.critic(state[:1], greedy).mean()) == pytest.approx(1.0, abs=0.05)
+    assert sac.critic(state[:1], greedy).mean().item() == pytest.approx(1.0, abs=0.05)
     if not settings:  # and the entropy is where the temperature has driven it
         _, log_prob = actor.rsample(features, draw)
         assert -float(log_prob.sum(1).mean()) == pytest.approx(-2.0, abs=0.4)

@@ -83,15 +83,15 @@ def test_a_step_by_hand() -> None:
     assert metrics["policy/step_share"] == metrics["policy/gradient_steps"] == 1.0
 
 
-@pytest.mark.parametrize(("factor", "share"), [(1.0, 1.0), (7.9, 1 / 8), (-1.0, 0.0)])
-def test_a_step_is_halved_until_it_is_good(factor: float, share: float) -> None:
+@pytest.mark.parametrize(("factor", "share"), [(1.0, 1.0), (1.5, 0.64), (-1.0, 0.0)])
+def test_a_step_is_shortened_until_it_is_good(factor: float, share: float) -> None:
     """Within the trust region and better than before; downhill there is none."""
     actor = Bandit(0.0, 0.0)
     method = TRPO(actor, TRPOConfig(max_kl=0.01))
     batch = pulls(actor, [0, 1], [1.0, -1.0])
     step = factor * torch.tensor([0.02**0.5, -(0.02**0.5)])
     metrics = method._line_search(batch, step)
-    assert metrics["policy/step_share"] == share
+    assert metrics["policy/step_share"] == pytest.approx(share)
     assert metrics["policy/gradient_steps"] == float(share > 0)
     torch.testing.assert_close(actor.logits.detach(), share * step)
     assert 0 <= metrics["policy/kl"] <= 0.01

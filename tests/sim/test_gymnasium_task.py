@@ -117,6 +117,13 @@ def test_what_is_not_declared_is_named() -> None:
         Nothing()
 
 
+def test_an_environment_that_gymnasium_does_not_know_is_named() -> None:
+    """With how an id of a package is written."""
+    kind = type("Typo", (Reacher,), {"env_id": "Reecher-v5"})
+    with pytest.raises(TaskDeclarationError, match=r"cannot make 'Reecher-v5'.*module:Id"):
+        kind(16)
+
+
 def test_a_discrete_action_space_is_refused() -> None:
     """A policy's actions are numbers."""
 

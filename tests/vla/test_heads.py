@@ -190,7 +190,9 @@ def test_expected_score_is_zero(name: str) -> None:
     scores = []
     for rows in torch.arange(count).split(500):
         part = HeadInputs(many.vector[rows], many.prompt[rows], many.prompt_mask[rows])
-        log_prob = head.likelihood(part, samples[rows]).log_prob().sum()
+        likelihood = head.likelihood(part, samples[rows])
+        weight = likelihood.weight(torch.ones(len(rows), DIMS.chunk_length, dtype=torch.bool))
+        log_prob = (likelihood.log_prob() * weight).sum()
         scores.append(torch.autograd.grad(log_prob, parameter)[0])
     mean = torch.stack(scores).sum(0) / count
     spread = torch.stack([s / 500 for s in scores]).std(0) / math.sqrt(len(scores))
@@ -248,7 +250,7 @@ def test_a_temperature_is_of_samples_and_their_likelihood_alone(name: str) -> No
         first = likelihood.logits[0, 0].softmax(-1)
         seen = torch.bincount(samples[:, 0], minlength=len(first)) / 4000
         assert (seen - first).abs().max() < 0.03
-        entropies.append(float(likelihood.entropy()[0, 0]))
+        entropies.append(likelihood.entropy()[0, 0].item())
         assert all(torch.equal(a, b) for a, b in zip(before, untempered(), strict=True))
     assert entropies[1] > entropies[0] + 0.5
 

@@ -59,7 +59,8 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
         yield _against_schedule(run, spread)
         return
     values = run.values("policy/entropy")
-    if not values:
+    # A soft actor-critic holds its entropy at a target of its own, which may be below 0.
+    if not values or _is_off_policy(run):
         return
     # A head of tokens draws from a discrete distribution, whose entropy is 0 at least.
     first, last = values[0], values[-1]
@@ -150,12 +151,28 @@ def mode_collapse(run: RunMetrics) -> Iterator[Finding]:
     """Spread of sampled actions at one state, and of mean actions over states."""
     within, between = run.values("policy/sample_spread"), run.values("policy/state_spread")
     if within:
-        # What the exploration's schedule takes away on purpose is no collapse.
-        spread = run.series.get("policy/std", {})
-        planned = math.exp(_ceiling(run, max(spread)) - _ceiling(run, min(spread))) if spread else 1
+        planned = _planned(run)
         yield _kept("samples at one state", within, planned, (0.3, 0.1))
     if between:
         yield _kept("mean actions of different states", between, 1.0, (0.3, 0.1))
+
+
+def _planned(run: RunMetrics) -> float:
+    """The share of the spread that exploration's own schedule leaves: what it takes is no collapse.
+
+    The spread of tokens grows with the square root of their temperature.
+    """
+    spread, temperatures = run.series.get("policy/std", {}), run.values("policy/temperature")
+    if spread:
+        return math.exp(_ceiling(run, max(spread)) - _ceiling(run, min(spread)))
+    if not temperatures or _is_off_policy(run):
+        return 1.0
+    return math.sqrt(temperatures[-1] / temperatures[0])
+
+
+def _is_off_policy(run: RunMetrics) -> bool:
+    # Its "temperature" is the weight of the entropy, not that of tokens.
+    return "replay/steps" in run.series
 
 
 def _kept(what: str, values: list[float], planned: float, shares: tuple[float, float]) -> Finding:

@@ -86,7 +86,8 @@ def _scale(off: float, reason: str) -> Finding:
 def _warmup(run: RunMetrics) -> Iterator[Finding]:
     """Collections of one policy must agree."""
     steps = run.series.get("policy/gradient_steps", {})
-    first = min(steps, default=math.inf)
+    # Off-policy methods learn while they collect: none of their collections is of one policy.
+    first = min(steps, default=0)
     success = run.series.get("collect/success_end", {})
     # The iteration of the first update still collected with the policy of the start.
     fixed = [value for step, value in sorted(success.items()) if step <= first]
@@ -253,6 +254,13 @@ def reward_hacking(run: RunMetrics) -> Iterator[Finding]:
     if len(steps) < 2:
         return
     found = parted([proxy[s] for s in steps], [success[s] for s in steps], _evaluated(run))
+    alarms = run.series.get("reward/alarm", {})
+    if not found and (raised := [step for step, alarm in sorted(alarms.items()) if alarm]):
+        yield Finding(
+            "amber",
+            f"the alarm was raised in iteration {raised[-1]}, and is off now",
+            "watch it: reward and success go together less than they should",
+        )
     learned = "the reward learned from" if name == "success/proxy" else "the return"
     yield Finding(
         "red" if found else "green",

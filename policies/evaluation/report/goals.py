@@ -23,14 +23,15 @@ def goals_section(report: Report) -> str:
         # Bool [episodes], a mask for numpy.
         asked = [own == goal for own in report.goals]
         cells = "".join(
-            f'<td class="n">{int(result.episodes.success_at_end[asked].sum())}</td>'
+            f'<td class="n">{int(result.episodes.success_at_end[asked].sum())} / '
+            f"{int(result.episodes.success_ever[asked].sum())}</td>"
             for result in report.results
         )
         lines.append(f'<tr><td>{escape(goal)}</td><td class="n">{sum(asked)}</td>{cells}</tr>')
     return (
         "<section><h2>Goal by goal</h2>"
-        '<p class="note">Episodes that asked for it, and how many of them each policy had solved '
-        "at the end.</p>"
+        '<p class="note">Episodes that asked for it, and in how many of them each policy had '
+        "succeeded at the end / at least once.</p>"
         f'<div class="card"><table><thead><tr><th>Goal</th><th class="n">Episodes</th>{head}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div></section>"
     )

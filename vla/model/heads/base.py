@@ -128,9 +128,11 @@ class Likelihood(ABC):
         return executed.float()
 
     def detach(self) -> Self:
-        """The same, as constants: no gradient reaches what it was computed from."""
+        """The same as constants: without a gradient, and unmoved when the weights change."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: v.detach() for k, v in values.items() if isinstance(v, Tensor)})
+        # Copies: a tensor may be a view of a parameter, which an optimizer changes in place.
+        constants = {k: v.detach().clone() for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **constants)
 
 
 class LikelihoodHead(ActionHead):

@@ -1,0 +1,1 @@
+"""Learning from which of two behaviours is better: reward models, and preferences without one."""

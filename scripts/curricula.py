@@ -1,0 +1,51 @@
+"""Curricula of `vla refine`, made for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from policies.reinforcement.curriculum import CURRICULA, Curriculum, Frontier, ShrinkingGoal
+from policies.reinforcement.rewards import distance_to_goal
+from policies.reinforcement.trainer import OnPolicyConfig
+from scripts.choice import read_choice
+from sim.seeds import training_seeds
+from sim.tasks.registry import make_task
+
+
+def make_curriculum(text: str, task: str, training: OnPolicyConfig) -> Curriculum:
+    """A curriculum by `name:setting=value,...`.
+
+    Raises:
+        ValueError: no curriculum of that name, or the task's state has no distance to a goal.
+    """
+    config = read_choice("curriculum", "--curriculum", text, CURRICULA)
+    return _MAKERS[text.partition(":")[0]](config, task, training)
+
+
+def _frontier(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:
+    def candidates(iteration: int, count: int) -> Sequence[int]:
+        return training_seeds(training.seed, iteration, count)
+
+    return Frontier(config, training.episodes, candidates, _difficulty(task))
+
+
+def _radius(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:
+    def seeds(iteration: int) -> Sequence[int]:
+        return training_seeds(training.seed, iteration, training.episodes)
+
+    return ShrinkingGoal(config, seeds, distance_to_goal(make_task(task).privileged_names))
+
+
+_MAKERS: dict[str, Callable[[Any, str, OnPolicyConfig], Curriculum]] = {
+    "frontier": _frontier,
+    "radius": _radius,
+}
+
+
+def _difficulty(name: str) -> Callable[[int], float]:
+    """What planners pay in a seed's initial state: for Fetch about the distance still to go."""
+    task = make_task(name)
+    data = task.make_data()
+    # A reset without a control step: a hundredth of what an episode costs.
+    return lambda seed: task.cost(data, task.reset(data, seed))
