@@ -33,9 +33,6 @@ class GymnasiumRenderer:
         self._cameras = [camera for camera in cameras if camera.name != RENDERED]
         self._renders = len(self._cameras) < len(cameras)
         self._size, self._antialias = size, antialias
-        if self._renders:
-            # Gymnasium asks for a screen where nobody says which library to use.
-            os.environ.setdefault("MUJOCO_GL", choose_backend())
         # Geometry → renderer, the one used last at the end.
         self._contexts: dict[str, CameraRenderer] = {}
         # State, by its identity → the geometry that it had when it was drawn last.
@@ -74,6 +71,9 @@ class GymnasiumRenderer:
         return self._contexts[key]
 
     def _rendered(self, data: GymnasiumState) -> np.ndarray:
+        if data.has_mujoco:
+            # Gymnasium asks for a screen where nobody says which library to use.
+            os.environ.setdefault("MUJOCO_GL", choose_backend())
         # Gymnasium makes the GL context of a MuJoCo environment current once, as if no other one
         # of this process were ever drawn.
         own = getattr(data.env.unwrapped, "mujoco_renderer", None)

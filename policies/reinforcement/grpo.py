@@ -49,7 +49,7 @@ class GRPOConfig:
     group_size: int = 8
     clip_range: float = 0.2
     clip_high: float | None = 0.28
-    epochs: int = 4
+    epochs: int = 10
     minibatch_size: int = 1000
     learning_rate: float | None = None
     log_std_learning_rate: float = 3e-3

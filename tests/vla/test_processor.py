@@ -223,19 +223,6 @@ def test_cameras_come_in_contract_order():
     assert not torch.equal(again.pixel_values[:, 0], again.pixel_values[:, 1])
 
 
-def test_padding_longest_is_fixed_padding_cut_short():
-    """Both write the same prompts; the longest of the batch has no padding."""
-    batch = collate([make_observation(0, SENTENCES[1]), make_observation(1, SENTENCES[2])], SPEC)
-    fixed = make_processor().encode_observation(batch)
-    longest = make_processor(padding="longest").encode_observation(batch)
-    width = longest.input_ids.shape[1]
-    assert width == 2 * 16 + len(SENTENCES[2].split()) + 1
-    assert fixed.input_ids.shape[1] == make_processor().prompts.length == 2 * 16 + 64
-    assert torch.equal(fixed.input_ids[:, :width], longest.input_ids)
-    assert not fixed.attention_mask[:, width:].any()
-    assert longest.attention_mask.sum(1).tolist() == fixed.attention_mask.sum(1).tolist()
-
-
 def test_instruction_cannot_smuggle_in_images():
     """An instruction that spells the image token stays text."""
     processor = make_processor()

@@ -1,18 +1,30 @@
-"""Ordinary English is never refused for its length by the embedded model."""
+"""Instructions of any ordinary length are read; padding and cutting say what they do."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from example_robot import SENTENCES, make_processor, tokenizer
+from example_robot import SENTENCES, SPEC, make_observation, make_processor, tokenizer
 
-from vla.processing.prompts import LONGEST_TEXT, EmbeddedPrompts
+from vla.processing.processor import collate
+from vla.processing.prompts import LONGEST_TEXT
 
 
-def test_a_longer_instruction_makes_the_prompts_of_its_batch_longer() -> None:
+def test_padding_longest_is_fixed_padding_cut_short():
+    """Both write the same prompts; the longest of the batch has no padding."""
+    batch = collate([make_observation(0, SENTENCES[1]), make_observation(1, SENTENCES[2])], SPEC)
+    fixed = make_processor().encode_observation(batch)
+    longest = make_processor(padding="longest").encode_observation(batch)
+    width = longest.input_ids.shape[1]
+    assert width == 2 * 16 + len(SENTENCES[2].split()) + 1
+    assert fixed.input_ids.shape[1] == make_processor().prompts.length == 2 * 16 + 64
+    assert torch.equal(fixed.input_ids[:, :width], longest.input_ids)
+    assert not fixed.attention_mask[:, width:].any()
+    assert longest.attention_mask.sum(1).tolist() == fixed.attention_mask.sum(1).tolist()
+
+
+def test_a_longer_instruction_makes_the_prompts_of_its_batch_longer():
     """In steps of 16; the usual length is that of all that fit, and no token is lost."""
     prompts = make_processor(max_text_tokens=9).prompts
-    assert isinstance(prompts, EmbeddedPrompts)
     assert prompts.texts([SENTENCES[0]])["input_ids"].shape == (1, prompts.length)
     long = " ".join(SENTENCES)
     usual, both = prompts.texts([SENTENCES[0]])["input_ids"], prompts.texts([SENTENCES[0], long])
@@ -24,10 +36,9 @@ def test_a_longer_instruction_makes_the_prompts_of_its_batch_longer() -> None:
     assert ids[32:].tolist() == prompts.tokens(long)
 
 
-def test_only_pages_of_text_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_pages_of_text_are_cut(caplog):
     """Behind a whole word, with the end token, and with one warning that shows what is left."""
     prompts = make_processor().prompts
-    assert isinstance(prompts, EmbeddedPrompts)
     words = "lift it " * 200
     for _ in range(2):
         made = prompts.texts([words])
