@@ -206,7 +206,7 @@ def test_models_that_cannot_serve_are_refused(tmp_path: Path) -> None:
 def test_a_reward_of_features_sees_what_a_critic_of_features_sees(tmp_path: Path) -> None:
     """From a memory of its own, also where episodes begin at different times."""
     policy = tiny_policy(PointVecEnv.spec)
-    policy.model.config = replace(policy.model.config, static_points=("target",))
+    policy.model.average_static_points(["target"])
     env = PointVecEnv(2, episode_length=7)
     reader, read = FeatureReader(policy, 2), []
 

@@ -331,7 +331,7 @@ def test_pickled_weights_are_refused(models: dict[str, Path], tmp_path: Path) ->
 def test_long_and_forged_instructions_are_refused(name: str, models: dict[str, Path]) -> None:
     """An instruction neither overflows nor becomes an image."""
     policy = policy_of(models[name], {"max_text_tokens": 24})
-    with pytest.raises(ValueError, match=r"tokens .*max_text_tokens=24; shorten it"):
+    with pytest.raises(ValueError, match=r"tokens .*reads 24 .max_text_tokens.; shorten it"):
         policy.act(observe("xyz " * 30))
     if name != "siglip":
         token = getattr(policy.processor.language, "image_token")  # noqa: B009  no typed attribute
