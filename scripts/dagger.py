@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import arg
 from vla_runtime.atomic_folder import write_atomically
 
 from policies.evaluation.drift import Drift, measure_drift
@@ -55,7 +56,8 @@ class DaggerConfig:
     teacher: str = "expert"
     beta: float = 0.0
     drift_episodes: int = 100
-    training: OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
+    # Without a prefix of its own: the flags are those of `vla pretrain`, `--embedded.width` too.
+    training: Annotated[PretrainConfig, arg(name="")] = field(default_factory=PretrainConfig)
 
     def __post_init__(self) -> None:
         counts = ("rounds", "episodes_per_round", "drift_episodes")

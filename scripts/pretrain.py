@@ -182,15 +182,14 @@ def _origin(config: PretrainConfig) -> dict[str, Any]:
 def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
     """What is trained, and how."""
     head = None if config.head is None else read_head(config.head)
-    robots = data.embodiments()
     if config.vlm is None and isinstance(config.start, Path):
         start = load_start(config.start, config.device)
         # A frozen perception cannot adapt to another view; refused before minutes of cloning.
         if config.training.perception == "frozen":
             _require_known_cameras(start, data)
-        return start_policy(start, robots, data.chunks(), head), config.training
+        return start_policy(start, data.embodiments(), data.chunks(), head), config.training
     # Neither has been grounded: frozen, it would give the head nothing to act by.
-    made = VLAConfig(config.chunk_length)
+    robots, made = data.embodiments(), VLAConfig(config.chunk_length)
     if config.vlm is None:
         made = replace(made, readout_dim=_SCRATCH_READOUT)
         training = config.training.from_scratch()

@@ -184,8 +184,12 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     none = ("--clone", clone, "--reward", f"model:{tmp_path}", "--out", tmp_path / "out")
     assert "no reward model in" in refusal(capsys, "refine", *SELECTED, *none)
     none = (*none, "--algorithm", "sac")
-    assert "--reward is learned from by the on-policy algorithms" in refusal(
+    assert "--reward belongs to the on-policy algorithms" in refusal(
         capsys, "refine", *SELECTED, *none
+    )
+    named = ("--clone", clone, "--reward", "dense", "--out", tmp_path / "out")
+    assert "no reward 'dense'; valid: distance, motion, model:FOLDER" in refusal(
+        capsys, "refine", *SELECTED, *named
     )
     other = tmp_path / "l1"
     learning = ("--updates", 1, "--batch", 4, "--head", "l1", "--out", other)
@@ -200,7 +204,6 @@ def test_what_cannot_work_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["refine", "--reward", "dense"], "no reward .dense.; valid: distance, motion, model"),
         (["compare", "--label-noise", "0.5"], "label_noise must be at least 0 and at most 0.49"),
         (["compare", "--export", "a.csv"], "export ends in .json or .parquet"),
         (["dagger", "--teacher", "zero"], "no teacher 'zero'; valid: expert, planner:cem"),
@@ -268,6 +271,7 @@ def test_every_setting_of_cloning_is_one_of_dagger() -> None:
     from scripts.provenance import command_line
 
     words = ["--head", "flow:steps=4", "--updates", "7", "--rounds", "2", "--seed", "3"]
+    words += ["--backbone.tuning", "lora", "--embedded.width", "64"]
     config = tyro.cli(DaggerConfig, args=words)
     assert config.training.training.updates == 7
     assert tyro.cli(DaggerConfig, args=command_line("dagger", config).split()[2:]) == config
