@@ -7,8 +7,9 @@ is a control step or a token (see `Likelihood`): one ratio over a whole chunk sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,39 +22,50 @@ from policies.reinforcement.policy_update import (
     k3,
     mean_metrics,
 )
+from vla.settings import require_numbers
 
 
-class ClipSettings(Protocol):
-    """What a method's settings say of the objective and its steps."""
+@dataclass(frozen=True)
+class ClipConfig:
+    """What the objective and its steps need to know; each method adds its own.
 
-    @property
-    def clip_range(self) -> float:
-        """The ratio is clipped at 1 - this."""
-        ...
+    Attributes:
+        clip_range: the ratio is clipped to 1 - clip_range and 1 + clip_high.
+        clip_high: larger than below, so that what is unlikely can become likely; None for the same.
+        epochs: passes over what was collected.
+        minibatch_size: macro-steps a gradient step, roughly: parts are of equal size.
+        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
+        log_std_learning_rate: of Adam for the exploration's log standard deviation.
+        reference_kl: weight of a penalty on KL(policy || clone), estimated as the method says.
+        target_kl: how far the policy may move in one iteration, in nats a control step; None for
+            any distance.
+        max_grad_norm: gradients are clipped to this norm.
+    """
 
-    @property
-    def clip_high(self) -> float | None:
-        """And at 1 + this; None for `clip_range`."""
-        ...
+    clip_range: float = 0.2
+    clip_high: float | None = None
+    epochs: int = 10
+    minibatch_size: int = 1000
+    learning_rate: float | None = None
+    log_std_learning_rate: float = 3e-3
+    reference_kl: float = 0.0
+    target_kl: float | None = 0.05
+    max_grad_norm: float = 0.5
 
-    @property
-    def epochs(self) -> int:
-        """Passes over a collection."""
-        ...
+    # Of the settings that a method adds.
+    AT_MOST: ClassVar[Mapping[str, float]] = {}
 
-    @property
-    def minibatch_size(self) -> int:
-        """Macro-steps a gradient step."""
-        ...
-
-    @property
-    def target_kl(self) -> float | None:
-        """How far the policy may move in one iteration, in nats a control step."""
-        ...
+    def __post_init__(self) -> None:
+        require_numbers(
+            self,
+            at_least_1=("epochs", "minibatch_size"),
+            above_0=("clip_range", "clip_high", "target_kl", "max_grad_norm"),
+            at_most=self.AT_MOST,
+        )
 
 
 def clipped_surrogate(
-    log_prob: Tensor, batch: Batch, settings: ClipSettings
+    log_prob: Tensor, batch: Batch, settings: ClipConfig
 ) -> tuple[Tensor, Metrics]:
     """Equation 7, a scalar to ascend, of log-probabilities [m, p] now; and how far they moved."""
     log_ratio = log_prob - batch.log_prob  # [m, p]
@@ -72,7 +84,7 @@ def descend(
     batch: Batch,
     loss: Callable[[Batch], tuple[Tensor, Metrics]],
     optimizer: ActorOptimizer,
-    settings: ClipSettings,
+    settings: ClipConfig,
     generator: torch.Generator,
 ) -> Metrics:
     """Epochs over one collection, until the policy has moved by `target_kl`.

@@ -20,49 +20,26 @@ from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import group_relative
-from policies.reinforcement.clipped_objective import clipped_surrogate, descend
+from policies.reinforcement.clipped_objective import ClipConfig, clipped_surrogate, descend
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics, k3, mean_metrics
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
-from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
-    """Hyperparameters; sources in the module's docstring.
+class GRPOConfig(ClipConfig):
+    """Hyperparameters; sources in the module's docstring, those of `ClipConfig` beside them.
 
     Attributes:
         group_size: episodes from each initial state; at least 2.
-        clip_range: the ratio is clipped to 1 - clip_range and 1 + clip_high.
-        clip_high: larger than below, so that what is unlikely can become likely; None for the same.
-        epochs: passes over what was collected.
-        minibatch_size: macro-steps a gradient step, roughly: parts are of equal size.
-        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
-        log_std_learning_rate: of Adam for the exploration's log standard deviation.
-        reference_kl: weight of the penalty KL(policy || clone), estimated by k3.
-        target_kl: how far the policy may move in one iteration, in nats a control step; None for
-            any distance.
-        max_grad_norm: gradients are clipped to this norm.
     """
 
-    group_size: int = 8
-    clip_range: float = 0.2
     clip_high: float | None = 0.28
-    epochs: int = 10
-    minibatch_size: int = 1000
-    learning_rate: float | None = None
-    log_std_learning_rate: float = 3e-3
-    reference_kl: float = 0.0
-    target_kl: float | None = 0.05
-    max_grad_norm: float = 0.5
+    group_size: int = 8
 
     def __post_init__(self) -> None:
-        require_numbers(
-            self,
-            at_least_1=("epochs", "minibatch_size"),
-            above_0=("clip_range", "clip_high", "target_kl", "max_grad_norm"),
-        )
+        super().__post_init__()
         if self.group_size < 2:
             raise ValueError(
                 f"group_size must be at least 2, got {self.group_size}: an episode is compared "

@@ -141,8 +141,10 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                     "known: it takes no demonstrations, sac does"
                 )
             recorded = RecordedEpisodes(demonstrations, policy, env, action.shape[1])
-        self.replay = self._make_replay(features, action, 0 if recorded is None else len(recorded))
-        self.sac = self._make_sac(features, action)
+        critic_obs = self._critic_obs(env.observe()[1][:1])
+        count = 0 if recorded is None else len(recorded)
+        self.replay = self._make_replay(features, critic_obs, action, count)
+        self.sac = self._make_sac(features, critic_obs, action)
         self._owed = 0.0  # gradient steps, of which only whole ones can be taken
         self._measured: list[Metrics] = []
         self._learning_s = 0.0
@@ -150,7 +152,9 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         if recorded is not None:
             self._store(recorded)
 
-    def _make_replay(self, features: Features, action: Tensor, demonstrations: int) -> Replay:
+    def _make_replay(
+        self, features: Features, critic_obs: Tensor | None, action: Tensor, demonstrations: int
+    ) -> Replay:
         env, method, (chunk_length, width) = self.env, self.method, action.shape[1:]
         if method.capacity < 2 * env.num_envs:
             raise ValueError(
@@ -160,19 +164,17 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         # Rounded up: the last chunk of an episode may be executed in part.
         length = -(-env.episode_length // chunk_length)
         dims = ReplayDims(method.capacity, demonstrations, length, chunk_length, width)
-        critic_obs = self._critic_obs(env.observe()[1][:1])
         hindsight = self._make_hindsight(chunk_length)
         return Replay(dims, features, critic_obs, method.n_step, hindsight)
 
-    def _make_sac(self, features: Features, action: Tensor) -> SAC:
-        env, method = self.env, self.method
-        critic_obs = self._critic_obs(env.observe()[1][:1])
+    def _make_sac(self, features: Features, critic_obs: Tensor | None, action: Tensor) -> SAC:
+        method = self.method
         seen = flatten(features) if critic_obs is None else critic_obs  # [1, d]
         critic = QEnsemble(
             seen.shape[1], action.numel(), method.critics, method.hidden, method.layer_norm
         ).to(self.policy.device)
         # Without dimensions that the robot does not have, which add nothing to the entropy.
-        numbers = action.shape[1] * env.spec.action.dim
+        numbers = action.shape[1] * self.env.spec.action.dim
         return SAC(self._space.actor, critic, numbers, method)
 
     def _make_hindsight(self, chunk_length: int) -> Hindsight | None:
@@ -202,7 +204,6 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._measured, self._learning_s = [], 0.0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
-        self._watch.begin(len(seeds))
         episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
         require_finite_weights(self.policy.actor.parameters())
         newest = self.replay.newest(min(len(seeds), self.method.capacity))

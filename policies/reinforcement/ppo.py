@@ -14,6 +14,7 @@ Schulman et al. 2016 (arXiv:1506.02438), equation 16. Departures:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,54 +23,29 @@ from torch import Tensor
 
 from policies.reinforcement.actor_optimizer import ActorOptimizer
 from policies.reinforcement.advantages import gae
-from policies.reinforcement.clipped_objective import clipped_surrogate, descend
+from policies.reinforcement.clipped_objective import ClipConfig, clipped_surrogate, descend
 from policies.reinforcement.experience import Batch, Experience
 from policies.reinforcement.policy_update import Metrics
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor
-from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
-class PPOConfig:
-    """Hyperparameters; sources in the module's docstring.
+class PPOConfig(ClipConfig):
+    """Hyperparameters; sources in the module's docstring, those of `ClipConfig` beside them.
 
     Attributes:
         gamma: discount a control step.
         gae_lambda: of the generalised advantages, a macro-step.
-        clip_range: the ratio is clipped to 1 - clip_range and 1 + clip_range.
-        clip_high: above 1 in the place of `clip_range`; None for the same on both sides.
-        epochs: passes over what was collected.
-        minibatch_size: macro-steps a gradient step, roughly: parts are of equal size.
-        learning_rate: of Adam; None for that of the head's kind, see `LEARNING_RATES`.
-        log_std_learning_rate: of Adam for the exploration's log standard deviation.
         entropy: weight of the entropy bonus.
-        reference_kl: weight of the penalty KL(policy || clone), at the policy's own exploration.
-        target_kl: how far the policy may move in one iteration, in nats a control step; None for
-            any distance.
-        max_grad_norm: gradients are clipped to this norm.
     """
 
+    clip_range: float = 0.3
     gamma: float = 0.98
     gae_lambda: float = 0.95
-    clip_range: float = 0.3
-    clip_high: float | None = None
-    epochs: int = 10
-    minibatch_size: int = 1000
-    learning_rate: float | None = None
-    log_std_learning_rate: float = 3e-3
     entropy: float = 0.0
-    reference_kl: float = 0.0
-    target_kl: float | None = 0.05
-    max_grad_norm: float = 0.5
 
-    def __post_init__(self) -> None:
-        require_numbers(
-            self,
-            at_least_1=("epochs", "minibatch_size"),
-            above_0=("clip_range", "clip_high", "target_kl", "max_grad_norm"),
-            at_most={"gamma": 1 - 1e-6, "gae_lambda": 1},
-        )
+    AT_MOST: ClassVar[Mapping[str, float]] = {"gamma": 1 - 1e-6, "gae_lambda": 1}
 
 
 class PPO:

@@ -69,7 +69,7 @@ def expert(env: PointVecEnv) -> StatePolicy:
 def test_a_flawed_reward_raises_the_alarm_and_the_sparse_one_does_not(tmp_path: Path) -> None:
     """In a real run: the proxy rises while success falls, and the best checkpoint is kept."""
     env = PointVecEnv(30, episode_length=12)
-    method = PPOConfig(0.7, learning_rate=3e-3, minibatch_size=60, epochs=6, target_kl=0.3)
+    method = PPOConfig(gamma=0.7, learning_rate=3e-3, minibatch_size=60, epochs=6, target_kl=0.3)
     alarms, habits = {}, {}
     for name, reward in (("flawed", in_the_middle), ("sparse", None)):
         trainer = make_trainer(
