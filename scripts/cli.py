@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "play policies from equal states, and judge which episode is better",
     "reward": "fit a reward model to comparisons",
     "dpo": "improve a cloned policy by comparisons, without a reward model",
+    "learners": "compare learners from the same clones, control steps and initial states",
     "plan": "run CEM or MPPI over exact dynamics on the same episodes",
     "evaluate": "compare policies on equal held-out episodes and write a report",
     "run": "run a policy on a robot, behind the safety gate, and record what happens",

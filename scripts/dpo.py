@@ -69,6 +69,10 @@ def main(config: DpoConfig) -> int:
             f"{store.folder} holds episodes of policies with another perception or another head "
             f"than {clone}: compare episodes of that one, or of what it was refined to"
         )
+    policy.ledger.spend(
+        collection_steps=sum(t.control_steps for t in trajectories.values()),
+        comparisons=len(store.comparisons),
+    )
     folder = RunFolder(
         config.out or runs / "dpo",
         config,

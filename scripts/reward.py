@@ -70,6 +70,11 @@ def main(config: RewardConfig) -> int:
             "privileged_names": store.settings["privileged_names"],
             "interface": next(iter(interfaces)),
             "comparisons": {"train": len(train), "heldout": len(heldout)},
+            # As a ledger counts it, for policies that learn from this model.
+            "spent": {
+                "collection_steps": sum(t.control_steps for t in trajectories.values()),
+                "comparisons": len(store.comparisons),
+            },
             "heldout": found,
             "reliability": table,
         }

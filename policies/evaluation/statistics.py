@@ -113,6 +113,27 @@ def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests, adjusted for their number, in the order given.
+
+    Rejecting those below a level rejects a true hypothesis, any at all, no more often than that.
+
+    Raises:
+        ValueError: a p-value lies outside [0, 1].
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6:65-70.
+    """
+    if not all(0 <= p <= 1 for p in p_values):  # NaN fails this too
+        raise ValueError(f"p-values lie between 0 and 1: {p_values}")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for rank, i in enumerate(order):
+        # Never below that of a smaller p-value: rejections stop at the first test that fails.
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def median_of_ratios(
     ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray
 ) -> Interval:

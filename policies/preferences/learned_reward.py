@@ -84,6 +84,8 @@ class FeatureReader:
 def load_reward(folder: Path, task: str, policy: VLAPolicy, env: VecEnv) -> LearnedReward:
     """The reward model of a folder, for this task and this policy.
 
+    What its comparisons cost is added to the policy's ledger.
+
     Raises:
         ComparisonError: there is none, it is damaged, or it is of another task, of other simulator
             state, or of the features of another perception.
@@ -100,14 +102,18 @@ def load_reward(folder: Path, task: str, policy: VLAPolicy, env: VecEnv) -> Lear
                 f"the reward model in {folder} reads the simulator state "
                 f"{about['privileged_names']}, {task} has {list(env.privileged_names)}"
             )
-        return LearnedReward(model, read_privileged)
-    if about["interface"] != interface_fingerprint(policy):
+        reader: Reader = read_privileged
+    elif about["interface"] == interface_fingerprint(policy):
+        reader = FeatureReader(policy, env.num_envs)
+    else:
         raise ComparisonError(
             f"the reward model in {folder} reads the features of another policy: refine one with "
             "the perception and the head of those that were compared, or fit it to --inputs "
             "privileged"
         )
-    return LearnedReward(model.to(policy.device), FeatureReader(policy, env.num_envs))
+    # Models of an earlier version do not say what they cost.
+    policy.ledger.spend(**about.get("spent", {}))
+    return LearnedReward(model.to(policy.device), reader)
 
 
 def reward_fingerprint(folder: Path) -> str:

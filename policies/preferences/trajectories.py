@@ -64,6 +64,11 @@ class Trajectory:
         """Control steps executed by the end of each chunk."""
         return self.valid.sum(1).cumsum(0).tolist()
 
+    @property
+    def control_steps(self) -> int:
+        """Those that were executed."""
+        return int(self.valid.sum())
+
     def save(self, path: Path) -> None:
         """Write one file, whole or not at all."""
         tensors = {n: getattr(self, n) for n in _TENSORS}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from policies.evaluation.statistics import (
+    holm,
     mcnemar_exact,
     median_of_ratios,
     paired_difference,
@@ -139,3 +140,12 @@ def test_a_single_episode_has_a_wide_interval():
     assert one.p_value == 1
     assert one.difference.low < 0 < one.difference.value
     assert median_of_ratios([3.0], [2.0]).value == 1.5
+
+
+def test_holm_is_the_published_example():
+    """Holm's steps by hand: 3 x 0.01, then 2 x 0.02, and never below the one before."""
+    assert holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.9]) == [1, 1]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.1, float("nan")])

@@ -10,7 +10,8 @@ class Ledger:
 
     `grounding_frames` are labelled with true positions, `demonstration_episodes` and
     `demonstration_frames` were recorded, `collection_steps` and `selection_steps` are control steps
-    of simulation, in which a policy learned or a checkpoint was chosen.
+    of simulation, in which a policy learned or a checkpoint was chosen; `comparisons` are
+    judgements of two episodes.
 
     Args:
         amounts: spent so far.

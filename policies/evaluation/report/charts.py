@@ -30,15 +30,23 @@ class Line:
     dashed: bool = False
 
 
-def line_chart(lines: Sequence[Line]) -> str:
-    """Curves over a shared step axis; values that are not finite leave a gap and are counted."""
+def line_chart(
+    lines: Sequence[Line],
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Curves over a shared step axis; values that are not finite leave a gap and are counted.
+
+    Axes are as long as the curves, unless their ranges are given.
+    """
     # Of each line its steps and values, float64 [points].
     drawn = [(line, *_arrays(line.curve)) for line in lines]
     finite = [(x[good], y[good]) for _, x, y in drawn if (good := np.isfinite(y)).any()]
     if not finite:
         return '<p class="none">no finite value</p>'
     xs, ys = (np.concatenate(parts) for parts in zip(*finite, strict=True))
-    x_range, y_range = _padded(xs.min(), xs.max(), 0), _padded(ys.min(), ys.max(), 0.06)
+    x_range = x_range or _padded(xs.min(), xs.max(), 0)
+    y_range = y_range or _padded(ys.min(), ys.max(), 0.06)
     parts = _axes(x_range, y_range)
     for line, x, y in drawn:
         smooth = len(y) >= SMOOTH_FROM

@@ -180,9 +180,11 @@ LEDGER = {
     "grounding_frames": "grounding frames",
     "collection_steps": "collection steps",
     "selection_steps": "selection steps",
+    "comparisons": "comparisons",
 }
 """What trainings spend, and its heading: recorded episodes and their frames, frames labelled with
-true positions, simulator control steps to learn from and to choose checkpoints by."""
+true positions, simulator control steps to learn from and to choose checkpoints by, and judgements
+of two episodes."""
 
 
 def seeds_of(result: PolicyResult) -> list[int]:

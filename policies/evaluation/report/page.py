@@ -50,7 +50,6 @@ def write_report(path: Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """The page."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     rows = table(report)
     sections = [_header(report, rows)]
     if report.results:
@@ -66,11 +65,17 @@ def render(report: Report) -> str:
             training_section(report.results),
         ]
     sections.append(_repeat(report))
+    return html_page(report.title, "\n".join(sections))
+
+
+def html_page(title: str, body: str) -> str:
+    """A page in the reports' style; `body` is HTML."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>\n{style}</style></head>\n"
-        f"<body><main>\n{'\n'.join(sections)}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
