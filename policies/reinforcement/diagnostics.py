@@ -6,6 +6,7 @@ numbers of its own, so that nothing that is learned depends on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
@@ -18,7 +19,9 @@ from policies.reinforcement.advantages import gae, monte_carlo
 from policies.reinforcement.critic import CriticLearner, describe_fit
 from policies.reinforcement.experience import Batch, Experience, sample_std
 from policies.reinforcement.policy_update import Metrics, PolicyUpdate
+from policies.reinforcement.q_ensemble import QEnsemble
 from policies.reinforcement.reference import Reference
+from policies.reinforcement.replay import Transitions
 from policies.reinforcement.stochastic_policy import (
     PolicyState,
     StochasticActor,
@@ -31,7 +34,7 @@ from vla.model.features import Features
 
 _ROWS = 1000  # macro-steps whose likelihood is compared
 _STATES, _SAMPLES = 32, 8  # of the spread of actions
-_FROZEN_ROWS = 64  # macro-steps of the frozen batch
+FROZEN_ROWS = 64  # macro-steps of the frozen batch
 _CRITIC_EPOCHS, _UPDATES = 300, 3  # on the frozen batch
 _ALIKE = 1e-6  # standard deviation below which there is nothing to fit
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -57,12 +60,16 @@ def describe_policy[State: PolicyState](
     policy: StochasticPolicy[State], experience: Experience, batch: Batch, seed: int
 ) -> Metrics:
     """The policy that collected, before it is updated, and the advantages of its samples."""
-    dim = policy.spec.action.dim
+    actor, dim = policy.actor, policy.spec.action.dim
+
+    def draw(seen: Features, generator: torch.Generator) -> Tensor:
+        return actor.actions(actor.sample(seen, generator))
+
     return {
         **describe_advantages(batch.advantage),
         **describe_inputs(experience),
-        **ratio_error(policy.actor, batch),
-        **describe_spread(policy.actor, batch.features, dim, seed),
+        **ratio_error(actor, batch),
+        **describe_spread(draw, batch.features, dim, seed),
     }
 
 
@@ -148,7 +155,11 @@ def describe_prediction(
     # With lambda 1 an advantage plus its value is what was earned and the final value, discounted.
     final = gae(experience, values, next_values, gamma, gae_lambda=1.0) + values - earned
     active = experience.active
-    predicted, actual = (values - final)[active], earned[active]  # [m]
+    return compare_prediction((values - final)[active], earned[active])
+
+
+def compare_prediction(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m"]) -> Metrics:
+    """Share of the variance of what was earned that is explained, and calibration."""
     variance = sample_std(actual).square().clamp_min(1e-8)
     explained = 1 - sample_std(actual - predicted).square() / variance
     return {"critic/earned_explained": float(explained), **_calibration(predicted, actual)}
@@ -175,19 +186,28 @@ def ratio_error(actor: StochasticActor, batch: Batch) -> Metrics:
 
 @torch.no_grad()
 def describe_spread(
-    actor: StochasticActor, features: Features, action_dim: int, seed: int
+    draw: Callable[[Features, torch.Generator], Tensor],
+    features: Features,
+    action_dim: int,
+    seed: int,
 ) -> Metrics:
     """Spread of sampled actions, in units where the limits are -1 and 1.
 
     "sample" is that at one state: 0 where a policy always does the same there. "state" is that of
     the means over states: 0 where it does the same whatever it sees.
+
+    Args:
+        draw: random chunks [n, k, a] for n states.
+        features: of any states.
+        action_dim: of the robot, which may have fewer than a chunk has.
+        seed: of the samples.
     """
     count = len(features)
     rows = torch.linspace(0, count - 1, min(_STATES, count), device=features.device).long()
     seen = features.select(rows)
     generator = torch.Generator(features.device).manual_seed(seed)
     drawn = torch.stack(
-        [actor.actions(actor.sample(seen, generator))[..., :action_dim] for _ in range(_SAMPLES)]
+        [draw(seen, generator)[..., :action_dim] for _ in range(_SAMPLES)]
     )  # [samples, states, k, action]
     return {
         "policy/sample_spread": float(drawn.std(dim=0).mean()),
@@ -220,7 +240,7 @@ def learn_frozen_batch(
     """
     device = batch.advantage.device
     generator = torch.Generator(device).manual_seed(0)
-    rows = torch.randperm(len(batch), generator=generator, device=device)[:_FROZEN_ROWS]
+    rows = torch.randperm(len(batch), generator=generator, device=device)[:FROZEN_ROWS]
     metrics: Metrics = {}
     if critic is not None:
         # Rewards alone: a return that is bootstrapped would agree with any critic in part.
@@ -242,6 +262,31 @@ def _fit_critic(
     copy.fit(seen, earned, _CRITIC_EPOCHS, generator)
     with torch.no_grad():
         fit = describe_fit(copy.critic(seen), earned)
+    return {"frozen_batch/explained_variance": fit["critic/explained_variance"]}
+
+
+def learn_frozen_returns(critic: QEnsemble, batch: Transitions, learning_rate: float) -> Metrics:
+    """Let a copy of an ensemble of critics learn what a small batch earned: it must fit it.
+
+    Args:
+        critic: itself it stays as it is.
+        batch: macro-steps with the rewards of all that followed.
+        learning_rate: of Adam.
+
+    Returns:
+        "frozen_batch/explained_variance" afterwards; nothing where all earned the same.
+    """
+    if sample_std(batch.reward) <= _ALIKE:
+        return {}
+    copy = deepcopy(critic)
+    optimizer = torch.optim.Adam(copy.parameters(), learning_rate, fused=True)
+    for _ in range(_CRITIC_EPOCHS):
+        loss = (copy(batch.critic_obs, batch.action) - batch.reward).square().mean(1).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        fit = describe_fit(copy(batch.critic_obs, batch.action).mean(0), batch.reward)
     return {"frozen_batch/explained_variance": fit["critic/explained_variance"]}
 
 

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from policies.optimisation import require_finite_weights
+from policies.reinforcement import diagnostics
 from policies.reinforcement.action_space import ActionSpace, DirectActions
 from policies.reinforcement.collect import flatten
 from policies.reinforcement.critic import describe_fit
-from policies.reinforcement.diagnostics import describe_episodes
 from policies.reinforcement.dsrl import DSRLConfig, LatentNoise
 from policies.reinforcement.hindsight import Hindsight
 from policies.reinforcement.policy_update import Metrics
 from policies.reinforcement.q_ensemble import QEnsemble
 from policies.reinforcement.recorded import RecordedEpisodes
+from policies.reinforcement.reference import Reference
 from policies.reinforcement.refinement import Refinement, RefinementConfig
 from policies.reinforcement.replay import Replay, ReplayDims
 from policies.reinforcement.sac import SAC, SACConfig
@@ -128,11 +129,14 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._space = OFF_POLICY[name].space(policy, method)
         # Simulator states are what both this actor and a critic read: stored once.
         self._reads_state = isinstance(policy, StatePolicy)
+        # One that decides noise, or begins from scratch, had no policy worth a distance.
+        is_clone = isinstance(self._space, DirectActions) and not self._reads_state
+        self._reference = Reference(policy.actor) if is_clone else None
         features = self._first_features()
         with torch.no_grad():
             # Drawn for its shape alone, by a generator of its own: [1, chunk_length, width].
-            probe = torch.Generator(policy.device)
-            action = self._space.actor.rsample(features, probe)[0]
+            generator = torch.Generator(policy.device)
+            action = self._space.actor.rsample(features, generator)[0]
         recorded = None
         if demonstrations is not None:
             if name == "dsrl":
@@ -147,7 +151,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self.sac = self._make_sac(features, critic_obs, action)
         self._owed = 0.0  # gradient steps, of which only whole ones can be taken
         self._measured: list[Metrics] = []
-        self._learning_s = 0.0
+        self._learning_s, self._actor_steps = 0.0, 0
         self._recorded = "none" if recorded is None else recorded.fingerprint()
         if recorded is not None:
             self._store(recorded)
@@ -201,7 +205,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
     def advance(self) -> Metrics:
         """Play an iteration's episodes and learn meanwhile."""
         started = time.perf_counter()
-        self._measured, self._learning_s = [], 0.0
+        self._measured, self._learning_s, self._actor_steps = [], 0.0, 0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
         episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
@@ -214,9 +218,12 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         means = {name: [m[name] for m in self._measured] for name in (self._measured or [{}])[-1]}
         return {
             **self._count(episodes),
-            **describe_episodes(episodes, self._watch.returns(episodes), self.policy.spec.action),
+            **diagnostics.describe_episodes(
+                episodes, self._watch.returns(episodes), self.policy.spec.action
+            ),
             **{name: float(np.mean(values)) for name, values in means.items()},
-            **self._describe_critic(newest),
+            **self._describe(newest),
+            "policy/gradient_steps": float(self._actor_steps),
             "replay/steps": float(len(self.replay)),
             "time/collect_s": time.perf_counter() - started - self._learning_s,
             "time/learn_s": self._learning_s,
@@ -288,6 +295,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         with torch.enable_grad():
             self._measured.append(self.sac.update(batches, self._generator, alone))
         self._learning_s += time.perf_counter() - started
+        self._actor_steps += 0 if alone else count
 
     @torch.no_grad()
     def _standardise(self, which: tuple[Tensor, Tensor]) -> None:
@@ -298,13 +306,41 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         if self._reads_state and isinstance(actor, Standardised):
             actor.update_statistics(seen)
 
-    @torch.no_grad()
-    def _describe_critic(self, which: tuple[Tensor, Tensor]) -> Metrics:
-        """How well the critics predict the returns to the end of these steps' episodes."""
+    def _describe(self, which: tuple[Tensor, Tensor]) -> Metrics:
+        """Critics against the returns of these steps' episodes; spread and distance of actions."""
         batch = self.replay.read(*which, self.replay.dims.length)
-        values = self.sac.critic(batch.critic_obs, batch.action).mean(0)
-        probe = torch.Generator(self.policy.device).manual_seed(self.config.seed)
-        return describe_fit(values, self.sac.targets(batch, probe))
+        metrics: Metrics = {}
+        # Once: what a fresh critic cannot fit, it will never learn.
+        if self.iteration == 1:
+            rows = torch.randperm(len(batch), generator=self._probe(), device=self.policy.device)
+            small = batch.select(rows[: diagnostics.FROZEN_ROWS])
+            rate = self.method.critic_learning_rate
+            metrics |= diagnostics.learn_frozen_returns(self.sac.critic, small, rate)
+        with torch.no_grad():
+            values = self.sac.critic(batch.critic_obs, batch.action).mean(0)
+            targets = self.sac.targets(batch, self._probe())
+            # Without the critics' own value of what was not played any more.
+            earned = diagnostics.compare_prediction(values - targets + batch.reward, batch.reward)
+            metrics |= describe_fit(values, targets) | earned | self._distance(batch.features)
+        dim, seed = self.policy.spec.action.dim, self.config.seed
+        return metrics | diagnostics.describe_spread(self._draw, batch.features, dim, seed)
+
+    def _probe(self) -> torch.Generator:
+        """Random numbers for measurements, which change nothing that is learned."""
+        return torch.Generator(self.policy.device).manual_seed(self.config.seed)
+
+    def _draw(self, features: Features, generator: torch.Generator) -> Tensor:
+        # As decided: for a chunk, a policy that decides noise needs more than is stored.
+        return self._space.actor.rsample(features, generator)[0]
+
+    def _distance(self, features: Features) -> Metrics:
+        """KL to the actor that training started from."""
+        if self._reference is None:
+            return {}
+        actor = self.policy.actor
+        self._reference.match_exploration(actor)
+        kl = self._reference.distance(actor, features, actor.sample(features, self._probe()))
+        return {"policy/reference_kl": float(kl.mean())}
 
     @torch.no_grad()
     def _store(self, recorded: RecordedEpisodes) -> None:

@@ -16,7 +16,7 @@ Departures:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -165,6 +165,9 @@ class SAC:
         # Read once for all steps: each transfer waits for the device.
         means = {name: torch.stack([m[name] for m in measured]).mean() for name in measured[0]}
         require_finite({"the loss": means["critic/loss"] + means.get("policy/loss", 0.0)})
+        means["critic/grad_norm"] = _grad_norm(self._fast)  # of the last step, which stands for all
+        if not critic_alone:
+            means["policy/grad_norm"] = _grad_norm(self._actor.parameters())
         return {name: float(mean) for name, mean in means.items()}
 
     def _step(
@@ -242,3 +245,9 @@ class SAC:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self._adam.load_state_dict(state["optimizer"])
+
+
+def _grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Of the gradients that the last step has left."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack([grad.norm() for grad in grads]).norm()

@@ -17,6 +17,9 @@ from point_env import STEP_M, PointVecEnv
 
 from policies.checkpoints import DivergedError, ResumeError
 from policies.evaluation.evaluate import evaluate
+from policies.evaluation.habits.diagnosis import diagnose
+from policies.evaluation.habits.run_metrics import RunMetrics
+from policies.reinforcement.diagnostics import compare_prediction
 from policies.reinforcement.dsrl import DSRLConfig, NotSteerableError
 from policies.reinforcement.off_policy import OffPolicyTrainer
 from policies.reinforcement.refinement import RefinementConfig
@@ -135,6 +138,39 @@ def test_the_critic_learns_alone_before_the_actor_moves(tmp_path: Path) -> None:
     assert not same(weights(trainer), before)
     assert {"policy/entropy", "policy/temperature", "critic/explained_variance"} <= {*metrics}
     assert metrics["replay/steps"] == 54
+
+
+@pytest.mark.parametrize("kind", ["sac", "dsrl"])
+def test_a_run_logs_what_its_habits_need(kind: str, tmp_path: Path) -> None:
+    """Every habit but that of advantages, which it has none of; nothing that is learned changes."""
+    if kind == "sac":
+        trainer = make(tmp_path, policy=vla_policy(GaussianHeadConfig(16)))
+    else:
+        method = DSRLConfig(hidden=16, batch_size=8, steering=16)
+        trainer = make(tmp_path, method, vla_policy(FlowHeadConfig(EXPERT)))
+    series: dict[str, dict[int, float]] = {}
+    for iteration in (1, 2, 3, 4, 5):
+        evaluated = {"success/end": 0.5, "success/return": 1.0}
+        for name, value in (trainer.advance() | evaluated).items():
+            series.setdefault(name, {})[iteration] = value
+    found = {v.habit: v.state for v in diagnose(RunMetrics(series)).verdicts}
+    missing = {habit for habit, state in found.items() if state == "not recorded"}
+    assert missing == {"Advantages", "KL", "Entropy"} - ({"KL"} if kind == "sac" else set())
+    assert series["policy/gradient_steps"] == {1: 0, 2: 0, **dict.fromkeys((3, 4, 5), 12)}
+    assert series["policy/sample_spread"][4] > 0
+    assert set(series["frozen_batch/explained_variance"]) <= {1}
+    if kind == "sac":
+        moved = series["policy/reference_kl"]
+        assert moved[1] == moved[2] == 0 < moved[4]
+
+
+def test_what_a_critic_predicts_is_compared_without_its_own_final_value() -> None:
+    """A critic that is off by one everywhere explains all of it; one that is constant nothing."""
+    earned = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    found = compare_prediction(earned + 1, earned)
+    assert found["critic/earned_explained"] == pytest.approx(1)
+    assert found["calibration/predicted_1"] - found["calibration/actual_1"] == pytest.approx(1)
+    assert compare_prediction(torch.ones(4), earned)["critic/earned_explained"] == pytest.approx(0)
 
 
 def test_gradient_steps_follow_the_macro_steps(tmp_path: Path) -> None:

@@ -1,0 +1,339 @@
+"""From demonstrations alone: our policy, a plain convolutional network, and LeRobot's policies.
+
+    python -m scripts.bench.cloning --tasks MetaWorld/reach@150 MetaWorld/push@150 \
+        --methods ours=3000 cnn=6000 lerobot:act=2100
+
+All tasks together are one policy. Every method learns from the same demonstrations and plays the
+same initial states, which chose nothing; its number of updates is its budget, and what that cost in
+processor time is in the table. Methods: ours (`vla pretrain --start scratch`), grounded (the same
+from the shipped model, which has seen the Fetch tasks), cnn (`scripts/bench/plain_cnn.py`), and
+lerobot:TYPE for the policies of LeRobot. ACT and diffusion know no words: they tell tasks apart by
+what they see. The last checkpoint counts, for all of them.
+
+Repeating the command goes on: what is recorded, trained and played is kept. A run of ours or of
+LeRobot's that was cut goes on, one of the plain network starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+
+import numpy as np
+import torch
+import tyro
+from vla_runtime.atomic_folder import write_atomically
+
+from policies.evaluation.statistics import paired_difference, wilson_interval
+from policies.imitation.bc import CloningConfig
+from policies.imitation.demonstrations import Demonstrations
+from scripts import pretrain
+from scripts.bench.plain_cnn import PlainCNN, train_cnn
+from scripts.evaluate import EvaluateConfig, play
+from scripts.initial_states import States, choose_seeds
+from scripts.policy_loading import Candidate, read_policy
+from sim.demonstrate import RecordConfig
+from sim.record import record
+from sim.tasks.registry import short_name
+from vla.settings import require_numbers
+
+_CHUNK_LENGTH = 5
+_LEROBOT_BATCH = 16
+
+
+@dataclass(frozen=True)
+class BenchCloningConfig:
+    """What is cloned, by what, and for how long.
+
+    Attributes:
+        tasks: registry names; all of them together are one policy.
+        methods: NAME=UPDATES; the first is compared with the others.
+        demonstrations: of each task.
+        seeds: of the training; every one is run.
+        states: initial states that are played.
+        episodes: of each task.
+        out: data, runs, results.md and results.json.
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...] = ("ours=3000", "cnn=6000", "lerobot:act=2100")
+    demonstrations: int = 40
+    seeds: tuple[int, ...] = (0,)
+    states: States = "development"
+    episodes: int = 100
+    out: Path = Path("runs/cloning")
+
+    def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("demonstrations", "episodes"))
+        names = [name for name, _ in self.budgets]
+        if not self.tasks or len(set(names)) != len(names):
+            raise ValueError(f"need tasks, and each method once: {self.tasks}, {self.methods}")
+
+    @property
+    def budgets(self) -> list[tuple[str, int]]:
+        """Methods and their updates."""
+        found = []
+        for text in self.methods:
+            name, _, updates = text.partition("=")
+            is_known = name in METHODS or name.startswith("lerobot:")
+            if not is_known or not updates.isdecimal():
+                valid = ", ".join(f"{known}=UPDATES" for known in (*METHODS, "lerobot:TYPE"))
+                raise ValueError(f"no method {text!r}; valid: {valid}")
+            found.append((name, int(updates)))
+        return found
+
+    @property
+    def data(self) -> Path:
+        """Demonstrations of all tasks."""
+        return self.out / "data"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        method: its name.
+        updates: its budget.
+        seed: of everything random.
+        folder: of its run.
+    """
+
+    method: str
+    updates: int
+    seed: int
+    folder: Path
+
+
+def main(config: BenchCloningConfig) -> int:
+    """Record, train and play what is missing; print and write the table."""
+    record(RecordConfig(config.tasks, config.demonstrations, config.data))
+    results = {}
+    for seed in config.seeds:
+        for method, updates in config.budgets:
+            job = Job(method, updates, seed, config.out / f"{method}-{updates}" / f"s{seed}")
+            job.folder.mkdir(parents=True, exist_ok=True)
+            print(f"{method}, seed {seed}", flush=True)
+            _in_a_process(_train, config, job)
+            results[method, seed] = _outcomes(config, job)
+            text = table(config, results)
+            write_atomically(config.out / "results.md", text)
+            print(text, flush=True)
+    return 0
+
+
+def _in_a_process(
+    work: Callable[[BenchCloningConfig, Job], None], config: BenchCloningConfig, job: Job
+) -> None:
+    """Train in a process of its own with one thread, and add up its processor seconds."""
+    file, before = job.folder / "cpu_s.json", getrusage(RUSAGE_CHILDREN)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        pool.submit(work, config, job).result()
+    after = getrusage(RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if not (job.folder / "done").is_file():
+        earlier = json.loads(file.read_text()) if file.is_file() else 0.0
+        write_atomically(file, json.dumps(earlier + spent))
+        (job.folder / "done").touch()
+
+
+def _train(config: BenchCloningConfig, job: Job) -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that it starts
+    if not (job.folder / "done").is_file():
+        METHODS.get(job.method, _lerobot)(config, job)
+
+
+def _ours(config: BenchCloningConfig, job: Job) -> None:
+    _pretrain(
+        config,
+        job,
+        pretrain.PretrainConfig(
+            None,
+            (config.data,),
+            start="scratch",
+            training=CloningConfig(job.updates, batch=128, evaluate_every=max(1, job.updates // 4)),
+        ),
+    )
+
+
+def _grounded(config: BenchCloningConfig, job: Job) -> None:
+    training = CloningConfig(job.updates, evaluate_every=max(1, job.updates // 4))
+    _pretrain(config, job, pretrain.PretrainConfig(None, (config.data,), training=training))
+
+
+def _pretrain(config: BenchCloningConfig, job: Job, settings: pretrain.PretrainConfig) -> None:
+    training = replace(settings.training, seed=job.seed)
+    out = job.folder / "run"
+    pretrain.clone(replace(settings, out=out, chunk_length=_CHUNK_LENGTH, training=training))
+
+
+def _cnn(config: BenchCloningConfig, job: Job) -> None:
+    _plain_cnn(config, job)
+
+
+def _plain_cnn(config: BenchCloningConfig, job: Job) -> PlainCNN:
+    """Trained, or read back."""
+    data = Demonstrations((config.data,), _CHUNK_LENGTH, seed=job.seed)
+    return train_cnn(data, _CHUNK_LENGTH, job.updates, job.seed, job.folder)
+
+
+def _lerobot(config: BenchCloningConfig, job: Job) -> None:
+    """`vla lerobot-train` with LeRobot's own settings for all that is not said here."""
+    kind, out = job.method.partition(":")[2], job.folder / "run"
+    resumed = out / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+    words = [sys.executable, "-m", "scripts.cli", "lerobot-train"]
+    if resumed.is_file():
+        words += ["--resume=true", f"--config_path={resumed}"]
+    else:
+        words += [
+            f"--dataset.repo_id=local/{config.data.name}",
+            f"--dataset.root={config.data}",
+            "--policy.push_to_hub=false",
+            "--policy.device=cpu",
+            f"--output_dir={out}",
+            f"--seed={job.seed}",
+            f"--steps={job.updates}",
+            f"--save_freq={max(1, job.updates // 8)}",
+            f"--batch_size={_LEROBOT_BATCH}",
+        ]
+        words += _act(config, job) if kind == "act" else [f"--policy.type={kind}"]
+    subprocess.run(words, check=True)
+
+
+def _act(config: BenchCloningConfig, job: Job) -> list[str]:
+    """What helped ACT most in short pilots: batch norms that work, brightness, shifts, a rate."""
+    from scripts.bench.act_start import write_act_start
+
+    start = job.folder / "start"
+    write_act_start(config.data, job.seed, start)
+    changes = {
+        "brightness": {
+            "weight": 1.0,
+            "type": "ColorJitter",
+            "kwargs": {"brightness": [0.8, 1.2]},
+        },
+        "shift": {
+            "weight": 1.0,
+            "type": "RandomAffine",
+            "kwargs": {"degrees": [0.0, 0.0], "translate": [0.04, 0.04]},
+        },
+    }
+    return [
+        f"--policy.path={start}",
+        "--policy.use_amp=true",
+        "--use_policy_training_preset=false",
+        "--optimizer.type=adamw",
+        "--optimizer.lr=3e-4",
+        "--optimizer.weight_decay=1e-4",
+        "--optimizer.grad_clip_norm=10",
+        "--scheduler.type=cosine_decay_with_warmup",
+        f"--scheduler.num_warmup_steps={min(100, job.updates)}",
+        f"--scheduler.num_decay_steps={job.updates}",
+        "--scheduler.peak_lr=3e-4",
+        "--scheduler.decay_lr=1e-6",
+        "--dataset.image_transforms.enable=true",
+        "--dataset.image_transforms.max_num_transforms=2",
+        f"--dataset.image_transforms.tfs={json.dumps(changes)}",
+    ]
+
+
+METHODS: dict[str, Callable[[BenchCloningConfig, Job], None]] = {
+    "ours": _ours,
+    "grounded": _grounded,
+    "cnn": _cnn,
+}
+
+
+def _candidate(config: BenchCloningConfig, job: Job, task: str) -> Candidate:
+    """The last checkpoint."""
+    if job.method == "cnn":
+        policy = _plain_cnn(config, job)
+        return Candidate(job.method, "cnn", lambda: policy, policy.spec)
+    if job.method.startswith("lerobot:"):
+        return read_policy(f"{job.method}={job.folder / 'run'}", "cpu", task)
+    checkpoint = job.folder / "run" / f"step_{job.updates:06d}"
+    return read_policy(f"{job.method}={checkpoint}", "cpu", task)
+
+
+def _outcomes(config: BenchCloningConfig, job: Job) -> dict[str, dict[str, list[bool]]]:
+    """Task → "at_end" and "ever" of every initial state; played once."""
+    found = {}
+    for task in config.tasks:
+        file = job.folder / f"{short_name(task)}-{config.states}-{config.episodes}.json"
+        if not file.is_file():
+            seeds = choose_seeds(task, config.states, config.episodes)
+            candidate = _candidate(config, job, task)
+            episodes, _ = play(candidate, EvaluateConfig(task, (job.method,), films=0), seeds)
+            outcomes = {"at_end": episodes.success_at_end, "ever": episodes.success_ever}
+            write_atomically(file, json.dumps({k: v.tolist() for k, v in outcomes.items()}))
+        found[task] = json.loads(file.read_text())
+    return found
+
+
+def table(
+    config: BenchCloningConfig,
+    results: dict[tuple[str, int], dict[str, dict[str, list[bool]]]],
+) -> str:
+    """Markdown: success of each task at the end and once; all seeds of a method together."""
+    names = list(dict.fromkeys(method for method, _ in results))
+    heads = [f"{name} (CPU min)" for name in names]
+    lines = [
+        f"| success | {' | '.join(heads)} | {names[0]} against each other one, points |",
+        f"|{'---|' * (len(names) + 2)}",
+    ]
+    minutes = [_minutes(config, name, results) for name in names]
+    lines.append(f"| processor minutes of training | {' | '.join(minutes)} | |")
+    for task in (*config.tasks, "all"):
+        for what in ("at_end", "ever"):
+            columns = {n: _column(results, n, task, what) for n in names}
+            lines.append(f"| {task}, {what.replace('_', ' ')} | {_cells(columns)} |")
+    seeds = len({seed for _, seed in results})
+    note = f"{config.episodes} {config.states} states a task, {seeds} seed{'s' * (seeds > 1)}"
+    return "\n".join([*lines, "", f"{note}, {config.demonstrations} demonstrations a task."]) + "\n"
+
+
+def _column(results: dict, method: str, task: str, what: str) -> np.ndarray:
+    """Outcomes of all seeds, bool [seeds * states]; of every task together for "all"."""
+    runs = [found for (name, _), found in sorted(results.items()) if name == method]
+    picked = [run[t][what] for run in runs for t in run if task in (t, "all")]
+    return np.concatenate([np.array(x, dtype=bool) for x in picked])
+
+
+def _cells(columns: dict[str, np.ndarray]) -> str:
+    first, *others = columns
+    rates = []
+    for outcomes in columns.values():
+        rate = wilson_interval(int(outcomes.sum()), len(outcomes))
+        rates.append(f"{100 * rate.value:.1f}% [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
+    compared = []
+    for name in others:
+        # A method whose seeds are still missing is compared on those that are there.
+        n = min(len(columns[first]), len(columns[name]))
+        found = paired_difference(columns[first][:n], columns[name][:n]).difference
+        low, value, high = (100 * x for x in (found.low, found.value, found.high))
+        compared.append(f"{name} {value:+.1f} [{low:+.0f}, {high:+.0f}]")
+    return f"{' | '.join(rates)} | {', '.join(compared)}"
+
+
+def _minutes(config: BenchCloningConfig, method: str, results: dict) -> str:
+    updates = dict(config.budgets)[method]
+    spent = [
+        json.loads((config.out / f"{method}-{updates}" / f"s{seed}" / "cpu_s.json").read_text())
+        for name, seed in results
+        if name == method
+    ]
+    return ", ".join(f"{seconds / 60:.0f}" for seconds in spent)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(BenchCloningConfig)))
