@@ -179,7 +179,8 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         ).to(self.policy.device)
         # Without dimensions that the robot does not have, which add nothing to the entropy.
         numbers = action.shape[1] * self.env.spec.action.dim
-        return SAC(self._space.actor, critic, numbers, method)
+        distance = None if self._reference is None else self._distance
+        return SAC(self._space.actor, critic, numbers, method, distance)
 
     def _make_hindsight(self, chunk_length: int) -> Hindsight | None:
         if not self.method.hindsight:
@@ -321,7 +322,10 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
             targets = self.sac.targets(batch, self._probe())
             # Without the critics' own value of what was not played any more.
             earned = diagnostics.compare_prediction(values - targets + batch.reward, batch.reward)
-            metrics |= describe_fit(values, targets) | earned | self._distance(batch.features)
+            metrics |= describe_fit(values, targets) | earned
+            if self._reference is not None:
+                kl = self._distance(batch.features, self._probe())
+                metrics["policy/reference_kl"] = float(kl.mean())
         dim, seed = self.policy.spec.action.dim, self.config.seed
         return metrics | diagnostics.describe_spread(self._draw, batch.features, dim, seed)
 
@@ -333,14 +337,12 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         # As decided: for a chunk, a policy that decides noise needs more than is stored.
         return self._space.actor.rsample(features, generator)[0]
 
-    def _distance(self, features: Features) -> Metrics:
-        """KL to the actor that training started from."""
-        if self._reference is None:
-            return {}
+    def _distance(self, features: Features, generator: torch.Generator) -> Tensor:
+        """KL to the clone, nats [m, k], with a gradient."""
+        assert self._reference is not None  # only a clone's distance is asked for
         actor = self.policy.actor
-        self._reference.match_exploration(actor)
-        kl = self._reference.distance(actor, features, actor.sample(features, self._probe()))
-        return {"policy/reference_kl": float(kl.mean())}
+        drawn = actor.sample(features, generator).detach()
+        return self._reference.kl(actor.likelihood(features, drawn), features, drawn)
 
     @torch.no_grad()
     def _store(self, recorded: RecordedEpisodes) -> None:
