@@ -1,7 +1,8 @@
 """The small policy that a person would train instead: three convolutions a camera and an MLP.
 
-Convolutions as in Mnih et al. 2015 (doi:10.1038/nature14236); instructions are one-hot, so that it
-knows those of its demonstrations and no others; a chunk by L1, in one pass.
+Convolutions as in Mnih et al. 2015 (doi:10.1038/nature14236); an instruction is the set of its
+words, which tells tasks apart as a one-hot task would, and words that were in no demonstration are
+left out; a chunk by L1, in one pass.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ class PlainCNN(nn.Module):
 
     Args:
         robot: contract, and statistics of its proprioception.
-        instructions: those it knows.
+        instructions: those of the demonstrations.
         chunk_length: control steps of a chunk.
     """
 
     def __init__(self, robot: Embodiment, instructions: Sequence[str], chunk_length: int):
         super().__init__()
         self.spec: RobotSpec = robot.spec
-        self.instructions, self.chunk_length = list(instructions), chunk_length
+        known = sorted({word for text in instructions for word in text.split()})
+        self.words = {word: column for column, word in enumerate(known)}
+        self.chunk_length = chunk_length
         size = self.spec.cameras[0].height
         self.towers = nn.ModuleList(_tower() for _ in self.spec.cameras)
         seen = sum(tower(torch.zeros(1, 3, size, size)).shape[1] for tower in self.towers)
         proprio, action = self.spec.proprio, self.spec.action
         self.decide = nn.Sequential(
-            nn.Linear(seen + proprio.dim + len(self.instructions), _HIDDEN),
+            nn.Linear(seen + proprio.dim + len(self.words), _HIDDEN),
             nn.ReLU(),
             nn.Linear(_HIDDEN, _HIDDEN),
             nn.ReLU(),
@@ -62,8 +65,9 @@ class PlainCNN(nn.Module):
             tower(observation.images[camera.name].permute(0, 3, 1, 2).float() / 255 - 0.5)
             for camera, tower in zip(self.spec.cameras, self.towers, strict=True)
         ]
-        known = torch.tensor([self.instructions.index(t) for t in observation.instructions])
-        words = nn.functional.one_hot(known, len(self.instructions)).float()
+        words = torch.zeros(len(observation), len(self.words))
+        for row, text in enumerate(observation.instructions):
+            words[row, [self.words[word] for word in text.split() if word in self.words]] = 1
         state = (observation.proprio.float() - self.mean) / self.std
         decided = self.decide(torch.cat([*seen, state, words], dim=1))
         return decided.unflatten(1, (self.chunk_length, -1))

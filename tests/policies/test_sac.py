@@ -158,6 +158,22 @@ def test_the_actor_s_loss_by_hand() -> None:
     assert float(slope) == pytest.approx(entropy - (-2.0), rel=1e-5)
 
 
+def test_the_actor_s_loss_keeps_near_a_clone() -> None:
+    """The weight times the KL of the whole chunk, a mean over the batch; 0.5 unless told."""
+    batch = batch_of()
+    steps = batch.action.shape[1]
+    kl = torch.tensor([0.0, 1.0, 5.0])[:, None].expand(-1, steps)  # mean 2 a control step
+    for weight, expected in ((None, 0.5), (3.0, 3.0), (0.0, 0.0)):
+        sac = make(temperature=0.0)
+        config = SACConfig(temperature=0.0, reference_kl=weight)
+        near = SAC(sac._actor, sac.critic, 2, config, lambda features, generator: kl)
+        free, _ = sac.actor_loss(batch, generator())
+        bound, _ = near.actor_loss(batch, generator())
+        assert float(bound - free) == pytest.approx(expected * 2 * steps, rel=1e-5)
+    with pytest.raises(ValueError, match="this actor begins from scratch"):
+        SAC(sac._actor, sac.critic, 2, SACConfig(reference_kl=1.0))
+
+
 def test_the_actor_s_loss_moves_no_critic() -> None:
     """It has a gradient for the actor alone."""
     sac = make()
