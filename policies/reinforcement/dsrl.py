@@ -32,7 +32,9 @@ class NotSteerableError(TypeError):
 
 @dataclass(frozen=True)
 class DSRLConfig(SACConfig):
-    """Hyperparameters, beside those of `SACConfig`.
+    """Hyperparameters, beside those of `SACConfig`, some of which have other defaults here.
+
+    The noise begins at the cloned policy whatever the network chooses first, so it may explore.
 
     Attributes:
         steering: width of the network that chooses the noise.
@@ -40,6 +42,13 @@ class DSRLConfig(SACConfig):
             of 1.
     """
 
+    n_step: int = 1
+    critics: int = 2
+    learning_rate: float = 3e-4
+    temperature_start: float = 0.1
+    target_entropy: float = -1.0
+    updates_per_step: float = 1.0
+    log_std_start: float = -1.0
     steering: int = 256
     noise_bound: float = 1.5
 

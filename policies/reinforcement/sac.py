@@ -39,7 +39,7 @@ _REFERENCE_KL = 0.5  # of a clone
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Hyperparameters; sources in the module's docstring.
+    """Hyperparameters for refining a clone; sources in the module's docstring.
 
     Attributes:
         gamma: discount a control step.
@@ -68,23 +68,23 @@ class SACConfig:
     """
 
     gamma: float = 0.98
-    n_step: int = 1
-    critics: int = 2
+    n_step: int = 2
+    critics: int = 5
     subset: int = 2
     hidden: int = 256
     layer_norm: bool = True
     batch_size: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     critic_learning_rate: float = 3e-4
     temperature: float | None = None
-    temperature_start: float = 0.1
-    target_entropy: float = -1.0
+    temperature_start: float = 0.01
+    target_entropy: float = -0.8
     tau: float = 0.005
-    updates_per_step: float = 1.0
+    updates_per_step: float = 2.0
     capacity: int = 10_000
     hindsight: float = 0.0
     step_reward: float = 0.0
-    log_std_start: float = -1.0
+    log_std_start: float = -1.7
     reference_kl: float | None = None
 
     def __post_init__(self) -> None:

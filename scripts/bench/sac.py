@@ -128,8 +128,14 @@ def make_trainer(config: BenchSacConfig, env: CpuVecEnv, seed: int) -> OffPolicy
     training = RefinementConfig(episodes=episodes, warmup_iterations=0, seed=seed)
     method = SACConfig(
         gamma=_GAMMA,
+        # As the peer's networks and gradient steps, and its entropy's target and start.
         hidden=config.hidden,
-        layer_norm=False,  # as the peer's networks
+        layer_norm=False,
+        critics=2,
+        n_step=1,
+        updates_per_step=1.0,
+        target_entropy=-1.0,
+        temperature_start=0.1,
         batch_size=_BATCH,
         learning_rate=_LEARNING_RATE,
         critic_learning_rate=_LEARNING_RATE,

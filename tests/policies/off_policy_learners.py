@@ -41,7 +41,7 @@ def make(
         torch.manual_seed(0)
         policy = StatePolicy(env, 2)
     config = replace(SMALL, **changes)
-    made = method or SACConfig(hidden=16, batch_size=8)
+    made = method or SACConfig(hidden=16, batch_size=8, updates_per_step=1.0)
     run = RunFolder(folder, config)
     return OffPolicyTrainer(policy, env, config, made, run, seeds, demonstrations)
 

@@ -40,7 +40,7 @@ from vla.policy import load_policy
 def test_macro_steps_are_stored_as_they_were_played(tmp_path: Path) -> None:
     """States, executed chunks, discounted rewards of the executed steps, and discounts."""
     env = PointVecEnv(2, episode_length=5)
-    method = SACConfig(gamma=0.5, hidden=16, step_reward=-1.0)
+    method = SACConfig(gamma=0.5, hidden=16, n_step=1, step_reward=-1.0)
     trainer = make(tmp_path, method, StatePolicy(env, 2), env)
     trainer.advance()
     batch = trainer.replay.read(*trainer.replay.newest(6), 1)
@@ -95,6 +95,11 @@ def test_sac_learns_what_the_expert_does(tmp_path: Path) -> None:
         gamma=0.9,
         hidden=64,
         batch_size=64,
+        critics=2,
+        n_step=1,
+        updates_per_step=1.0,
+        temperature_start=0.1,
+        target_entropy=-1.0,
         learning_rate=2e-3,
         critic_learning_rate=2e-3,
         hindsight=0.8,

@@ -29,7 +29,8 @@ def generator() -> torch.Generator:
 def make(**settings: Any) -> SAC:
     """Small networks on states of two numbers and chunks of two."""
     torch.manual_seed(0)
-    config = SACConfig(**({"hidden": 16} | settings))
+    plain = {"hidden": 16, "critics": 2, "learning_rate": 3e-4, "temperature_start": 0.1}
+    config = SACConfig(**(plain | {"target_entropy": -1.0} | settings))
     actor = StateActor(DIMS, GaussianHeadConfig(16, log_std_min=-4.0))
     critic = QEnsemble(2, 2, config.critics, config.hidden, config.layer_norm)
     return SAC(actor, critic, 2, config)
@@ -281,7 +282,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_been() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"subset": 3}, "subset must be at least 1 and at most 2, got 3"),
+        ({"subset": 6}, "subset must be at least 1 and at most 5, got 6"),
         ({"gamma": 1.0}, "gamma must be at least 0 and at most 0.999999, got 1.0"),
         ({"tau": 0.0}, "tau must be above 0"),
         ({"hindsight": 1.5}, "hindsight must be at least 0 and at most 1, got 1.5"),
