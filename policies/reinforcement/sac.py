@@ -9,7 +9,7 @@ Departures:
 - One step of Adam moves critics, actor and temperature together, from one batch: the actor follows
   the critics of before the step.
 - Refining a clone, the actor's loss has a penalty on the KL to the clone, the policy regularisation
-  of Wu et al. 2019 (BRAC-p, arXiv:1911.11361, equation 9): without it the actor climbs the critics'
+  of Wu et al. 2019 (BRAC-p, arXiv:1911.11361): without it the actor climbs the critics'
   errors at chunks that nobody played, and forgets the clone within a thousand steps.
 - With `critics=1,subset=1,temperature=0` this is the plain Q-learning target of an actor-critic,
   r + gamma Q'(s', a'), with an actor that ascends Q, as in Lillicrap et al. 2016 (DDPG,
