@@ -189,6 +189,8 @@ class SAC:
         means["critic/grad_norm"] = _grad_norm(self._fast)  # of the last step, which stands for all
         if not critic_alone:
             means["policy/grad_norm"] = _grad_norm(self._actor.parameters())
+            if self.config.temperature is None:
+                means["policy/target_entropy"] = torch.tensor(self._target_entropy)
         return {name: float(mean) for name, mean in means.items()}
 
     def _step(

@@ -355,6 +355,10 @@ def series(**values: list[float]) -> RunMetrics:
     )
 
 
+# Of an off-policy run whose entropy is driven to -10 nats.
+SOFT = {"replay__steps": [1.0], "policy__target_entropy": [-10.0]}
+
+
 @pytest.mark.parametrize(
     ("values", "habit", "state"),
     [
@@ -364,6 +368,9 @@ def series(**values: list[float]) -> RunMetrics:
         ({"policy__entropy": [2.0, 0.5]}, "Entropy", "amber"),
         ({"policy__entropy": [2.0, 0.05]}, "Entropy", "red"),
         ({"policy__entropy": [2.0, -1.0], "replay__steps": [1.0]}, "Entropy", "not recorded"),
+        (SOFT | {"policy__entropy": [2.0, -14.0]}, "Entropy", "green"),
+        (SOFT | {"policy__entropy": [2.0, -16.0]}, "Entropy", "amber"),
+        (SOFT | {"policy__entropy": [2.0, -26.0]}, "Entropy", "red"),
         (
             {"policy__sample_spread": [0.5, 0.1], "policy__temperature": [10.0, 1.0]},
             "Mode collapse",

@@ -160,7 +160,7 @@ def test_a_run_logs_what_its_habits_need(kind: str, tmp_path: Path) -> None:
             series.setdefault(name, {})[iteration] = value
     found = {v.habit: v.state for v in diagnose(RunMetrics(series)).verdicts}
     missing = {habit for habit, state in found.items() if state == "not recorded"}
-    assert missing == {"Advantages", "KL", "Entropy"} - ({"KL"} if kind == "sac" else set())
+    assert missing == {"Advantages", "KL"} - ({"KL"} if kind == "sac" else set())
     assert series["policy/gradient_steps"] == {1: 0, 2: 0, **dict.fromkeys((3, 4, 5), 12)}
     assert series["policy/sample_spread"][4] > 0
     assert set(series["frozen_batch/explained_variance"]) <= {1}

@@ -59,8 +59,10 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
         yield _against_schedule(run, spread)
         return
     values = run.values("policy/entropy")
-    # A soft actor-critic holds its entropy at a target of its own, which may be below 0.
-    if not values or _is_off_policy(run):
+    if not values:
+        return
+    if _is_off_policy(run):
+        yield from _against_target(run, values[-1])
         return
     # A head of tokens draws from a discrete distribution, whose entropy is 0 at least.
     first, last = values[0], values[-1]
@@ -68,6 +70,18 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
     left = last / first if first > 0 else 0.0
     state = "red" if last < 0.01 or left < 0.05 else "amber" if left < 0.3 else "green"
     yield Finding(state, reason, "" if state == "green" else _MORE_ENTROPY)
+
+
+def _against_target(run: RunMetrics, last: float) -> Iterator[Finding]:
+    """A soft actor-critic drives its entropy to a target of its own, which may be below 0."""
+    if (target := run.last("policy/target_entropy")) is None:
+        return
+    state = graded((target - last) / max(1.0, abs(target)), 0.5, 1.5)
+    yield Finding(
+        state,
+        f"entropy {last:.2g} nats a chunk, its target is {target:.2g}",
+        "" if state == "green" else "a larger temperature_start, a smaller learning_rate",
+    )
 
 
 _MORE_ENTROPY = "an entropy bonus (entropy=0.003), a smaller learning_rate or log_std_learning_rate"
