@@ -103,7 +103,7 @@ def test_manifest_by_hand(tmp_path):
     """It lists every other file with its size and SHA-256."""
     folder = save(tmp_path / "a")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert set(manifest["files"]) == FILES - {"manifest.json"}
     for name, entry in manifest["files"].items():
         data = (folder / name).read_bytes()
@@ -189,8 +189,8 @@ def test_unknown_format_is_refused(tmp_path):
     """With both versions."""
     folder = save(tmp_path / "step_1")
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 99'))
-    with pytest.raises(CheckpointError, match="has format 99, this version reads up to 3"):
+    path.write_text(path.read_text().replace('"format": 4', '"format": 99'))
+    with pytest.raises(CheckpointError, match="has format 99, this version reads up to 4"):
         load_checkpoint(folder)
     assert latest_complete(tmp_path) is None
 

@@ -14,7 +14,7 @@ from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.fast import FastHead, FastHeadConfig
 from vla.model.heads.flow import FlowHead, FlowHeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
-from vla.model.heads.l1 import L1HeadConfig
+from vla.model.heads.l1 import L1Head, L1HeadConfig
 from vla.model.heads.registry import (
     HEADS,
     NoLikelihoodError,
@@ -67,9 +67,12 @@ def repeated(one: HeadInputs, count: int) -> HeadInputs:
 
 
 def build(name: str) -> ActionHead:
-    """A fresh head."""
+    """A head that has learned a little: what begins at 0 does so no more."""
     torch.manual_seed(0)
-    return make_head(DIMS, CONFIGS[name]).eval()
+    head = make_head(DIMS, CONFIGS[name]).eval()
+    if isinstance(head, L1Head):
+        torch.nn.init.normal_(head.out.weight, std=0.1)
+    return head
 
 
 def likely(name: str) -> LikelihoodHead:
@@ -108,6 +111,17 @@ def test_acting_is_bounded_and_repeats(name: str) -> None:
     assert first.shape == (5, DIMS.chunk_length, DIMS.action)
     assert first.abs().max() <= 1
     assert torch.equal(first, second)
+
+
+def test_a_new_l1_head_is_an_mlp_until_its_expert_has_learned() -> None:
+    """The prompt says nothing at first, and has a gradient at once."""
+    torch.manual_seed(0)
+    head, inputs = L1Head(DIMS, L1HeadConfig(_EXPERT)), head_inputs()
+    assert head.direct is not None
+    assert torch.equal(head._chunk(inputs), head.direct(inputs.vector))
+    head.loss(inputs, chunks(5), torch.zeros(5, DIMS.chunk_length, dtype=torch.bool)).backward()
+    assert head.out.weight.grad is not None
+    assert head.out.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["gaussian", "token", "l1"])

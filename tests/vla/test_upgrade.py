@@ -1,4 +1,4 @@
-"""Checkpoints of format 1 are read as if they were written today."""
+"""Checkpoints of older formats are read as if they were written today."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from scripts.convert import main as convert
 from vla.checkpoint.folder import CheckpointError, require_current
 from vla.checkpoint.initialisation import GROUNDED
 from vla.checkpoint.upgrade import upgrade_config, upgrade_weights
+from vla.model.heads.expert import ExpertConfig
+from vla.model.heads.l1 import L1HeadConfig
 from vla.model.points import PointsConfig
 from vla.policy import VLAPolicy, load_policy
 
@@ -29,7 +31,7 @@ def test_a_checkpoint_of_format_1_acts_as_it_did(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
     assert (json.loads((GROUNDED / "manifest.json").read_text())["format"], manifest["format"]) == (
         1,
-        3,
+        4,
     )
     assert torch.equal(load_policy(tmp_path / "new").act(observation), before)
     require_current(tmp_path / "new")
@@ -95,3 +97,19 @@ def test_a_checkpoint_of_format_2_acts_as_it_did(tmp_path: Path) -> None:
     assert old.model.config == policy.model.config
     assert torch.equal(old.act(observation), policy.act(observation))
     require_current(folder)
+
+
+def test_an_l1_head_of_format_3_acts_as_it_did(tmp_path: Path) -> None:
+    """All of its chunk came from the expert; today's have a part that reads the vector alone."""
+    tiny = tiny_policy(ARM)
+    chunks = torch.zeros(1, 3, ARM.action.dim)
+    tiny.model.replace_actor(chunks, L1HeadConfig(ExpertConfig(16, 1, 2), hidden=0))
+    folder, observation = tiny.save(tmp_path / "old"), observe(ARM)
+    config = json.loads((folder / "config.json").read_text())
+    del config["vla"]["head"]["hidden"]
+    (folder / "config.json").write_text(json.dumps(config))
+    manifest = {"format": 3, "files": describe_files(folder)}
+    del manifest["files"]["manifest.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert torch.equal(load_policy(folder).act(observation), tiny.act(observation))
+    assert L1HeadConfig().hidden > 0

@@ -41,7 +41,7 @@ from vla.contract import RobotSpec
 from vla.processing.embodiments import Embodiments
 from vla.processing.processor import Processor
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _LEROBOT_FORMAT = 2  # since which config.json has the names that LeRobot reads
 _MANIFEST = "manifest.json"
 _WEIGHTS = "model.safetensors"

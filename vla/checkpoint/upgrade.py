@@ -24,14 +24,19 @@ _WEIGHTS = (
 
 
 def upgrade_config(config: dict[str, Any], version: int) -> dict[str, Any]:
-    """config.json of format 1 or 2 as it is written today."""
+    """config.json of an older format as it is written today."""
     model: dict[str, Any] = config["vla"]
     if version == 1:
         # The first checkpoints had no `action_bound`.
         model = {"static_points": (), "action_bound": (), **_rename(model, _VLA_KEYS)}
         model["head"] = _rename(model["head"], _HEAD_KEYS)
         config = _rename(config, _TOP_KEYS)
-    return {**config, "vla": _with_points(model)}
+    if version <= 2:
+        model = _with_points(model)
+    if model["head"]["type"] == "l1":
+        # Until format 3 all of a chunk came from the expert.
+        model = {**model, "head": {**model["head"], "hidden": 0}}
+    return {**config, "vla": model}
 
 
 def _with_points(model: dict[str, Any]) -> dict[str, Any]:
