@@ -13,7 +13,7 @@ from vla_runtime.instructions import prompt_width
 import vla
 from vla.checkpoint.folder import load_checkpoint
 from vla.contract import RobotSpec
-from vla.model.embedded import EmbeddedConfig, embedded_backbone
+from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.l1 import L1HeadConfig
@@ -21,6 +21,7 @@ from vla.model.points import PointsConfig
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, load_model
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.processing.language_tower import LanguageTower
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.tokenizer import train_tokenizer
 
@@ -74,6 +75,7 @@ def scratch_policy(
     embedded: EmbeddedConfig,
     model: VLAConfig,
     conversions: ProcessorConfig,
+    tower: LanguageTower | None = None,
 ) -> VLAPolicy:
     """A new embedded model for these robots, with a tokenizer of these instructions; untrained.
 
@@ -85,6 +87,7 @@ def scratch_policy(
         model: what is built on it.
         conversions: how observations and actions are converted; without an `image_size_px` images
             become `SCRATCH_SIZE_PX` a side, and sizes that the model determines are overridden.
+        tower: reads the instructions instead of a tokenizer of their own.
 
     Raises:
         ValueError: images that are not square, or do not divide into the model's tokens.
@@ -92,18 +95,44 @@ def scratch_policy(
     height, width = conversions.image_size_px or (SCRATCH_SIZE_PX, SCRATCH_SIZE_PX)
     if height != width:
         raise ValueError(f"the embedded model sees square images, image_size_px is {height, width}")
-    tokenizer = train_tokenizer(instructions)
-    longest = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in instructions)
+    language = tokenizer = tower or train_tokenizer(instructions)
+    if isinstance(tokenizer, LanguageTower):
+        longest = max(len(tokenizer.tokens(text)) for text in instructions)
+    else:  # and the end token
+        encode = tokenizer.encode
+        longest = max(len(encode(text, add_special_tokens=False)) for text in instructions) + 1
     config = replace(
         fit_sizes(conversions, [robot.spec for robot in robots.values()]),
         image_size_px=(height, width),
         image_tokens_per_camera=embedded.image_tokens(height),
         # Room for what is demonstrated and its end token: padding costs as much as words.
-        max_text_tokens=prompt_width(8, longest + 1),
+        max_text_tokens=prompt_width(8, longest),
     )
-    every, first = Embodiments.make(robots, tokenizer, config), next(iter(robots))
-    backbone = embedded_backbone(embedded, tokenizer, height, len(model.points) + 1)
+    every, first = Embodiments.make(robots, language, config), next(iter(robots))
+    backbone = embedded_backbone(embedded, language, height, len(model.points) + 1)
     return VLAPolicy(VLA(backbone, ModelDims.of(every[first]), model), every, first)
+
+
+def with_tower(start: VLAPolicy, tower: LanguageTower) -> VLAPolicy:
+    """`start` with a language tower in the place of its own words; its model is changed in place.
+
+    All other weights stay. How the tower's hidden states are projected has yet to be trained.
+
+    Raises:
+        ValueError: it is not the embedded model.
+    """
+    backbone = start.model.backbone
+    if not isinstance(backbone, EmbeddedBackbone):
+        raise ValueError("a language tower reads words for the embedded model alone")
+    old = start.embodiments.processors
+    robots = {name: Embodiment(p.spec, p.statistics) for name, p in old.items()}
+    # Explicit, since a policy keeps the size of its images whatever its cameras deliver.
+    config = replace(start.processor.config, image_size_px=start.processor.image_size_px)
+    conversions = Embodiments.make(robots, tower, config)
+    model = start.model
+    model.backbone = backbone.with_tower(tower.width)
+    model.replace_dims(ModelDims.of(next(iter(conversions.processors.values()))))
+    return VLAPolicy(model, conversions, next(iter(robots)), start.ledger)
 
 
 def default_head(points: PointsConfig) -> HeadConfig:
