@@ -107,9 +107,7 @@ class GroundConfig:
     training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
 
     def __post_init__(self) -> None:
-        require_numbers(
-            self, at_least_1=("frames", "image_size"), any_sign=("language_layer",)
-        )
+        require_numbers(self, at_least_1=("frames", "image_size"), any_sign=("language_layer",))
         if self.vlm is not None and (self.start or self.language):
             raise ValueError("--vlm brings its own words and weights: no --start, no --language")
 

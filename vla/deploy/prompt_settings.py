@@ -17,6 +17,7 @@ from vla_runtime.exported.folder import PromptSettings
 
 from vla.deploy.onnx_graphs import ExportError
 from vla.processing.prompts import ForeignPrompts
+from vla.processing.tower_prompts import TowerPrompts
 
 _SAMPLES = (
     "push the red block to the blue zone",
@@ -64,6 +65,25 @@ def foreign_settings(prompts: ForeignPrompts) -> PromptSettings:
         padding_visible=prompts.pads_visibly,
         refused=tuple(tokenizer.all_special_tokens),
     )
+
+
+def tower_settings(prompts: TowerPrompts) -> PromptSettings:
+    """Of a policy whose words a language tower reads.
+
+    Raises:
+        ExportError: its prompts cannot be made without transformers.
+    """
+    tower = prompts.tower
+    found = find_settings(
+        tokenizer_json(tower.tokenizer),
+        tower.tokens,
+        around=(("", ""),),
+        pad=0,
+        length=prompts.length,
+        padding_side="right",
+    )
+    # What is before the words is no part of their limit in the runtime.
+    return replace(found, max_text_tokens=prompts.most_tokens - len(found.prefix))
 
 
 def find_settings(

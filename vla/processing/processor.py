@@ -24,6 +24,7 @@ from vla.contract import (
     ObservationBatch,
     RobotSpec,
 )
+from vla.processing.language_tower import LanguageTower
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.normalisation import (
     NORMALISATIONS,
@@ -32,7 +33,6 @@ from vla.processing.normalisation import (
     Normalisation,
     Statistics,
 )
-from vla.processing.language_tower import LanguageTower
 from vla.processing.prompts import (
     LONGEST_TEXT,
     EmbeddedPrompts,

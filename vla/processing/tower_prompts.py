@@ -13,7 +13,7 @@ from vla_runtime.instructions import fit_instruction, prompt_width
 
 from vla.processing.language_tower import LanguageTower
 
-_CACHED_INSTRUCTIONS = 4096
+_CACHED_INSTRUCTIONS = 16384  # some twenty kilobytes each
 
 
 class TowerPrompts:
