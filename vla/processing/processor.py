@@ -285,8 +285,9 @@ class Processor:
 
     def _make_prompts(self) -> Prompts:
         config, cameras = self.config, self.cameras
-        if config.padding != "fixed" and isinstance(self.language, LanguageTower | ProcessorMixin):
-            raise ValueError("only prompts of the embedded model's own words can be 'longest'")
+        is_foreign = isinstance(self.language, LanguageTower | ProcessorMixin)
+        if is_foreign and config.padding != "fixed":
+            raise ValueError("only the embedded model's own words can have padding='longest'")
         if isinstance(self.language, LanguageTower):
             return TowerPrompts(self.language, config.max_text_tokens, LONGEST_TEXT)
         if not isinstance(self.language, ProcessorMixin):
