@@ -7,9 +7,9 @@ and writes a checkpoint that cloning starts from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import cycle, permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import find_task, groundable_names, make_task
 from vla.checkpoint.folder import fingerprint
-from vla.checkpoint.initialisation import load_start, with_tower
+from vla.checkpoint.initialisation import load_start
+from vla.checkpoint.tower_start import with_tower
 from vla.data.rewordings import rewordings
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
@@ -144,6 +145,12 @@ def spoken(prompt: Prompt, reword: bool) -> list[Prompt]:
     return [replace(prompt, text=text) for text in dict.fromkeys(texts)]
 
 
+def told_sentences(tasks: Iterable[str]) -> list[str]:
+    """Every prompt of these tasks once, with the openings in turn."""
+    told = [prompt.text for name in tasks for prompt in prompts_of(name, "train")]
+    return [opening + text for opening, text in zip(cycle(OPENINGS), told, strict=False)]
+
+
 def grounding_set(
     scenes: Scenes, keep_pairs_apart: bool = False, reword: bool = True
 ) -> GroundingSet:
@@ -187,7 +194,8 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
         start.spec.require_match(spec, f"the start {config.start}", f"task {config.tasks[0]}")
         if config.language is None:
             return start
-        return with_tower(start, load_tower(config.language, config.language_layer))
+        tower = load_tower(config.language, config.language_layer)
+        return with_tower(start, tower, told_sentences(config.tasks))
     language = _language(config)
     # The prompt has one placeholder for each image token, so the processor must know the count.
     image_tokens = config.embedded.image_tokens(config.image_size)

@@ -191,7 +191,7 @@ def _pointed_at(
     config, parts = policy.model.config.points, []
     for part in np.split(np.arange(len(rows)), range(_BATCH, len(rows), _BATCH)):
         frames = rows[part]
-        seen = scenes.images[frames], scenes.proprio[frames], [texts[index] for index in part]
+        seen = scenes.images[frames], scenes.proprio[frames], [texts[int(index)] for index in part]
         inputs = policy.processor.encode_observation(observe(policy.spec, *seen))
         pointing, _ = policy.network.point(inputs)
         assert pointing is not None
@@ -205,7 +205,7 @@ def _nearest(
     """Which of these things of its frame lies nearest to each point [n, 3]."""
     columns = [scenes.phrases.index(name) for name in known]
     away = np.linalg.norm(scenes.points[rows][:, columns] - points[:, None], axis=-1)  # [n, known]
-    return [known[index] for index in away.argmin(1)]
+    return [known[int(index)] for index in away.argmin(1)]
 
 
 def _seed(told: str) -> int:

@@ -13,7 +13,7 @@ from vla_runtime.instructions import prompt_width
 import vla
 from vla.checkpoint.folder import load_checkpoint
 from vla.contract import RobotSpec
-from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig, embedded_backbone
+from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
 from vla.model.heads.l1 import L1HeadConfig
@@ -98,41 +98,19 @@ def scratch_policy(
     language = tokenizer = tower or train_tokenizer(instructions)
     if isinstance(tokenizer, LanguageTower):
         longest = max(len(tokenizer.tokens(text)) for text in instructions)
-    else:  # and the end token
+    else:
         encode = tokenizer.encode
-        longest = max(len(encode(text, add_special_tokens=False)) for text in instructions) + 1
+        longest = max(len(encode(text, add_special_tokens=False)) for text in instructions)
     config = replace(
         fit_sizes(conversions, [robot.spec for robot in robots.values()]),
         image_size_px=(height, width),
         image_tokens_per_camera=embedded.image_tokens(height),
         # Room for what is demonstrated and its end token: padding costs as much as words.
-        max_text_tokens=prompt_width(8, longest),
+        max_text_tokens=prompt_width(8, longest + 1),
     )
     every, first = Embodiments.make(robots, language, config), next(iter(robots))
     backbone = embedded_backbone(embedded, language, height, len(model.points) + 1)
     return VLAPolicy(VLA(backbone, ModelDims.of(every[first]), model), every, first)
-
-
-def with_tower(start: VLAPolicy, tower: LanguageTower) -> VLAPolicy:
-    """`start` with a language tower in the place of its own words; its model is changed in place.
-
-    All other weights stay. How the tower's hidden states are projected has yet to be trained.
-
-    Raises:
-        ValueError: it is not the embedded model.
-    """
-    backbone = start.model.backbone
-    if not isinstance(backbone, EmbeddedBackbone):
-        raise ValueError("a language tower reads words for the embedded model alone")
-    old = start.embodiments.processors
-    robots = {name: Embodiment(p.spec, p.statistics) for name, p in old.items()}
-    # Explicit, since a policy keeps the size of its images whatever its cameras deliver.
-    config = replace(start.processor.config, image_size_px=start.processor.image_size_px)
-    conversions = Embodiments.make(robots, tower, config)
-    model = start.model
-    model.backbone = backbone.with_tower(tower.width)
-    model.replace_dims(ModelDims.of(next(iter(conversions.processors.values()))))
-    return VLAPolicy(model, conversions, next(iter(robots)), start.ledger)
 
 
 def default_head(points: PointsConfig) -> HeadConfig:

@@ -90,7 +90,7 @@ def _words_graph(tower: LanguageTower) -> Graph:
 
 
 class _Words(nn.Module):
-    """Tokens int64 [n, tokens], none of them padding, to hidden states [n, tokens, width]."""
+    """See `LanguageTower.states`."""
 
     def __init__(self, tower: LanguageTower):
         super().__init__()

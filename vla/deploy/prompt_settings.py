@@ -17,7 +17,7 @@ from vla_runtime.exported.folder import PromptSettings
 
 from vla.deploy.onnx_graphs import ExportError
 from vla.processing.prompts import ForeignPrompts
-from vla.processing.tower_prompts import TowerPrompts
+from vla.processing.tower_prompts import END, TowerPrompts
 
 _SAMPLES = (
     "push the red block to the blue zone",
@@ -73,17 +73,16 @@ def tower_settings(prompts: TowerPrompts) -> PromptSettings:
     Raises:
         ExportError: its prompts cannot be made without transformers.
     """
-    tower = prompts.tower
+    # Compared with the tokenizer's own encoding, as for every pretrained model.
     found = find_settings(
-        tokenizer_json(tower.tokenizer),
-        tower.tokens,
+        tokenizer_json(prompts.tower.tokenizer),
+        lambda text: [*prompts.tower.tokens(text), END],
         around=(("", ""),),
         pad=0,
         length=prompts.length,
         padding_side="right",
     )
-    # What is before the words is no part of their limit in the runtime.
-    return replace(found, max_text_tokens=prompts.most_tokens - len(found.prefix))
+    return replace(found, max_text_tokens=prompts.most_tokens)
 
 
 def find_settings(

@@ -230,10 +230,10 @@ class EmbeddedBackbone(Backbone):
         embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
         return embeddings, inputs.attention_mask, positions
 
-    def with_tower(self, width: int) -> EmbeddedBackbone:
-        """The same weights, but words are a language tower's hidden states of this width.
+    def with_tower(self, projection: nn.Linear) -> EmbeddedBackbone:
+        """The same weights, but words are a language tower's hidden states, projected by this.
 
-        Their projection is untrained, and nothing is left of the words that it had.
+        Nothing is left of the words that it had.
         """
         data = self.language_model.config.to_dict()
         text = {**data["text_config"], **_NO_WORDS}
@@ -241,15 +241,17 @@ class EmbeddedBackbone(Backbone):
             **data,
             "image_token_id": text.pop("image_token_id"),
             "pad_token_id": None,
-            "language_width": width,
+            "language_width": projection.in_features,
             "text_config": text,
         }
         made = EmbeddedBackbone(SmolVLMConfig.from_dict(config), len(self.readout))
         lost = ("language_model.lm_head", "language_model.model.text_model.embed_tokens", "words.")
         kept = {n: w for n, w in self.state_dict().items() if not n.startswith(lost)}
         made.load_state_dict(made.state_dict() | kept)
+        assert isinstance(made.words, nn.Sequential)
+        made.words[1] = projection
         made.prompt_tokens = self.prompt_tokens
-        return made.to(self.readout.device)
+        return made
 
     def _encode_images(self, pixels: Tensor) -> Tensor:
         """Square images [n, 3, size, size] as tokens [n, tokens, width].

@@ -66,7 +66,8 @@ class LanguageTower:
 
     Attributes:
         width: of a hidden state.
-        longest: most tokens that it reads, special ones included.
+        prefix: special tokens before the words; `suffix` those behind them.
+        longest: most tokens of an instruction.
         sha256: of weights and tokenizer: equal ones are equal, whatever file they came from.
 
     Raises:
@@ -82,19 +83,37 @@ class LanguageTower:
         self.name, self.layer, self.tokenizer = name, layer, tokenizer
         self.model = model.eval().requires_grad_(False)
         self.width = int(model.config.hidden_size)
-        self.longest = int(getattr(model.config, "max_position_embeddings", None) or 512)
+        self.prefix, self.suffix = _around(tokenizer)
+        most = int(getattr(model.config, "max_position_embeddings", None) or 512)
+        self.longest = most - len(self.prefix) - len(self.suffix)
         self.sha256 = _digest(model, tokenizer)
 
     def tokens(self, instruction: str) -> list[int]:
-        """The instruction's tokens, with the special ones that the model learned with."""
+        """The words' tokens, without the special ones around them."""
         # split_special_tokens: words that look like one are only words.
-        return self.tokenizer.encode(instruction, split_special_tokens=True)
+        return self.tokenizer.encode(
+            instruction, add_special_tokens=False, split_special_tokens=True
+        )
 
     @torch.no_grad()
     def states(self, tokens: Tensor) -> Tensor:
-        """Hidden states float32 [n, tokens, width] of int64 [n, tokens] without padding."""
-        states = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        return states.last_hidden_state.float()
+        """Hidden states of words, and behind them their mean, which stands for the whole.
+
+        Args:
+            tokens: int64 [n, tokens], none of them padding.
+
+        Returns:
+            Float32 [n, tokens + 1, width].
+        """
+        first, last = (
+            torch.tensor(special, dtype=torch.long, device=tokens.device).expand(len(tokens), -1)
+            for special in (self.prefix, self.suffix)
+        )
+        whole = torch.cat([first, tokens, last], dim=1)
+        states = self.model(input_ids=whole, attention_mask=torch.ones_like(whole))
+        # Those of special tokens say little, and in some models are hundreds of times larger.
+        words = states.last_hidden_state[:, len(self.prefix) :][:, : tokens.shape[1]].float()
+        return torch.cat([words, words.mean(1, keepdim=True)], dim=1)
 
     def save(self, folder: Path) -> None:
         """Write which tower this is; its weights stay where they are."""
@@ -211,6 +230,15 @@ def _cut(name: str, model: PreTrainedModel, layer: int) -> None:
         raise ValueError(f"{name} shows no list of its {layers} layers: use -1")
     if kept < layers:
         del stacks[0][kept:]
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special tokens before and behind an instruction."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    first = special.index(0)
+    count = special.count(0)
+    return ids[:first], ids[first + count :]
 
 
 def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

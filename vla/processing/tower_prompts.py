@@ -14,6 +14,8 @@ from vla_runtime.instructions import fit_instruction, prompt_width
 from vla.processing.language_tower import LanguageTower
 
 _CACHED_INSTRUCTIONS = 16384  # some twenty kilobytes each
+END = 0
+"""Stands behind the words, for the mean of their hidden states."""
 
 
 class TowerPrompts:
@@ -21,7 +23,7 @@ class TowerPrompts:
 
     Args:
         tower: reads them; each instruction once.
-        max_text_tokens: tokens that every prompt has for its instruction, special ones included; a
+        max_text_tokens: tokens that every prompt has for its instruction, the end included; a
             longer one makes the prompts of its batch longer.
         most_tokens: of an instruction; what is beyond is cut, with a warning.
     """
@@ -31,7 +33,7 @@ class TowerPrompts:
 
     def __init__(self, tower: LanguageTower, max_text_tokens: int, most_tokens: int) -> None:
         self.tower, self.max_text_tokens = tower, max_text_tokens
-        self.most_tokens = min(most_tokens, tower.longest)
+        self.most_tokens = min(most_tokens, tower.longest + 1)
         # Few distinct instructions, many calls.
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(self._read)
 
@@ -44,8 +46,8 @@ class TowerPrompts:
         """What the model reads of n instructions, padded on the right.
 
         Returns:
-            input_ids int64 [n, tokens] of the tower, attention_mask bool [n, tokens], and `words`,
-            the tower's hidden states float32 [n, tokens, width], 0 at padding.
+            input_ids int64 [n, tokens], the tower's and `END`; attention_mask bool [n, tokens]; and
+            `words`, the tower's hidden states float32 [n, tokens, width], 0 at padding.
         """
         rows = [self._row(instruction) for instruction in instructions]
         longest = max((len(ids) for ids, _ in rows), default=0)
@@ -67,11 +69,11 @@ class TowerPrompts:
         self.tower.save(folder)
 
     def _read(self, instruction: str) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [tokens] and their hidden states float32 [tokens, width]."""
+        """Tokens int64 [tokens], an end token behind them, and their states [tokens, width]."""
         fitting = fit_instruction(
-            instruction, lambda text: len(self.tower.tokens(text)), self.most_tokens
+            instruction, lambda text: len(self.tower.tokens(text)) + 1, self.most_tokens
         )
-        ids = torch.tensor(self.tower.tokens(fitting), dtype=torch.long)
-        # Some tokenizers make nothing of an empty instruction, and no model reads nothing.
-        read = ids if len(ids) else torch.zeros(1, dtype=torch.long)
-        return ids, self.tower.states(read[None])[0, : len(ids)]
+        ids = torch.tensor([*self.tower.tokens(fitting), END])
+        # No model reads nothing: the end token stands for the words of an empty instruction.
+        read = ids[: max(len(ids) - 1, 1)]
+        return ids, self.tower.states(read[None])[0, -len(ids) :]

@@ -90,6 +90,6 @@ class WordStates:
     def _make_row(self, instruction: str) -> np.ndarray:
         ids, mask = self._prompts.rows(instruction)
         count, width = int(mask.sum()), ids.shape[1]
-        # Without the padding, which stands on the right; but no model reads no tokens at all.
-        states = self._tower({"input_ids": ids[:, : max(count, 1)]})["words"][:, :count]
+        # The last of them only keeps a place; it is read where there are no words.
+        states = self._tower({"input_ids": ids[:, : max(count - 1, 1)]})["words"][:, -count:]
         return np.pad(states, ((0, 0), (0, width - count), (0, 0)))
