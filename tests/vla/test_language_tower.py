@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,11 +14,14 @@ import pytest
 import torch
 from example_robot import SPEC, make_statistics
 from tiny_models import make, make_tokenizer
+from tokenizers import processors
+from torch import nn
 from transformers import BertConfig, BertModel
 from two_robots import CART, WORDS, observe, tiny_policy
 from vla_runtime.exported.policy import ExportedPolicy
 
-from vla.checkpoint.initialisation import scratch_policy, with_tower
+from vla.checkpoint.initialisation import scratch_policy
+from vla.checkpoint.tower_start import aligned_tokens, ridge, with_tower
 from vla.contract import ObservationBatch, RobotSpec
 from vla.deploy.export import export_policy
 from vla.deploy.parity import compare_decisions, compare_prompts, single
@@ -31,6 +35,7 @@ from vla.processing.embodiments import Embodiment
 from vla.processing.language_tower import LanguageTower, LanguageTowerError, load_tower
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.processor import Processor, ProcessorConfig
+from vla.processing.prompts import EmbeddedPrompts
 from vla.processing.tower_prompts import TowerPrompts
 
 
@@ -52,7 +57,7 @@ def _fresh() -> Iterator[None]:
 def policy(folder: Path) -> VLAPolicy:
     """A small policy whose words were exchanged for the tower."""
     torch.manual_seed(0)
-    return with_tower(tiny_policy(CART), load_tower(str(folder)))
+    return with_tower(tiny_policy(CART), load_tower(str(folder)), WORDS)
 
 
 def told(spec: RobotSpec, instruction: str) -> ObservationBatch:
@@ -61,16 +66,37 @@ def told(spec: RobotSpec, instruction: str) -> ObservationBatch:
 
 
 def test_states_are_those_of_the_layer(folder: Path) -> None:
-    """By number from below or above, with the layers beyond it left out of the sum."""
+    """By number from below or above, and behind them their mean; layers above it are dropped."""
     model = BertModel.from_pretrained(folder).eval()
     for layer, kept in ((1, 1), (-1, 3), (-2, 2)):
         tower = load_tower(str(folder), layer)
         tokens = torch.tensor([tower.tokens("push the red block")])
         with torch.no_grad():
-            expected = model(tokens, output_hidden_states=True).hidden_states[kept]
+            words = model(tokens, output_hidden_states=True).hidden_states[kept]
+        expected = torch.cat([words, words.mean(1, keepdim=True)], 1)
         torch.testing.assert_close(tower.states(tokens), expected)
+        assert len(tower.model.encoder.layer) == kept
         assert tower.width == 32
         assert not any(weight.requires_grad for weight in tower.model.parameters())
+
+
+def test_special_tokens_are_read_and_left_out(folder: Path, tmp_path: Path) -> None:
+    """A model reads those that it learned with, whatever they are; words alone are kept."""
+    shutil.copytree(folder, tmp_path / "special")
+    tokenizer = make_tokenizer()
+    start, end = tokenizer.convert_tokens_to_ids(["<s>", "</s>"])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <s> $A </s>", special_tokens=[("<s>", start), ("</s>", end)]
+    )
+    tokenizer.save_pretrained(tmp_path / "special")
+    tower = load_tower(str(tmp_path / "special"))
+    assert (tower.prefix, tower.suffix, tower.longest) == ([start, start], [end], 37)
+    tokens = torch.tensor([tower.tokens("push the red block")])
+    assert start not in tokens
+    whole = torch.cat([torch.tensor([[start, start]]), tokens, torch.tensor([[end]])], 1)
+    with torch.no_grad():
+        words = tower.model(whole).last_hidden_state[:, 2:-1]
+    torch.testing.assert_close(tower.states(tokens)[:, :-1], words)
 
 
 @pytest.mark.parametrize("layer", [0, 4, -4])
@@ -98,7 +124,7 @@ def test_words_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert made["input_ids"].shape == made["attention_mask"].shape == (3, 16)
     torch.testing.assert_close(made["words"][0], made["words"][2])
     # Padding is 0 and masked; what is not is the tower's, read without padding.
-    length = len(tower.tokens(WORDS[1]))
+    length = len(tower.tokens(WORDS[1])) + 1
     assert made["attention_mask"][1].sum() == length
     assert not made["words"][1, length:].any()
     alone = states(tower, torch.tensor([tower.tokens(WORDS[1])]))[0]
@@ -110,7 +136,11 @@ def test_a_longer_instruction_makes_the_prompt_longer(folder: Path) -> None:
     prompts = TowerPrompts(load_tower(str(folder)), 16, 256)
     assert prompts.texts(["push the block to the zone now please"])["words"].shape[1] % 16 == 0
     assert prompts.texts([])["words"].shape == (0, 16, 32)
-    with pytest.raises(ValueError, match="this model reads 40"):
+    # Of nothing there is an end, which is no padding.
+    nothing = prompts.texts([""])
+    assert nothing["attention_mask"].sum() == 1
+    assert nothing["words"].isfinite().all()
+    with pytest.raises(ValueError, match="this model reads 41"):
         prompts.texts(["block " * 100])
 
 
@@ -128,7 +158,7 @@ def test_all_but_the_words_stays(folder: Path) -> None:
     """Weights of a policy that gets a tower; nothing is left of its vocabulary."""
     old = tiny_policy(CART)
     before = {name: weight.clone() for name, weight in old.model.state_dict().items()}
-    after = with_tower(old, load_tower(str(folder))).model.state_dict()
+    after = with_tower(old, load_tower(str(folder)), WORDS).model.state_dict()
     for name in set(before) & set(after):
         if "embed_tokens" not in name and "lm_head" not in name:
             torch.testing.assert_close(after[name], before[name])
@@ -137,6 +167,63 @@ def test_all_but_the_words_stays(folder: Path) -> None:
         "backbone.words.1.bias",
     }
     assert after["backbone.language_model.model.text_model.embed_tokens.weight"].shape[0] == 1
+
+
+def test_told_words_arrive_as_they_did(folder: Path) -> None:
+    """Projected hidden states are close to the embeddings that the words had before."""
+    old = tiny_policy(CART)
+    prompts = old.processor.prompts
+    assert isinstance(old.model.backbone, EmbeddedBackbone)
+    assert isinstance(prompts, EmbeddedPrompts)
+    table = old.model.backbone.language_model.get_input_embeddings().weight.detach().clone()
+    states, ids = aligned_tokens(load_tower(str(folder)), prompts, WORDS)
+    assert states.shape == (len(ids), 32)
+    assert (ids == prompts.eos_token_id).sum() == len(WORDS)
+    made = with_tower(old, load_tower(str(folder)), WORDS).model.backbone
+    assert isinstance(made, EmbeddedBackbone)
+    assert made.words is not None
+    with torch.no_grad():
+        error = (made.words[1](states) - table[ids]).square().sum()
+    assert error < 0.3 * (table[ids] - table[ids].mean(0)).square().sum()
+
+
+def test_every_token_of_the_tower_has_the_one_that_it_shares_letters_with(folder: Path) -> None:
+    """Spaces count for none of them."""
+    prompts = tiny_policy(CART).processor.prompts
+    assert isinstance(prompts, EmbeddedPrompts)
+    tower = load_tower(str(folder))
+    _, ids = aligned_tokens(tower, prompts, ["lift the red block"])
+    pieces = tower.tokenizer.convert_ids_to_tokens(tower.tokens("lift the red block"))
+    own = prompts.tokenizer.convert_ids_to_tokens(ids.tolist())
+    for piece, word in zip(pieces, own[:-1], strict=True):
+        assert word.strip("Ġ").startswith(piece.strip("Ġ")[:1]) or piece.strip("Ġ") in word
+    with pytest.raises(ValueError, match="no sentence"):
+        aligned_tokens(tower, prompts, [])
+
+
+def test_ridge_finds_a_linear_map() -> None:
+    """Where there is one, weights or not; dimensions that say nothing get small numbers."""
+    torch.manual_seed(0)
+    inputs, truth = torch.randn(200, 6), nn.Linear(6, 3)
+    inputs[:, 5] = 0.0
+    outputs = truth(inputs).detach()
+    for weights in (torch.ones(200), torch.rand(200) + 0.1):
+        found = ridge(inputs, outputs, weights)
+        torch.testing.assert_close(found(inputs), outputs, atol=2e-2, rtol=0)
+        assert found.weight[:, 5].abs().max() < 1e-4
+    # An outlier that hardly counts moves it less.
+    wrong = outputs.clone()
+    wrong[0] += 50.0
+    light = torch.ones(200)
+    light[0] = 1e-6
+    moved, kept = (ridge(inputs, wrong, w)(inputs) - outputs for w in (torch.ones(200), light))
+    assert kept[1:].abs().max() < 0.1 * moved[1:].abs().max()
+
+
+def test_a_tower_replaces_words_that_are_there(policy: VLAPolicy, folder: Path) -> None:
+    """A second one finds none."""
+    with pytest.raises(ValueError, match="own words"):
+        with_tower(policy, load_tower(str(folder)), WORDS)
 
 
 def test_words_decide_and_learn(policy: VLAPolicy) -> None:
@@ -239,7 +326,7 @@ def test_a_model_from_scratch_may_have_one(folder: Path) -> None:
     made = scratch_policy(robots, WORDS, sizes, VLAConfig(3), conversions, load_tower(str(folder)))
     assert isinstance(made.processor.prompts, TowerPrompts)
     longest = max(len(load_tower(str(folder)).tokens(text)) for text in WORDS)
-    assert made.processor.prompts.length >= longest
+    assert made.processor.prompts.length > longest
     assert made.act(observe(CART, 2)).shape == (2, 3, CART.action.dim)
 
 
@@ -272,18 +359,15 @@ def test_the_packages_hold_real_towers(name: str, tmp_path: Path) -> None:
         pytest.skip("not installed: see scripts/language_requirements.txt")
     tower = load_tower(name)
     # Spaces are part of words, as the tokenizer of a GGUF file can get wrong.
-    assert tower.tokenizer.decode(tower.tokens("push the red block"), skip_special_tokens=True) in (
-        "push the red block",
-        " push the red block",
-    )
+    assert tower.tokenizer.decode(tower.tokens("push the red block")) == "push the red block"
     means = {
-        text: tower.states(torch.tensor([tower.tokens(text)]))[0, 1:].mean(0)
+        text: tower.states(torch.tensor([tower.tokens(text)]))[0, -1]
         for text in ("lift the cube", "raise the block", "the weather is fine in Paris")
     }
     first, like, unlike = means.values()
     similarity = torch.nn.functional.cosine_similarity
     assert similarity(first, like, dim=0) > similarity(first, unlike, dim=0)
-    policy = with_tower(tiny_policy(CART), tower)
+    policy = with_tower(tiny_policy(CART), tower, WORDS)
     again = load_policy(policy.save(tmp_path / "saved"))
     torch.testing.assert_close(
         again.act(observe(CART, 2)),
