@@ -20,7 +20,7 @@ from vla.processing.embodiments import Embodiment, Embodiments
 from vla.processing.language_tower import LanguageTower
 from vla.processing.prompts import EmbeddedPrompts
 
-_RIDGE = 1e-3
+_RIDGE = 1.0
 """Of the mean variance of a dimension of the tower's hidden states."""
 
 

@@ -105,8 +105,9 @@ class LanguageTower:
         Returns:
             Float32 [n, tokens + 1, width].
         """
+        # `shape` and not `len`, which would fix the number of rows in an exported graph.
         first, last = (
-            torch.tensor(special, dtype=torch.long, device=tokens.device).expand(len(tokens), -1)
+            torch.tensor(special, dtype=torch.long).expand(tokens.shape[0], -1)
             for special in (self.prefix, self.suffix)
         )
         whole = torch.cat([first, tokens, last], dim=1)
