@@ -100,7 +100,7 @@ class GroundConfig:
     start: Path | None = None
     language: str | None = None
     language_layer: int | None = None
-    reword: bool = True
+    reword: bool = False
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -152,7 +152,7 @@ def told_sentences(tasks: Iterable[str]) -> list[str]:
 
 
 def grounding_set(
-    scenes: Scenes, keep_pairs_apart: bool = False, reword: bool = True
+    scenes: Scenes, keep_pairs_apart: bool = False, reword: bool = False
 ) -> GroundingSet:
     """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
