@@ -4,9 +4,9 @@
 
 plays the same development states with every variant of `word_variants.json`: synonyms that no
 training instruction has, other orders, politeness, typing errors, distractors. With `--scenes
-data/scenes` nothing is simulated: on frames that `vla ground` drew and did not train on, the block
-and the place that the policy points at are compared with those that the words name. That takes a
-minute, and a checkpoint that has learned to point but not yet to act will do.
+data/scenes` nothing is simulated: on the last frames that `vla ground` drew, which it holds out,
+the block and the place that the policy points at are compared with those that the words name. That
+takes a minute, and a checkpoint that has learned to point but not yet to act will do.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from vla.processing.language_tower import LanguageTower
 from vla.processing.prompts import EmbeddedPrompts
 
 _RIDGE = 1.0
-"""Of the mean variance of a dimension of the tower's hidden states."""
+"""Penalty of weights, in mean variances of a dimension of the hidden states (docs/words.md)."""
 
 
 def with_tower(start: VLAPolicy, tower: LanguageTower, sentences: Sequence[str]) -> VLAPolicy:
