@@ -7,14 +7,15 @@ and writes a checkpoint that cloning starts from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import cycle, permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 from tyro.conf import OmitArgPrefixes
 
 from policies.grounding.grounder import Grounder, GroundingConfig
@@ -26,12 +27,17 @@ from sim.questions import Questioner, all_sentences
 from sim.scenes import Scenes, ScenesConfig, make_scenes
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import find_task, groundable_names, make_task
+from vla.checkpoint.folder import fingerprint
+from vla.checkpoint.initialisation import load_start
+from vla.checkpoint.tower_start import with_tower
+from vla.data.rewordings import rewordings
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.points import PointsConfig, PointSpec
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.embodiments import Embodiment
+from vla.processing.language_tower import LanguageTower, load_tower
 from vla.processing.normalisation import Statistics
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.tokenizer import train_tokenizer
@@ -70,6 +76,13 @@ class GroundConfig:
         out: run folder; the checkpoint is `<out>/grounded`.
         device: "cpu" or "cuda".
         image_size: pixels a side.
+        start: a checkpoint of the embedded model that knows these points, to go on from; by default
+            a new model is made.
+        language: a pretrained text model that reads the words for the embedded model: one of
+            `vla.processing.language_tower.PACKAGES`, a folder, or a hub id. See docs/words.md.
+        language_layer: whose hidden states are read; by default the one that suits it.
+        reword: also train on other orders and polite forms of every prompt, made by rules (see
+            `vla.data.rewordings`).
         embedded: sizes of the embedded vision-language model.
         vlm: instead of it a pretrained one: hub id, or folder written by `save_pretrained`.
         backbone: how `vlm` is used.
@@ -84,6 +97,10 @@ class GroundConfig:
     out: Path = Path("runs/ground")
     device: str = "cpu"
     image_size: int = 96
+    start: Path | None = None
+    language: str | None = None
+    language_layer: int | None = None
+    reword: bool = False
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -91,7 +108,9 @@ class GroundConfig:
     training: OmitArgPrefixes[GroundingConfig] = field(default_factory=GroundingConfig)
 
     def __post_init__(self) -> None:
-        require_numbers(self, at_least_1=("frames", "image_size"))
+        require_numbers(self, at_least_1=("frames", "image_size"), any_sign=("language_layer",))
+        if self.vlm is not None and (self.start or self.language):
+            raise ValueError("--vlm brings its own words and weights: no --start, no --language")
 
 
 def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
@@ -118,7 +137,23 @@ def prompts_of(name: str, phrasing: Phrasing) -> tuple[Prompt, ...]:
     return (*said, *asked, *paths)
 
 
-def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSet:
+def spoken(prompt: Prompt, reword: bool) -> list[Prompt]:
+    """A prompt in all the forms that are trained on."""
+    texts = [opening + prompt.text for opening in OPENINGS]
+    if reword:
+        texts += rewordings(prompt.text)
+    return [replace(prompt, text=text) for text in dict.fromkeys(texts)]
+
+
+def told_sentences(tasks: Iterable[str]) -> list[str]:
+    """Every prompt of these tasks once, with the openings in turn."""
+    told = [prompt.text for name in tasks for prompt in prompts_of(name, "train")]
+    return [opening + text for opening, text in zip(cycle(OPENINGS), told, strict=False)]
+
+
+def grounding_set(
+    scenes: Scenes, keep_pairs_apart: bool = False, reword: bool = False
+) -> GroundingSet:
     """What is asked of a task's scenes, and what is kept apart to measure with."""
     questioner = Questioner(scenes)
     unseen_pairs = [set(pair) for pair in find_task(scenes.task).task.unseen_pairs]
@@ -128,7 +163,7 @@ def grounding_set(scenes: Scenes, keep_pairs_apart: bool = False) -> GroundingSe
         if keep_pairs_apart and {prompt.object, prompt.target} in unseen_pairs:
             apart.append(prompt)
         else:
-            trained += [replace(prompt, text=opening + prompt.text) for opening in OPENINGS]
+            trained += spoken(prompt, reword)
     unseen = {"heldout_phrasing": prompts_of(scenes.task, "heldout")}
     return GroundingSet(
         name=scenes.task,
@@ -154,6 +189,27 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
     if config.vlm is not None:
         robots = {spec.robot: Embodiment(spec, statistics)}
         return vlm_policy(config.vlm, config.backbone, robots, config.model, ProcessorConfig())
+    if config.start is not None:
+        start = load_start(config.start)
+        start.spec.require_match(spec, f"the start {config.start}", f"task {config.tasks[0]}")
+        if config.language is None:
+            return start
+        tower = load_tower(config.language, config.language_layer)
+        return with_tower(start, tower, told_sentences(config.tasks))
+    language = _language(config)
+    # The prompt has one placeholder for each image token, so the processor must know the count.
+    image_tokens = config.embedded.image_tokens(config.image_size)
+    conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
+    processor = Processor(spec, statistics, language, conversions)
+    readouts = len(config.model.points) + 1
+    backbone = embedded_backbone(config.embedded, language, config.image_size, readouts)
+    return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
+
+
+def _language(config: GroundConfig) -> PreTrainedTokenizerBase | LanguageTower:
+    """What reads the words: a pretrained tower, or a tokenizer of all that can be said."""
+    if config.language is not None:
+        return load_tower(config.language, config.language_layer)
     # Its vocabulary has the words of all tasks and phrasings.
     known = (*dict.fromkeys((*groundable_names(), *config.tasks)),)
     tasks = [find_task(name).task for name in known]
@@ -168,14 +224,7 @@ def build(config: GroundConfig, sets: list[GroundingSet]) -> VLAPolicy:
         for p in prompts_of(name, phrasing)
         for opening in OPENINGS
     } | all_sentences(["gripper", *nouns])
-    tokenizer = train_tokenizer(sentences)
-    # The prompt has one placeholder for each image token, so the processor must know the count.
-    image_tokens = config.embedded.image_tokens(config.image_size)
-    conversions = ProcessorConfig(image_tokens_per_camera=image_tokens, max_text_tokens=16)
-    processor = Processor(spec, statistics, tokenizer, conversions)
-    readouts = len(config.model.points) + 1
-    backbone = embedded_backbone(config.embedded, tokenizer, config.image_size, readouts)
-    return VLAPolicy(VLA(backbone, ModelDims.of(processor), config.model), processor)
+    return train_tokenizer(sentences)
 
 
 def resolve(config: GroundConfig) -> GroundConfig:
@@ -211,7 +260,10 @@ def _scenes_configs(config: GroundConfig) -> list[ScenesConfig]:
 def _origin(config: GroundConfig) -> dict[str, Any]:
     """What decides the result beside the policy, the frames and the training."""
     kept = ("tasks", "frames", "keep_pairs_apart", "image_size", "embedded", "vlm", "backbone")
-    return {"command": "ground", **{name: plain(getattr(config, name)) for name in kept}}
+    # By content: a start that was trained anew is another one, one that was moved is not.
+    start = None if config.start is None else fingerprint(config.start)
+    words = {"start": start, "reword": config.reword}
+    return {"command": "ground", **words, **{name: plain(getattr(config, name)) for name in kept}}
 
 
 def main(config: GroundConfig) -> int:
@@ -224,11 +276,13 @@ def main(config: GroundConfig) -> int:
     sets = []
     for scenes in drawn:
         print(f"scenes of {scenes.tasks[0]}: {scenes.frames_per_task}", flush=True)
-        sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart))
+        sets.append(grounding_set(make_scenes(scenes)[0], config.keep_pairs_apart, config.reword))
     policy = build(config, sets)
     policy.model.to(config.device)
-    # A pretrained model answers questions already; it is trained to point alone.
-    training = config.training if config.vlm is None else replace(config.training, questions=0)
+    training = config.training
+    # These have no words of their own to answer in; a pretrained model answers already.
+    if config.vlm is not None or isinstance(policy.processor.language, LanguageTower):
+        training = replace(training, questions=0)
     grounder = Grounder(policy, sets, training, folder)
     with Bar("ground", config.training.updates) as bar:
 

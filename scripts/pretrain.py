@@ -37,6 +37,7 @@ from vla.model.heads.base import HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
+from vla.processing.language_tower import load_tower
 from vla.processing.processor import ProcessorConfig
 from vla.settings import require_numbers
 
@@ -57,6 +58,8 @@ class PretrainConfig:
             one policy learns to control them all. By default the robot that the data set names.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
             of the phrasings.
+        reword: other orders, polite forms and typing errors of all phrasings, made by rules (see
+            `vla.data.rewordings`), are phrasings too.
         episodes: use only so many, the first ones of each data folder; None uses all.
         without: leave out instructions that name all parts of one of these, with the parts joined
             by "+", such as "red block+purple zone".
@@ -67,6 +70,10 @@ class PretrainConfig:
             small model for the data's own robots, without points, which learns to see from the
             demonstrations alone.
         embedded: sizes of the model that "scratch" makes.
+        language: a pretrained text model that reads the words for the model that "scratch" makes:
+            one of `vla.processing.language_tower.PACKAGES`, a folder, or a hub id; a checkpoint
+            brings its own. See docs/words.md.
+        language_layer: whose hidden states are read; by default the one that suits it.
         vlm: instead of `start`, a pretrained vision-language model: hub id, or folder written by
             `save_pretrained`. It has not learned to point, so perception is trained.
         backbone: how `vlm` is used.
@@ -93,6 +100,7 @@ class PretrainConfig:
     weights: tuple[float, ...] = ()
     embodiments: tuple[str, ...] = ()
     paraphrases: Path | None = None
+    reword: bool = False
     episodes: int | None = None
     without: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
@@ -100,6 +108,8 @@ class PretrainConfig:
     # The checkpoint that ships with the package.
     start: Literal["scratch"] | Path = GROUNDED
     embedded: EmbeddedConfig = field(default_factory=lambda: EmbeddedConfig(grid=2, text_layers=2))
+    language: str | None = None
+    language_layer: int | None = None
     vlm: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     conversions: ProcessorConfig = field(default_factory=ProcessorConfig)
@@ -114,8 +124,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.task is None and not self.data:
             raise ValueError("no task and no data: name the folders with --data")
+        if self.language is not None and (self.vlm is not None or self.start != "scratch"):
+            raise ValueError(
+                "--language makes a new model, with --start scratch; to give a language tower to "
+                "one that has learned to point: `vla ground --start CHECKPOINT --language NAME`"
+            )
         counts = ("episodes", "chunk_length", "num_envs", "selection_episodes")
-        require_numbers(self, at_least_1=counts, above_0=("weights",))
+        require_numbers(self, at_least_1=counts, above_0=("weights",), any_sign=("language_layer",))
 
 
 def main(config: PretrainConfig) -> int:
@@ -137,6 +152,7 @@ def clone(config: PretrainConfig) -> Checkpoints:
         weights=config.weights,
         names=config.embodiments,
         paraphrases=config.paraphrases,
+        reword=config.reword,
         episodes=config.episodes,
         without=config.without,
         cameras=config.cameras,
@@ -169,6 +185,7 @@ def _judgement(config: PretrainConfig, cloner: Cloner) -> str:
 def _origin(config: PretrainConfig) -> dict[str, Any]:
     """What decides the result beside the policy, the demonstrations and the training."""
     kept = ("task", "weights", "embodiments", "episodes", "without", "backbone", "conversions")
+    kept = (*kept, "language", "language_layer")
     # By content: a start that was trained anew is another one, one that was moved is not.
     start = fingerprint(config.start) if isinstance(config.start, Path) else config.start
     start = start if config.vlm is None else config.vlm
@@ -193,8 +210,11 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     if config.vlm is None:
         made = replace(made, readout_dim=_SCRATCH_READOUT)
         training = config.training.from_scratch()
+        tower = None
+        if config.language is not None:
+            tower = load_tower(config.language, config.language_layer)
         policy = scratch_policy(
-            robots, data.instructions, config.embedded, made, config.conversions
+            robots, data.instructions, config.embedded, made, config.conversions, tower
         )
     else:
         training = replace(config.training, perception="trained")

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly STAMP=.venv/.setup-stamp
 readonly UV_HOME=$PWD/.tools/uv
-readonly EXTRAS=sim,metaworld,train,lerobot,export,dev
+readonly EXTRAS=sim,metaworld,language,train,lerobot,export,dev
 # Both ask for old packages, but run on ours: numpy 2 (the tests' peer), MuJoCo 3.11 (tasks).
 readonly WITHOUT_DEPENDENCIES=(openpi-client==0.1.2 metaworld==3.1.1)
 readonly GL_PACKAGES=(libegl1 libgl1-mesa-dri libosmesa6)

@@ -29,6 +29,7 @@ class Demonstrations:
             robots; by default every frame is drawn equally often.
         names: the embodiment of each folder; by default its contract's robot.
         paraphrases: a JSON file, see `Paraphrases.read`; None trains on what was recorded.
+        reword: train on `rewordings` of all phrasings, too.
         episodes: see `DemoDataset`.
         without: see `DemoDataset`.
         cameras: see `DemoDataset`.
@@ -53,6 +54,7 @@ class Demonstrations:
         weights: Sequence[float] = (),
         names: Sequence[str] = (),
         paraphrases: Path | None = None,
+        reword: bool = False,
         episodes: int | None = None,
         without: Sequence[str] = (),
         cameras: Sequence[str] = (),
@@ -89,6 +91,8 @@ class Demonstrations:
             self.robots[name] = data
         recorded = dict.fromkeys(text for d in self.robots.values() for text in d.instructions)
         self.paraphrases = Paraphrases.read(paraphrases, recorded) if paraphrases else Paraphrases()
+        if reword:
+            self.paraphrases = self.paraphrases.reworded(recorded)
         self.instructions = self.paraphrases.every(recorded)
         parts = self.robots.values()
         # Weights through all robots: shares of each are weight over frames, in one unit.

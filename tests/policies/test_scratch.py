@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import make
 from two_robots import ARM, CART, WORDS, measure, observe, record
 
 from policies.imitation.bc import CloningConfig
@@ -20,6 +21,7 @@ from vla.model.points import PointsConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy
 from vla.processing.embodiments import Embodiment
+from vla.processing.language_tower import LanguageTower
 from vla.processing.processor import ProcessorConfig
 
 TINY = EmbeddedConfig(width=32, text_layers=1, heads=2, grid=2)
@@ -51,6 +53,33 @@ def test_one_command_learns_from_demonstrations_alone(tmp_path: Path) -> None:
     assert policy.model.pointer is None
     assert policy.actor.head.attends
     assert policy.act(observe(ARM)).shape == (3, 5, ARM.action.dim)
+
+
+def test_a_language_tower_may_read_what_was_recorded(tmp_path: Path) -> None:
+    """In all its forms; the checkpoint names it and acts."""
+    data, tower = record(tmp_path / "data", ARM), make("text_tower", tmp_path)
+    config = PretrainConfig(
+        None,
+        (data,),
+        start="scratch",
+        language=str(tower),
+        reword=True,
+        chunk_length=3,
+        embedded=TINY,
+        conversions=SMALL_IMAGES,
+        out=tmp_path / "run",
+        training=CloningConfig(updates=2, batch=4, evaluate_every=2),
+    )
+    assert pretrain(config) == 0
+    policy = load_policy(tmp_path / "run" / "best")
+    assert isinstance(policy.processor.language, LanguageTower)
+    assert policy.act(observe(ARM, 2)).isfinite().all()
+
+
+def test_a_checkpoint_brings_its_own_words() -> None:
+    """Another tower would find no projection there; the message has the command that makes one."""
+    with pytest.raises(ValueError, match="vla ground --start CHECKPOINT --language NAME"):
+        PretrainConfig("FetchPush", language="all-MiniLM-L6-v2")
 
 
 def test_settings_that_were_not_chosen_are_those_of_a_new_model() -> None:

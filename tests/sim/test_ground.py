@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from planar_reach import PlanarReach
+from tiny_models import make
 
 from policies.grounding import vqa_sampler
 from policies.grounding.grounder import GroundingConfig
+from policies.grounding.grounding_set import Prompt
 from scripts import ground
-from scripts.ground import GroundConfig, prompts_of, resolve
+from scripts.ground import OPENINGS, GroundConfig, prompts_of, resolve, spoken
 from sim.tasks.registry import TASKS, groundable_names
 from vla.contract import ContractMismatchError
 from vla.model.embedded import EmbeddedConfig
 from vla.policy import load_policy
+from vla.processing.language_tower import LanguageTower
 
 
 @pytest.fixture
@@ -75,3 +80,40 @@ def test_a_run_at_toy_size_leaves_a_checkpoint(
     assert "FetchReach/target_median_cm" in capsys.readouterr().out
     policy = load_policy(tmp_path / "run" / "grounded")
     assert [camera.name for camera in policy.spec.cameras] == ["front", "side", "wrist"]
+    # It goes on with a language tower in the place of its words; what it has seen stays.
+    tower = make("text_tower", tmp_path)
+    further = replace(
+        config,
+        start=tmp_path / "run" / "grounded",
+        language=str(tower),
+        out=tmp_path / "further",
+        training=replace(config.training, learning_rate=0.0),
+    )
+    assert ground.main(further) == 0
+    told = load_policy(tmp_path / "further" / "grounded")
+    assert isinstance(told.processor.language, LanguageTower)
+    patches = "backbone.language_model.model.vision_model.embeddings.patch_embedding.weight"
+    before, after = (p.model.state_dict()[patches] for p in (policy, told))
+    torch.testing.assert_close(after, before)
+    assert told.ledger.amounts["grounding_frames"] == 40
+
+
+def test_prompts_are_trained_in_all_forms() -> None:
+    """Openings in any case; other orders, polite forms and errors unless they are left out."""
+    prompt = Prompt("push the red block to the blue zone", "red block", "blue zone")
+    plain = spoken(prompt, reword=False)
+    assert [said.text for said in plain] == [opening + prompt.text for opening in OPENINGS]
+    texts = {said.text for said in spoken(prompt, reword=True)}
+    assert {said.text for said in plain} < texts
+    assert "to the blue zone push the red block" in texts
+    assert all(
+        (said.object, said.target) == ("red block", "blue zone")
+        for said in spoken(prompt, reword=True)
+    )
+
+
+def test_a_foreign_model_has_words_of_its_own() -> None:
+    """So it takes neither a tower nor a start of the embedded model."""
+    for more in ({"language": "all-MiniLM-L6-v2"}, {"start": Path("x")}):
+        with pytest.raises(ValueError, match="brings its own words and weights"):
+            GroundConfig(vlm="some/model", **more)

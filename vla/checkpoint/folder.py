@@ -6,6 +6,7 @@
     processor.json            conversions, and the robot's statistics
     embodiments.json          for several robots instead: contract and statistics of each, by name
     tokenizer/                the embedded model's
+    language_tower.json       instead of it: which pretrained text model reads its words
     vlm_processor/            or another model's own
     README.md                 what it is, for readers
     ledger.json               what was spent on these weights, by name

@@ -21,6 +21,7 @@ from vla.model.points import PointsConfig
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, load_model
 from vla.processing.embodiments import Embodiment, Embodiments, fit_sizes
+from vla.processing.language_tower import LanguageTower
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.tokenizer import train_tokenizer
 
@@ -74,6 +75,7 @@ def scratch_policy(
     embedded: EmbeddedConfig,
     model: VLAConfig,
     conversions: ProcessorConfig,
+    tower: LanguageTower | None = None,
 ) -> VLAPolicy:
     """A new embedded model for these robots, with a tokenizer of these instructions; untrained.
 
@@ -85,6 +87,7 @@ def scratch_policy(
         model: what is built on it.
         conversions: how observations and actions are converted; without an `image_size_px` images
             become `SCRATCH_SIZE_PX` a side, and sizes that the model determines are overridden.
+        tower: reads the instructions instead of a tokenizer of their own.
 
     Raises:
         ValueError: images that are not square, or do not divide into the model's tokens.
@@ -92,8 +95,12 @@ def scratch_policy(
     height, width = conversions.image_size_px or (SCRATCH_SIZE_PX, SCRATCH_SIZE_PX)
     if height != width:
         raise ValueError(f"the embedded model sees square images, image_size_px is {height, width}")
-    tokenizer = train_tokenizer(instructions)
-    longest = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in instructions)
+    language = tokenizer = tower or train_tokenizer(instructions)
+    if isinstance(tokenizer, LanguageTower):
+        longest = max(len(tokenizer.tokens(text)) for text in instructions)
+    else:
+        encode = tokenizer.encode
+        longest = max(len(encode(text, add_special_tokens=False)) for text in instructions)
     config = replace(
         fit_sizes(conversions, [robot.spec for robot in robots.values()]),
         image_size_px=(height, width),
@@ -101,8 +108,8 @@ def scratch_policy(
         # Room for what is demonstrated and its end token: padding costs as much as words.
         max_text_tokens=prompt_width(8, longest + 1),
     )
-    every, first = Embodiments.make(robots, tokenizer, config), next(iter(robots))
-    backbone = embedded_backbone(embedded, tokenizer, height, len(model.points) + 1)
+    every, first = Embodiments.make(robots, language, config), next(iter(robots))
+    backbone = embedded_backbone(embedded, language, height, len(model.points) + 1)
     return VLAPolicy(VLA(backbone, ModelDims.of(every[first]), model), every, first)
 
 

@@ -41,6 +41,9 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
     if kind == "embedded":
         description = f"embedded, made here ({backbone['model_type']})"
         licence = "The vision-language model was made and trained with this project."
+        if backbone.get("language_width"):
+            description += ", words by the language tower in `language_tower.json`"
+            licence += "\nThe language tower keeps its own licence; its weights are not in here."
     else:
         # A model's configuration does not name its licence.
         options = backbone["options"]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from vla.data.rewordings import rewordings
+
 
 class Paraphrases:
     """Phrasings of instructions.
@@ -59,6 +61,15 @@ class Paraphrases:
                     f"recorded are {len(known)} instructions, the nearest: {near}"
                 )
         return cls(data)
+
+    def reworded(self, recorded: Iterable[str]) -> Paraphrases:
+        """With the `rewordings` of all phrasings of these instructions."""
+        return Paraphrases(
+            {
+                text: [new for old in self.every([text]) for new in rewordings(old)]
+                for text in recorded
+            }
+        )
 
     def every(self, instructions: Iterable[str]) -> list[str]:
         """All phrasings of these instructions, each once."""

@@ -23,11 +23,12 @@ from vla.deploy.card import exported_card
 from vla.deploy.foreign_backbones import exportable
 from vla.deploy.graphs import Chain, Graph, graphs_of
 from vla.deploy.onnx_graphs import ExportError, write_graph
-from vla.deploy.prompt_settings import foreign_settings, tokenizer_json
+from vla.deploy.prompt_settings import foreign_settings, tokenizer_json, tower_settings
 from vla.model.heads.autoregressive import AutoregressiveHead
 from vla.model.heads.registry import head_name
 from vla.policy import VLAPolicy
 from vla.processing.prompts import LONGEST_TEXT, EmbeddedPrompts
+from vla.processing.tower_prompts import TowerPrompts
 
 Check = Callable[[ExportedPolicy], dict[str, Any]]
 """Compares an export with what it was made from; the result goes into policy.json."""
@@ -113,6 +114,8 @@ def prompt_settings(policy: VLAPolicy) -> PromptSettings:
         ExportError: this policy's prompts cannot be made there.
     """
     prompts = policy.processor.prompts
+    if isinstance(prompts, TowerPrompts):
+        return tower_settings(prompts)
     if not isinstance(prompts, EmbeddedPrompts):
         return foreign_settings(prompts)
     if prompts.padding != "fixed":

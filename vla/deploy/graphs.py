@@ -16,10 +16,15 @@ from vla.model.heads.autoregressive import AutoregressiveHead
 from vla.model.heads.base import ActionHead, HeadInputs
 from vla.model.heads.flow import FlowHead
 from vla.policy import VLAPolicy
+from vla.processing.language_tower import LanguageTower
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.prompts import EmbeddedPrompts
+from vla.processing.tower_prompts import TowerPrompts
 
 Tensors = dict[str, Tensor]
+
+# What `encode` reads of an instruction: the mask second.
+_OWN_WORDS, _TOWER_WORDS = ("input_ids", "attention_mask"), ("words", "attention_mask")
 
 
 class Graph(NamedTuple):
@@ -68,10 +73,31 @@ def graphs_of(policy: VLAPolicy) -> dict[str, Graph | Chain]:
     head = policy.actor.head
     longer = _longer_prompts(policy, *(name for name in read if name != "vector"))
     if isinstance(head, AutoregressiveHead):
-        return {"encode": encode, **_token_graphs(policy, head, read, longer)}
-    if isinstance(head, FlowHead):
-        return {"encode": encode, **_flow_graphs(policy, head, read, longer)}
-    return {"encode": encode, "act": Graph(_Act(policy, head), read, ("actions",), longer)}
+        graphs: dict[str, Graph | Chain] = {**_token_graphs(policy, head, read, longer)}
+    elif isinstance(head, FlowHead):
+        graphs = {**_flow_graphs(policy, head, read, longer)}
+    else:
+        graphs = {"act": Graph(_Act(policy, head), read, ("actions",), longer)}
+    language = policy.processor.language
+    words = {"words": _words_graph(language)} if isinstance(language, LanguageTower) else {}
+    return {"encode": encode, **graphs, **words}
+
+
+def _words_graph(tower: LanguageTower) -> Graph:
+    """The language tower, which the runtime runs once for each instruction."""
+    tokens = {"input_ids": torch.ones(2, 7, dtype=torch.int64)}
+    return Graph(_Words(tower), tokens, ("words",), {"input_ids": (1,)})
+
+
+class _Words(nn.Module):
+    """See `LanguageTower.states`."""
+
+    def __init__(self, tower: LanguageTower):
+        super().__init__()
+        self.model, self._tower = tower.model, tower
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self._tower.states(input_ids)
 
 
 def _encode_graph(policy: VLAPolicy) -> Graph:
@@ -87,7 +113,8 @@ def _encode_graph(policy: VLAPolicy) -> Graph:
     numbers = {"proprio": torch.zeros(2, spec.proprio.dim)}
     prompt = ("prompt", "prompt_mask") if policy.actor.head.attends else ()
     # What else a pretrained model reads of a prompt follows from these two.
-    words = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    is_tower = isinstance(policy.processor.prompts, TowerPrompts)
+    words = {name: texts[name] for name in (_TOWER_WORDS if is_tower else _OWN_WORDS)}
     inputs = {**images, **words, **numbers, **memory}
     outputs = ("vector", *prompt, *output)
     return Graph(_Encode(policy), inputs, outputs, _longer_prompts(policy, *words))
@@ -95,7 +122,7 @@ def _encode_graph(policy: VLAPolicy) -> Graph:
 
 def _longer_prompts(policy: VLAPolicy, *names: str) -> dict[str, tuple[int, ...]]:
     """Inputs with a prompt's tokens in axis 1, if instructions can make prompts longer."""
-    can = isinstance(policy.processor.prompts, EmbeddedPrompts)
+    can = isinstance(policy.processor.prompts, EmbeddedPrompts | TowerPrompts)
     return dict.fromkeys(names, (1,)) if can else {}
 
 
@@ -110,15 +137,18 @@ class _Encode(nn.Module):
         self.register_buffer("present", policy.processor.present, persistent=False)
         self._remembers = bool(policy.model.config.points.static)
         self._attends = policy.actor.head.attends
+        self._is_tower = isinstance(policy.processor.prompts, TowerPrompts)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Arguments and results in the order of `_encode_graph`."""
         images = tensors[: len(self._processor.spec.cameras)]
-        input_ids, mask, proprio, *memory = tensors[len(images) :]
+        words, mask, proprio, *memory = tensors[len(images) :]
         pixels = self._processor.stack_images(images)
         # `shape` and not `len`, which would fix the number of rows in the exported graph.
         present = self.present.expand(proprio.shape[0], -1)
-        inputs = ModelInputs(pixels, input_ids, mask, proprio, present)
+        # A tower's tokens were for the tower alone: what is read here are its hidden states.
+        extra = {"words": words} if self._is_tower else {}
+        inputs = ModelInputs(pixels, mask if extra else words, mask, proprio, present, extra)
         # Without static points nobody reads the memory, and the graph has none.
         evidence = memory[0] if self._remembers else proprio.new_zeros(0)
         features, evidence = self.network.fused_features(inputs, evidence)

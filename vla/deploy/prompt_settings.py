@@ -17,6 +17,7 @@ from vla_runtime.exported.folder import PromptSettings
 
 from vla.deploy.onnx_graphs import ExportError
 from vla.processing.prompts import ForeignPrompts
+from vla.processing.tower_prompts import END, TowerPrompts
 
 _SAMPLES = (
     "push the red block to the blue zone",
@@ -64,6 +65,24 @@ def foreign_settings(prompts: ForeignPrompts) -> PromptSettings:
         padding_visible=prompts.pads_visibly,
         refused=tuple(tokenizer.all_special_tokens),
     )
+
+
+def tower_settings(prompts: TowerPrompts) -> PromptSettings:
+    """Of a policy whose words a language tower reads.
+
+    Raises:
+        ExportError: its prompts cannot be made without transformers.
+    """
+    # Compared with the tokenizer's own encoding, as for every pretrained model.
+    found = find_settings(
+        tokenizer_json(prompts.tower.tokenizer),
+        lambda text: [*prompts.tower.tokens(text), END],
+        around=(("", ""),),
+        pad=0,
+        length=prompts.length,
+        padding_side="right",
+    )
+    return replace(found, max_text_tokens=prompts.most_tokens)
 
 
 def find_settings(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -23,9 +24,18 @@ from transformers import (
 
 from vla.model.backbone import Backbone, Hidden, reduced_precision
 from vla.model.conv_tower import ConvTower
+from vla.processing.language_tower import LanguageTower
 from vla.processing.model_inputs import ModelInputs, normalise_pixels
 from vla.processing.tokenizer import IMAGE
 from vla.settings import require_numbers
+
+_NO_WORDS: dict[str, Any] = {
+    "image_token_id": -1,
+    # A table of one row, in which nothing is looked up.
+    "vocab_size": 1,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
+}
+"""Settings of a model whose words come from a language tower."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +83,20 @@ class EmbeddedConfig:
 
 def embedded_backbone(
     config: EmbeddedConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    language: PreTrainedTokenizerBase | LanguageTower,
     image_size: int,
     readouts: int = 1,
 ) -> EmbeddedBackbone:
-    """A freshly initialised SmolVLM of the given sizes for this tokenizer and image size."""
-    image_token = tokenizer.convert_tokens_to_ids(IMAGE)
+    """A freshly initialised SmolVLM of the given sizes for these words and this image size."""
     attention = {"num_attention_heads": config.heads, "hidden_size": config.width}
+    is_tower = isinstance(language, LanguageTower)
+    words = dict(_NO_WORDS) if is_tower else _vocabulary(language)
     smolvlm = SmolVLMConfig.from_dict(
         {
-            "image_token_id": image_token,
-            "pad_token_id": tokenizer.pad_token_id,
+            "image_token_id": words.pop("image_token_id"),
+            "pad_token_id": words["pad_token_id"],
+            # Of a language tower's hidden states; 0 where the model has words of its own.
+            "language_width": language.width if is_tower else 0,
             "scale_factor": config.shuffle,
             # The vocabulary head of `vla.model.vqa` is the embedding table, so it adds no weights.
             "tie_word_embeddings": True,
@@ -100,18 +113,25 @@ def embedded_backbone(
             "text_config": {
                 **attention,
                 "model_type": "llama",
-                "vocab_size": len(tokenizer),
                 "intermediate_size": 3 * config.width,
                 "num_hidden_layers": config.text_layers,
                 "num_key_value_heads": config.heads,
                 "max_position_embeddings": 512,
-                "pad_token_id": tokenizer.pad_token_id,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
+                **words,
             },
         }
     )
     return EmbeddedBackbone(smolvlm, readouts)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
 
 class EmbeddedBackbone(Backbone):
@@ -130,6 +150,13 @@ class EmbeddedBackbone(Backbone):
         if grid := getattr(config, "grid", 0):
             self.tower = ConvTower(getattr(config, "image_size"), grid, self.width)  # noqa: B009
             del self.language_model.model.vision_model, self.language_model.model.connector
+        self.words: nn.Module | None = None
+        if language_width := getattr(config, "language_width", 0):
+            # Hidden states of one tower differ in scale by hundreds: normalised, then projected.
+            self.words = nn.Sequential(
+                nn.LayerNorm(language_width, elementwise_affine=False),
+                nn.Linear(language_width, self.width),
+            )
         self.readout = nn.Parameter(torch.randn(readouts, self.width) * 0.02)
 
     def forward(self, inputs: ModelInputs) -> Hidden:
@@ -146,34 +173,22 @@ class EmbeddedBackbone(Backbone):
         count, cameras = inputs.pixel_values.shape[:2]
         # [n, cameras, 3, size, size]
         pixels = normalise_pixels(inputs.pixel_values, self.language_model.dtype)
-        embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
         # [n, cameras * t, width]: every image alone through the vision tower, then side by side.
         summary = None
         if self.tower is None:
             images = self._encode_images(pixels.flatten(0, 1)).unflatten(0, (count, cameras))
         else:
             images, summary = self.tower(pixels)
-        images = images.flatten(1, 2)
-        # [n, cameras * t]: positions of the image tokens in every prompt, in order. Their number is
-        # known beforehand, so nothing waits for the device, and the whole can be compiled or
-        # captured as a graph.
-        is_image = inputs.input_ids == self.language_model.config.image_token_id
-        # Earlier tokens rank higher, so no two are equal: a stable sort has no ONNX operator.
-        rank = torch.arange(is_image.shape[1], 0, -1, device=is_image.device)
-        positions = (is_image * rank).topk(images.shape[1], dim=1).indices
-        positions = positions[..., None].expand(-1, -1, self.width)
-        # The tokens in those positions only reserve room: their own embeddings are replaced.
-        embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
+        embeddings, mask, positions = self._join(images.flatten(1, 2), inputs)
         readout = self.readout.to(embeddings.dtype).expand(count, -1, -1)
         readouts = readout.shape[1]
-        mask = torch.nn.functional.pad(inputs.attention_mask, (0, readouts), value=True)
-        tokens, device = inputs.input_ids.shape[1], embeddings.device
+        tokens, device = embeddings.shape[1], embeddings.device
         usual = tokens if self.prompt_tokens is None else self.prompt_tokens
         behind = usual + torch.arange(readouts, device=device)
         # The readouts come last, so that under causal attention they see the whole prompt.
         hidden: Tensor = model.text_model(
             inputs_embeds=torch.cat([embeddings, readout], dim=1),
-            attention_mask=mask,
+            attention_mask=F.pad(mask, (0, readouts), value=True),
             position_ids=torch.cat([torch.arange(tokens, device=device), behind])[None],
             use_cache=False,  # one pass, nothing is generated
         ).last_hidden_state.float()
@@ -183,7 +198,60 @@ class EmbeddedBackbone(Backbone):
         if summary is not None:
             # The actor's readout, the last one, needs no attention to see the images.
             readout = torch.cat([readout[:, :-1], readout[:, -1:] + summary[:, None]], dim=1)
-        return Hidden(at_images, readout, prompt, inputs.attention_mask)
+        return Hidden(at_images, readout, prompt, mask)
+
+    def _join(self, images: Tensor, inputs: ModelInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and words in one sequence.
+
+        Args:
+            images: [n, cameras * t, width].
+            inputs: bring the words.
+
+        Returns:
+            Embeddings [n, tokens, width], mask bool [n, tokens], False at padding, and positions of
+            the images int64 [n, cameras * t, width], in order.
+        """
+        count = images.shape[1]
+        if self.words is not None:
+            words = self.words(inputs.extra["words"])  # [n, words, width]
+            embeddings = torch.cat([images.to(words.dtype), words], dim=1)
+            positions = torch.arange(count, device=images.device)[:, None].expand(images.shape)
+            return embeddings, F.pad(inputs.attention_mask, (count, 0), value=True), positions
+        model = self.language_model
+        embeddings = model.get_input_embeddings()(inputs.input_ids)  # [n, tokens, width]
+        # Their number is known beforehand, so nothing waits for the device, and the whole can be
+        # compiled or captured as a graph.
+        is_image = inputs.input_ids == model.config.image_token_id
+        # Earlier tokens rank higher, so no two are equal: a stable sort has no ONNX operator.
+        rank = torch.arange(is_image.shape[1], 0, -1, device=is_image.device)
+        positions = (is_image * rank).topk(count, dim=1).indices
+        positions = positions[..., None].expand(-1, -1, self.width)
+        # The tokens in those positions only reserve room: their own embeddings are replaced.
+        embeddings = embeddings.scatter(1, positions, images.to(embeddings.dtype))
+        return embeddings, inputs.attention_mask, positions
+
+    def with_tower(self, projection: nn.Linear) -> EmbeddedBackbone:
+        """The same weights, but words are a language tower's hidden states, projected by this.
+
+        Nothing is left of the words that it had.
+        """
+        data = self.language_model.config.to_dict()
+        text = {**data["text_config"], **_NO_WORDS}
+        config = {
+            **data,
+            "image_token_id": text.pop("image_token_id"),
+            "pad_token_id": None,
+            "language_width": projection.in_features,
+            "text_config": text,
+        }
+        made = EmbeddedBackbone(SmolVLMConfig.from_dict(config), len(self.readout))
+        lost = ("language_model.lm_head", "language_model.model.text_model.embed_tokens", "words.")
+        kept = {n: w for n, w in self.state_dict().items() if not n.startswith(lost)}
+        made.load_state_dict(made.state_dict() | kept)
+        assert isinstance(made.words, nn.Sequential)
+        made.words[1] = projection
+        made.prompt_tokens = self.prompt_tokens
+        return made
 
     def _encode_images(self, pixels: Tensor) -> Tensor:
         """Square images [n, 3, size, size] as tokens [n, tokens, width].

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
-
 from vla.contract import ContractMismatchError, RobotSpec
 from vla.processing.normalisation import Statistics
 from vla.processing.processor import Processor, ProcessorConfig
-from vla.processing.prompts import load_language
+from vla.processing.prompts import Language, load_language
 
 _FILE = "embodiments.json"
 
@@ -62,7 +60,7 @@ class Embodiments:
     def make(
         cls,
         robots: Mapping[str, Embodiment],
-        language: PreTrainedTokenizerBase | ProcessorMixin,
+        language: Language,
         config: ProcessorConfig,
     ) -> Embodiments:
         """Processors of robots by name.

@@ -28,7 +28,8 @@ class ModelInputs:
         present: bool [n, cameras + proprio + action], which cameras and which dimensions of
             proprioception and action the robot has; the rest is padding.
         extra: whatever else the model's own processor makes, under the names that its `forward`
-            knows (image_grid_thw, pixel_attention_mask, token_type_ids, ...).
+            knows (image_grid_thw, pixel_attention_mask, token_type_ids, ...); of a language tower
+            `words`, float32 [n, tokens, width].
         flat: names of those tensors whose images the model wants in one list instead of a list
             for every observation.
     """
@@ -72,10 +73,13 @@ class ModelInputs:
 
     def _padded(self, tokens: int) -> ModelInputs:
         """With prompts of so many tokens, the new ones masked."""
-        # Only prompts of the embedded model differ, which have no tensors in `extra`.
+        # Only prompts of the embedded model differ, which have no more than `words` in `extra`.
         more = (0, tokens - self.input_ids.shape[1])
         ids, mask = F.pad(self.input_ids, more), F.pad(self.attention_mask, more)
-        return replace(self, input_ids=ids, attention_mask=mask)
+        extra = self.extra
+        if "words" in extra:  # [n, tokens, width]
+            extra = {**extra, "words": F.pad(extra["words"], (0, 0, *more))}
+        return replace(self, input_ids=ids, attention_mask=mask, extra=extra)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in _COLUMNS} | dict(self.extra)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 
 from vla.contract import (
     ContractMismatchError,
@@ -24,6 +24,7 @@ from vla.contract import (
     ObservationBatch,
     RobotSpec,
 )
+from vla.processing.language_tower import LanguageTower
 from vla.processing.model_inputs import ModelInputs
 from vla.processing.normalisation import (
     NORMALISATIONS,
@@ -32,8 +33,16 @@ from vla.processing.normalisation import (
     Normalisation,
     Statistics,
 )
-from vla.processing.prompts import EmbeddedPrompts, ForeignPrompts, Prompts, load_language
+from vla.processing.prompts import (
+    LONGEST_TEXT,
+    EmbeddedPrompts,
+    ForeignPrompts,
+    Language,
+    Prompts,
+    load_language,
+)
 from vla.processing.tokenizer import IMAGE
+from vla.processing.tower_prompts import TowerPrompts
 from vla.settings import require_numbers
 
 
@@ -150,7 +159,7 @@ class Processor:
         spec: the robot's contract.
         statistics: of the demonstrations; None where the configuration needs none.
         language: for the embedded model any fast tokenizer that has the image token, an end and a
-            padding token; for other models their own transformers processor.
+            padding token, or a language tower; for other models their own transformers processor.
         config: how to convert.
 
     Raises:
@@ -172,7 +181,7 @@ class Processor:
         self,
         spec: RobotSpec,
         statistics: Statistics | None,
-        language: PreTrainedTokenizerBase | ProcessorMixin,
+        language: Language,
         config: ProcessorConfig | None = None,
     ) -> None:
         self.spec = spec
@@ -276,6 +285,11 @@ class Processor:
 
     def _make_prompts(self) -> Prompts:
         config, cameras = self.config, self.cameras
+        is_foreign = isinstance(self.language, LanguageTower | ProcessorMixin)
+        if is_foreign and config.padding != "fixed":
+            raise ValueError("only the embedded model's own words can have padding='longest'")
+        if isinstance(self.language, LanguageTower):
+            return TowerPrompts(self.language, config.max_text_tokens, LONGEST_TEXT)
         if not isinstance(self.language, ProcessorMixin):
             return EmbeddedPrompts(
                 self.language,
@@ -284,8 +298,6 @@ class Processor:
                 config.max_text_tokens,
                 config.padding,
             )
-        if config.padding != "fixed":
-            raise ValueError("only the embedded model's prompts can have padding='longest'")
         return ForeignPrompts(self.language, cameras, self.image_size_px, config.max_text_tokens)
 
     # files

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from vla_runtime.instructions import fit_instruction, prompt_width
 
+from vla.processing.language_tower import LanguageTower, has_tower, read_tower
 from vla.processing.tokenizer import load_tokenizer
+from vla.processing.tower_prompts import TowerPrompts
 
 LONGEST_TEXT = 256
 """Most tokens of an instruction for the embedded model: pages of text are cut, not read."""
@@ -294,15 +296,23 @@ class ForeignPrompts:
             )
 
 
-Prompts = EmbeddedPrompts | ForeignPrompts
+Prompts = EmbeddedPrompts | TowerPrompts | ForeignPrompts
+
+Language = PreTrainedTokenizerBase | LanguageTower | ProcessorMixin
+"""What makes prompts: the embedded model's tokenizer or tower, or another model's own processor."""
 
 
-def load_language(folder: Path) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """Read what `save` wrote, from this folder alone; no code of the model's author runs.
+def load_language(folder: Path) -> Language:
+    """Read what `save` wrote; no code of the model's author runs.
+
+    All of it lies in this folder, apart from the weights of a language tower.
 
     Raises:
-        FileNotFoundError: the folder holds neither.
+        FileNotFoundError: the folder holds none.
+        LanguageTowerError: a tower is not installed, or is not the one that was saved.
     """
+    if has_tower(folder):
+        return read_tower(folder)
     if not (folder / _PROCESSOR).is_dir():
         return load_tokenizer(folder / _TOKENIZER)
     return AutoProcessor.from_pretrained(

@@ -85,7 +85,8 @@ class PolicyDescription:
         head: kind of action head, for readers.
         chunk_length: control steps a chunk.
         graphs: names; each lies in `<name>.onnx`. `encode` comes first, then `act`, or `step` and
-            `decode`, and where the head can complete a chunk `inpaint`.
+            `decode`, and where the head can complete a chunk `inpaint`; last the language tower
+            `words`, where there is one, which runs once for each instruction.
         tokens: of the longest sequence, where there is `step`; else 0.
         prompt: how words become tokens; None for a policy that reads none.
         state: memory by name.

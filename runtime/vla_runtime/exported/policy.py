@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from vla_runtime.contract import ActionChunk, ContractMismatchError, Observation, RobotSpec
 from vla_runtime.exported.folder import PolicyDescription, read_exported
-from vla_runtime.exported.prompts import Prompts
+from vla_runtime.exported.prompts import Prompts, WordStates
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -167,12 +167,14 @@ class Parts:
         description: how the graphs become a policy.
         graphs: by name.
         prompts: words to tokens; None for a policy that reads none.
+        words: tokens to hidden states; None for a policy without a language tower.
     """
 
     spec: RobotSpec
     description: PolicyDescription
     graphs: Mapping[str, Graph]
     prompts: Prompts | None
+    words: WordStates | None = None
 
     @classmethod
     def load(cls, folder: Path, threads: int, providers: Sequence[str]) -> Parts:
@@ -187,7 +189,8 @@ class Parts:
         }
         prompt = description.prompt
         prompts = prompt and Prompts(folder / "tokenizer" / "tokenizer.json", prompt)
-        return cls(spec, description, graphs, prompts)
+        words = WordStates(graphs["words"], prompts) if prompts and "words" in graphs else None
+        return cls(spec, description, graphs, prompts, words)
 
     def inputs(self, observation: Observation, words: str) -> dict[str, np.ndarray]:
         """What `encode` takes of an observation, each with one row, beside a memory.
@@ -204,6 +207,8 @@ class Parts:
         if self.prompts is not None:
             ids, mask = self.prompts.rows(words)
             inputs |= {"input_ids": ids, "attention_mask": mask}
+        if self.words is not None:
+            inputs["words"] = self.words.rows(words)
         return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from vla_runtime.exported.folder import PromptSettings
 from vla_runtime.instructions import fit_instruction, prompt_width
 
 _CACHED_INSTRUCTIONS = 4096
+_CACHED_STATES = 256  # some ten kilobytes each
 
 
 class Prompts:
@@ -65,3 +67,29 @@ class Prompts:
         text = f"{self._settings.before}{instruction}{self._settings.after}"
         words = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [*words, *self._settings.suffix]
+
+
+class WordStates:
+    """What an exported language tower makes of an instruction, once for each.
+
+    Args:
+        tower: `input_ids` int64 [1, tokens] to `words` float32 [1, tokens, width].
+        prompts: give the tokens.
+    """
+
+    def __init__(
+        self, tower: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]], prompts: Prompts
+    ):
+        self._tower, self._prompts = tower, prompts
+        self._row = lru_cache(_CACHED_STATES)(self._make_row)
+
+    def rows(self, instruction: str) -> np.ndarray:
+        """Hidden states float32 [1, tokens, width], 0 at padding; errors as `Prompts.rows`."""
+        return self._row(instruction)
+
+    def _make_row(self, instruction: str) -> np.ndarray:
+        ids, mask = self._prompts.rows(instruction)
+        count, width = int(mask.sum()), ids.shape[1]
+        # The last of them only keeps a place; it is read where there are no words.
+        states = self._tower({"input_ids": ids[:, : max(count - 1, 1)]})["words"][:, -count:]
+        return np.pad(states, ((0, 0), (0, width - count), (0, 0)))
