@@ -94,17 +94,23 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         )
         plan = make_plan(config.execution, timing, can_inpaint)
         details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
-        # The robot stands still, so this may take its time.
         details["recording"] = {}
+        if isinstance(robot, SimulatedEpisode):
+            details["success"] = robot.success
+        # Written now as well: finishing the recording may take long, and be interrupted.
+        report = _report(robot, config, details)
         if recorder is not None:
             print("the robot is halted; finishing the recording", flush=True)
             details["recording"] = recorder.finish()
-    if isinstance(robot, SimulatedEpisode):
-        details["success"] = robot.success
-    report = RunReport.of(config, robot.spec, details)
-    write_report(config.out, report)
+            report = _report(robot, config, details)
     if isinstance(robot, SimulatedEpisode):
         robot.film(config.out / FILM)  # last: nothing that fails here may cost the report
+    return report
+
+
+def _report(robot: Robot, config: RunConfig, details: dict[str, Any]) -> RunReport:
+    report = RunReport.of(config, robot.spec, details)
+    write_report(config.out, report)
     return report
 
 

@@ -19,6 +19,7 @@ from vla_runtime.inference import InferenceError
 from vla_runtime.loop import ControlLoop
 from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
+from vla_runtime.run_recording import RunRecorder
 from vla_runtime.run_report import RunReport
 from vla_runtime.safety.gate import SafetyConfig
 from vla_runtime.safety.limits import LimitsError
@@ -66,6 +67,24 @@ def test_a_run_from_start_to_end(play: Play, tmp_path: Path) -> None:
     assert "1 s are over" in page
     assert page.count("<rect") == len(written["lateness_histogram_ms"])
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_the_report_does_not_wait_for_the_recording(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding a long run to the data set takes long; a kill meanwhile costs no report."""
+    written = []
+
+    def finish(recorder: RunRecorder) -> dict[str, Any]:
+        written.append(json.loads((tmp_path / "out" / "report.json").read_text()))
+        return {"recorded": recorder.recorded, "dropped": recorder.dropped, "failure": None}
+
+    monkeypatch.setattr(RunRecorder, "finish", finish)
+    report = play(NumpyRobot(), record=tmp_path / "data", seconds=0.2)
+    assert written[0]["ended"] == report.ended
+    assert written[0]["recording"] == {}
+    after = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert after["recording"]["recorded"] == report.ticks
 
 
 @pytest.mark.parametrize("execution", ["chunk", "ensemble:0.1", "realtime:3"])
