@@ -66,6 +66,17 @@ def test_inpainting_keeps_what_runs_meanwhile(folder: Path) -> None:
             policy.inpaint(observe(), policy.initial_state(), wrong, share)
 
 
+def test_a_provider_that_is_not_there_is_an_error(folder: Path) -> None:
+    """ONNX Runtime alone would go on with the CPU, and only warn."""
+    with (
+        pytest.warns(UserWarning, match="TensorrtExecutionProvider"),
+        pytest.raises(ValueError, match=r"cannot use TensorrtEx.* installed with it: .*CPUExec"),
+    ):
+        ExportedPolicy(folder, providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    ExportedPolicy(folder, providers=[("CPUExecutionProvider", options)])
+
+
 def test_tokens_end_where_the_graph_says(tmp_path: Path) -> None:
     """Two tokens, then the end; the chunk is what all of them stand for."""
     policy = ExportedPolicy(write_toy(tmp_path / "toy", tokens=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -63,6 +64,9 @@ def test_a_run_from_start_to_end(play: Play, tmp_path: Path) -> None:
     assert written["decision_ms"]["count"] >= 1
     assert written["config"]["execution"] == "receding:4"
     assert "--priority 0" in written["scheduling"]
+    (shown,) = [line for line in report.lines() if line.startswith("ticks by lateness")]
+    counts = [int(count) for count in re.findall(r"up to [\d.]+: (\d+)", shown)]
+    assert sum(counts) == written["lateness_ms"]["count"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "1 s are over" in page
     assert page.count("<rect") == len(written["lateness_histogram_ms"])
