@@ -129,7 +129,7 @@ def test_the_exported_model_is_measured(tmp_path: Path) -> None:
 def test_a_provider_that_is_not_there_is_refused() -> None:
     """Before the model is made."""
     with pytest.raises(ValueError, match=r"no Nonsense, only .*CPU.*onnxruntime-gpu"):
-        providers.BenchProvidersConfig(("CPU", "Nonsense"))
+        providers.main(providers.BenchProvidersConfig(("CPU", "Nonsense")))
 
 
 def test_without_a_gpu_the_benchmark_says_how_to_try_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,11 @@ def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:
 
 def _kinematics(spec: RobotSpec, config: RunConfig, limits: SafetyLimits) -> Kinematics | None:
     if not limits.workspace:
+        if config.kinematics is not None:
+            raise LimitsError(
+                f"--kinematics {config.kinematics} guards nothing: the limits have no [workspace] "
+                "with boxes for points of the robot; add one (--limits FILE), or leave the flag out"
+            )
         return None
     if config.kinematics is None:
         raise LimitsError(

@@ -59,13 +59,6 @@ class BenchProvidersConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("decisions",))
-        there = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
-        if missing := [name for name in self.providers if name not in there]:
-            raise ValueError(
-                f"this onnxruntime has no {', '.join(missing)}, only {', '.join(there)}: a GPU "
-                "needs onnxruntime-gpu in the place of onnxruntime; without one try --tiny "
-                "--providers CPU"
-            )
 
 
 def main(config: BenchProvidersConfig) -> dict[str, float]:
@@ -73,7 +66,9 @@ def main(config: BenchProvidersConfig) -> dict[str, float]:
 
     Raises:
         RuntimeError: the goal is missed.
+        ValueError: a provider is not there.
     """
+    _require_there(config.providers)
     policy = make_policy(config.tiny)
     modules = {name: graph for name, graph in graphs_of(policy).items() if name != "inpaint"}
     encode = modules["encode"]
@@ -100,6 +95,15 @@ def main(config: BenchProvidersConfig) -> dict[str, float]:
     if config.goal_ms is not None:
         require_goal(result, config.providers[-1], config.goal_ms)
     return result
+
+
+def _require_there(providers: tuple[str, ...]) -> None:
+    there = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
+    if missing := [name for name in providers if name not in there]:
+        raise ValueError(
+            f"this onnxruntime has no {', '.join(missing)}, only {', '.join(there)}: a GPU needs "
+            "onnxruntime-gpu in the place of onnxruntime; without one try --tiny --providers CPU"
+        )
 
 
 def require_goal(result: dict[str, float], provider: str, goal_ms: float) -> None:

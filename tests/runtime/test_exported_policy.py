@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from toy_policy import LENGTH, SPEC, observe, write_toy
 from vla_runtime.contract import ContractMismatchError, InpaintingPolicy
-from vla_runtime.exported.folder import ExportedFolderError, read_exported, write_manifest
+from vla_runtime.exported.folder import (
+    ExportedFolderError,
+    new_exported_folder,
+    read_exported,
+    write_manifest,
+)
 from vla_runtime.exported.policy import ExportedPolicy
 from vla_runtime.loading import load_policy
 
@@ -197,6 +202,18 @@ def test_what_is_no_exported_policy_is_explained(tmp_path: Path) -> None:
         load_policy(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="write one with `vla export CHECKPOINT --out FOLDER`"):
         load_policy(str(tmp_path))
+    with pytest.raises(ValueError, match=r"http://robot:8000 is no policy server: .* ws://HOST"):
+        load_policy("http://robot:8000")
+
+
+def test_where_no_folder_can_be_is_said(tmp_path: Path) -> None:
+    """In the words of the given path, not of the hidden folder beside it."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=rf"cannot write {tmp_path}/file/push: Not a directory"),
+        new_exported_folder(tmp_path / "file" / "push"),
+    ):
+        pass
 
 
 def test_nothing_that_exists_is_replaced(folder: Path) -> None:

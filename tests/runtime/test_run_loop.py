@@ -139,7 +139,9 @@ def test_a_late_reply_does_not_stop_the_robot(play: Play) -> None:
 def test_a_policy_of_another_robot_moves_nothing(play: Play) -> None:
     """Refused with every difference, before the robot is connected."""
     robot = NumpyRobot()
-    with pytest.raises(ContractMismatchError, match=r"(?s)robot: double.*control_rate_hz: 50"):
+    with pytest.raises(
+        ContractMismatchError, match=r"(?s)robot: double.*control_rate_hz: 50.*\nset "
+    ):
         play(robot, "other")
     assert robot.log == []
 
@@ -219,6 +221,12 @@ def test_a_workspace_needs_a_model(play: Play, tmp_path: Path) -> None:
     limits.write_text("[workspace.tip]\nlow = [0.0, 0.0, 0.0]\nhigh = [1.0, 1.0, 1.0]\n")
     with pytest.raises(LimitsError, match=r"workspace of \['tip'\].*--kinematics FILE"):
         play(NumpyRobot(), limits=limits)
+
+
+def test_a_model_without_a_workspace_guards_nothing(play: Play, tmp_path: Path) -> None:
+    """Refused: whoever names a model believes that the robot stays in a box."""
+    with pytest.raises(LimitsError, match=r"arm\.xml guards nothing: .*no \[workspace\]"):
+        play(NumpyRobot(), kinematics=tmp_path / "arm.xml")
 
 
 def test_a_robot_outside_its_limits_is_moved_only_when_that_is_asked_for(
