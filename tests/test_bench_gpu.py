@@ -114,6 +114,7 @@ def test_the_shipped_policy_is_measured(tmp_path: Path) -> None:
     assert min(result.values()) > 0
 
 
+@pytest.mark.slow
 def test_the_exported_model_is_measured(tmp_path: Path) -> None:
     """Small, on the CPU provider: as the CPU decides, and slower than no time at all."""
     out = tmp_path / "providers.json"

@@ -92,7 +92,7 @@ printf '%s, commit %s\n\n| what | result | time |\n|---|---|---|\n' "$machine" \
 part "tests" 140 "pytest av" "$PYTHON" -m pytest -q -p no:cacheprovider -m "$marker" tests/policies/test_gpu.py
 part "policy" 60 "tyro" "$PYTHON" -m scripts.bench.device --device "$DEVICE" "${policy[@]}" --out "$OUT/policy.json"
 part "model of 450M" 130 "tyro" "$PYTHON" -m scripts.bench.cuda --device "$DEVICE" "${cuda[@]}" --out "$OUT/cuda.json"
-part "exported model of 450M" 120 "tyro onnxruntime onnxscript" \
+part "exported model of 450M" 145 "tyro onnxruntime onnxscript" \
   "$PYTHON" -m scripts.bench.providers "${providers[@]}" --out "$OUT/providers.json"
 part "simulation" 120 "mujoco lerobot tyro" bash -c simulate
 for name in policy cuda providers; do
