@@ -184,8 +184,9 @@ def _drive(
         try:
             gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)
             loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
-            print(f"running; to stop: {stop.how}", flush=True)
             with real_time(config.priority) as scheduling:
+                # Before anything moves: who needs FIFO and may not use it can still stop here.
+                print(f"scheduling: {scheduling}\nrunning; to stop: {stop.how}", flush=True)
                 ended = loop.run(config.seconds, config.return_inside)
         finally:
             try:

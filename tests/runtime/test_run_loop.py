@@ -73,6 +73,21 @@ def test_a_run_from_start_to_end(play: Play, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.part"))
 
 
+def test_the_scheduling_is_said_before_the_robot_moves(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who may not use FIFO is told how to allow it while nothing has happened yet."""
+    said = []
+
+    class Robot(NumpyRobot):
+        def write(self, command: np.ndarray) -> None:
+            said.append(capsys.readouterr().out)
+            super().write(command)
+
+    play(Robot(), seconds=0.2)
+    assert "scheduling: ordinary scheduling, as --priority 0 asks\nrunning; to stop: " in said[0]
+
+
 def test_the_report_does_not_wait_for_the_recording(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
