@@ -303,6 +303,7 @@ def test_a_killed_export_leaves_nothing_or_everything(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_killed_exports_leave_nothing_or_everything(
     policy: VLAPolicy, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
