@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from vla_runtime.exported.policy import ExportedPolicy
 
-from policies.imitation.dataset import DemoDataset
-from scripts.export_lerobot import export_lerobot
-from scripts.initial_states import choose_seeds
-from scripts.policy_loading import Candidate, make_env, require_comparable
-from sim.vector import CpuVecEnv
+from scripts.export_lerobot import export_lerobot, lerobot_contract
+from scripts.export_trials import Trials
 from vla.checkpoint.folder import fingerprint
-from vla.contract import Observation, VectorSpec
+from vla.contract import RobotSpec
 from vla.deploy.export import export_policy
 from vla.deploy.parity import (
     compare_decisions,
     compare_inpainting,
     compare_prompts,
     compare_tokens,
-    random_observations,
-    shadow,
-    single,
 )
 from vla.deploy.reference import Reference
 from vla.deploy.torch_policy import find_checkpoint
@@ -69,8 +61,8 @@ def main(config: ExportConfig) -> int:
     """Export, compare, and say where the folder is and how far decisions are apart."""
     folder = find_checkpoint(config.checkpoint)
     if is_lerobot_checkpoint(folder):
-        places = config.out, config.task, config.data
-        found = export_lerobot(folder, *places, config.observations, config.shadow_episodes)
+        contract = lerobot_contract(folder, config.task, config.data)
+        found = export_lerobot(folder, config.out, trials(config, contract))
     else:
         policy = load_policy(folder, embodiment=config.embodiment)
         if not policy.ledger.taught_to_act:
@@ -85,6 +77,12 @@ def main(config: ExportConfig) -> int:
     return 0
 
 
+def trials(config: ExportConfig, spec: RobotSpec) -> Trials:
+    """What the export of a policy for this robot is compared on."""
+    counts = config.observations, config.shadow_episodes
+    return Trials(config.checkpoint, spec, config.data, config.task, *counts)
+
+
 class _Comparison:
     """Everything that an export is compared on; made before it, so that what is missing is said.
 
@@ -97,11 +95,11 @@ class _Comparison:
     """
 
     def __init__(self, config: ExportConfig, policy: VLAPolicy):
-        self._config, self._policy = config, policy
-        self._candidate = Candidate("checkpoint", str(config.checkpoint), spec=policy.spec)
-        if config.task is not None:
-            require_comparable([self._candidate], config.task, "checkpoint")
-        self._observations, self._origin = self._observe()
+        self._policy, self._trials = policy, trials(config, policy.spec)
+        statistics = policy.processor.statistics
+        recorded = statistics.proprio if statistics else None
+        bounds = (recorded.min, recorded.max) if recorded else None
+        self._observations, self._origin = self._trials.observe(bounds)
 
     def run(self, exported: ExportedPolicy) -> dict[str, Any]:
         """Compare, for policy.json.
@@ -120,58 +118,7 @@ class _Comparison:
             found["equal_action_tokens"] = tokens
         if exported.can_inpaint:
             found["inpainting"] = compare_inpainting(reference, exported, seen)
-        found["closed_loop"] = "not played: no simulated task was named"
-        if self._config.task is not None:
-            with self._env() as env:
-                seeds = self._seeds(self._config.shadow_episodes)
-                found["closed_loop"] = shadow(reference, exported, env, seeds)
-        return found
-
-    def _observe(self) -> tuple[list[Observation], str]:
-        """Observations, and where they are from."""
-        config, policy, count = self._config, self._policy, self._config.observations
-        if config.data is not None:
-            return _recorded(config.data, policy, count), "frames of the data set given by --data"
-        if config.task is not None:
-            with self._env() as env:
-                return _initial(env, self._seeds(count)), f"initial states of {config.task}"
-        statistics = policy.processor.statistics
-        bounds = statistics.proprio if statistics else None
-        low, high = (bounds.min, bounds.max) if bounds else _finite(policy.spec.proprio)
-        words = "random images, proprioception within what was recorded"
-        return random_observations(policy.spec, low, high, count), words
-
-    def _env(self) -> CpuVecEnv:
-        assert self._config.task is not None
-        return make_env(self._candidate, self._config.task, 1, 1, "train")
-
-    def _seeds(self, count: int) -> Sequence[int]:
-        assert self._config.task is not None
-        return choose_seeds(self._config.task, "development", count)
-
-
-def _recorded(root: Path, policy: VLAPolicy, count: int) -> list[Observation]:
-    cameras = [camera.name for camera in policy.spec.cameras]
-    data = DemoDataset(root, policy.chunk_length, heldout_fraction=0.0, cameras=cameras)
-    policy.spec.require_match(data.spec, "the checkpoint", f"data set {root}")
-    rows = np.random.default_rng(0).choice(len(data), min(count, len(data)), replace=False)
-    batch = data.batch(np.sort(rows)).observation()
-    return [single(batch, row) for row in range(len(batch))]
-
-
-def _initial(env: CpuVecEnv, seeds: Sequence[int]) -> list[Observation]:
-    found = []
-    for seed in seeds:
-        env.reset([0], [seed])
-        found.append(single(env.observe()[0]))
-    return found
-
-
-def _finite(vector: VectorSpec) -> tuple[list[float], list[float]]:
-    """Limits, with -1 and 1 where there are none."""
-    sides = ((vector.low, -1.0), (vector.high, 1.0))
-    low, high = ([v if np.isfinite(v) else alone for v in side] for side, alone in sides)
-    return low, high
+        return {**found, "closed_loop": self._trials.shadow(reference, exported)}
 
 
 def _in_words(result: Any) -> str:

@@ -73,21 +73,25 @@ POINTS = PointsConfig(
 
 
 def tiny_policy(
-    *specs: RobotSpec, chunk_length: int = 3, points: PointsConfig = POINTS
+    *specs: RobotSpec,
+    chunk_length: int = 3,
+    points: PointsConfig = POINTS,
+    grid: int = 0,
+    size: int = SIZE,
 ) -> VLAPolicy:
     """An untrained model of a few thousand weights for these robots, in control of the first."""
     torch.manual_seed(0)
-    embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6)
+    embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6, grid=grid)
     tokenizer = train_tokenizer(WORDS)
     config = ProcessorConfig(
-        image_size_px=(SIZE, SIZE),
-        image_tokens_per_camera=embedded.image_tokens(SIZE),
+        image_size_px=(size, size),
+        image_tokens_per_camera=embedded.image_tokens(size),
         max_text_tokens=16,
     )
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
     embodiments = Embodiments.make(robots, tokenizer, fit_sizes(config, specs))
     name = specs[0].robot
-    backbone = embedded_backbone(embedded, tokenizer, SIZE, len(points) + 1)
+    backbone = embedded_backbone(embedded, tokenizer, size, len(points) + 1)
     model = VLA(backbone, ModelDims.of(embodiments[name]), VLAConfig(chunk_length, points=points))
     return VLAPolicy(model, embodiments, name)
 

@@ -52,7 +52,10 @@ def partial_folder(folder: Path) -> Iterator[Path]:
     try:
         # Left by a crash: it is of no use, since nothing says how far it got.
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OSError(f"cannot write {folder}: {error.strerror}") from error
         yield partial
     # KeyboardInterrupt too: no half-written folder may stay behind.
     except BaseException:

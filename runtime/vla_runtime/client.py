@@ -81,7 +81,7 @@ class RemotePolicy:
             )
             # Entered by hand: the connection lives as long as this object.
             self._connection = opening.__enter__()
-        except InvalidURI as error:
+        except (InvalidURI, ValueError) as error:  # the latter of a port that is no number
             raise ValueError(f"{self._address!r} is no address such as ws://HOST:PORT") from error
         except InvalidStatus as error:
             raise ConnectionError(self._refused(error.response.status_code)) from error

@@ -395,7 +395,12 @@ class Robot(Protocol):
         ...
 
     def halt(self) -> None:
-        """Go into the safest state that software can reach; safe to repeat, and after any error."""
+        """Keep the last command: positions are held, velocities and displacements become 0.
+
+        Nothing else is commanded, and nothing at all before the first command, since what moves the
+        robot has to pass the safety gate: the measured pose lies beside the last command, and may
+        lie outside the limits or be wrong. Safe to repeat, and after any error.
+        """
         ...
 
     def disconnect(self) -> None:

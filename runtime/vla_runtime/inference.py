@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from vla_runtime.child_process import ChildEndedError, ChildProcess, MessageSocket
-from vla_runtime.contract import InpaintingPolicy, Observation, Reading, RobotPolicy, RobotSpec
+from vla_runtime.contract import (
+    ContractMismatchError,
+    InpaintingPolicy,
+    Observation,
+    Reading,
+    RobotPolicy,
+    RobotSpec,
+)
 from vla_runtime.execution import Inpainting
 from vla_runtime.shared_arrays import Layout, SharedArrays
 from vla_runtime.timing import end_with_parent
@@ -97,7 +104,13 @@ class InferenceProcess:
         assert answer is not None
         spec = RobotSpec.from_dict(answer["spec"])
         seen = _seen_by(spec, self._robot)
-        seen.require_match(spec, f"robot {seen.robot!r}", f"policy {self._source}")
+        try:
+            seen.require_match(spec, f"robot {seen.robot!r}", f"policy {self._source}")
+        except ContractMismatchError as error:
+            raise ContractMismatchError(
+                f"{error}\nset the robot's options to what the policy was trained with, or take a "
+                "policy that was trained for this robot"
+            ) from error
         return answer["chunk_length"], answer["can_inpaint"]
 
     def ask(self, reading: Reading, time_s: float, inpainting: Inpainting | None) -> None:

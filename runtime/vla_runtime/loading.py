@@ -36,6 +36,8 @@ def load_policy(source: str, robot: RobotSpec | None = None) -> RobotPolicy:
         from vla_runtime.client import RemotePolicy
 
         return RemotePolicy(source)
+    if "://" in source:
+        raise ValueError(f"{source} is no policy server: those are addressed as ws://HOST:PORT")
     folder = Path(source)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no policy {source!r}: no such folder")

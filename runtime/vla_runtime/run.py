@@ -94,17 +94,23 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         )
         plan = make_plan(config.execution, timing, can_inpaint)
         details = _drive(robot, config, limits, kinematics, plan, inference, recorder)
-        # The robot stands still, so this may take its time.
         details["recording"] = {}
+        if isinstance(robot, SimulatedEpisode):
+            details["success"] = robot.success
+        # Written now as well: finishing the recording may take long, and be interrupted.
+        report = _report(robot, config, details)
         if recorder is not None:
             print("the robot is halted; finishing the recording", flush=True)
             details["recording"] = recorder.finish()
-    if isinstance(robot, SimulatedEpisode):
-        details["success"] = robot.success
-    report = RunReport.of(config, robot.spec, details)
-    write_report(config.out, report)
+            report = _report(robot, config, details)
     if isinstance(robot, SimulatedEpisode):
         robot.film(config.out / FILM)  # last: nothing that fails here may cost the report
+    return report
+
+
+def _report(robot: Robot, config: RunConfig, details: dict[str, Any]) -> RunReport:
+    report = RunReport.of(config, robot.spec, details)
+    write_report(config.out, report)
     return report
 
 
@@ -134,6 +140,11 @@ def _limits(spec: RobotSpec, config: RunConfig) -> SafetyLimits:
 
 def _kinematics(spec: RobotSpec, config: RunConfig, limits: SafetyLimits) -> Kinematics | None:
     if not limits.workspace:
+        if config.kinematics is not None:
+            raise LimitsError(
+                f"--kinematics {config.kinematics} guards nothing: the limits have no [workspace] "
+                "with boxes for points of the robot; add one (--limits FILE), or leave the flag out"
+            )
         return None
     if config.kinematics is None:
         raise LimitsError(
@@ -173,8 +184,9 @@ def _drive(
         try:
             gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)
             loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
-            print(f"running; to stop: {stop.how}", flush=True)
             with real_time(config.priority) as scheduling:
+                # Before anything moves: who needs FIFO and may not use it can still stop here.
+                print(f"scheduling: {scheduling}\nrunning; to stop: {stop.how}", flush=True)
                 ended = loop.run(config.seconds, config.return_inside)
         finally:
             try:

@@ -31,7 +31,8 @@ class RunConfig:
             named as the action's dimensions.
         out: new folder of the report, report.json and report.html; by default named after the time.
         record: folder of a LeRobotDataset that the run is added to.
-        rerun: show the run live in Rerun: "spawn" for a window here, or the address of a viewer.
+        rerun: show the run live in Rerun: "spawn" for a window here, the address of a viewer, or a
+            new file NAME.rrd for later.
         return_inside: let a robot that stands outside its limits move back inside, and only that.
         safety: when the safety gate stops by itself.
         priority: of real-time (FIFO) scheduling, 1 to 99; 0 asks for none.

@@ -195,7 +195,7 @@ def _follow(
         try:
             message = messages.receive()
         except ChildEndedError:
-            return
+            break
         assert message is not None
         slot, arrays = message["slot"], shared.arrays
         step = RunStep(
@@ -211,6 +211,8 @@ def _follow(
             messages.send({"slot": slot})
         except OSError:
             continue  # the loop has gone: what it had handed over is still to be read
+    if view is not None:
+        view.close()
 
 
 # --- the folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from vla_runtime.run_config import RunConfig
 REPORT = "report.json"
 FILM = "episode.mp4"
 """Beside the report, where the robot is simulated."""
+_RANGES_MS = tuple(step * 10**power for power in range(-3, 6) for step in (1, 2, 5))
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse}td{padding:.15rem 1.5rem .15rem 0;vertical-align:top}"
@@ -77,6 +79,7 @@ class RunReport:
         yield f"ticks: {self.ticks}, missed periods: {details['missed_periods']}"
         yield f"scheduling: {details['scheduling']}"
         yield f"lateness: {_milliseconds(details['lateness_ms'])}"
+        yield f"ticks by lateness, ms: {_ranges(details['lateness_histogram_ms'])}"
         yield f"decisions: {_milliseconds(details['decision_ms'])}"
         yield (
             f"ticks without a command: {details['ticks_without_command']}, steps of late chunks "
@@ -99,6 +102,16 @@ def _milliseconds(summary: dict[str, Any]) -> str:
         return "none"
     values = ", ".join(f"{k} {v:.2f}" for k, v in summary.items() if k != "count")
     return f"{summary['count']} of them, ms: {values}"
+
+
+def _ranges(bins: list[tuple[float, int]]) -> str:
+    """The histogram in a line, three ranges a decade; empty ones are left out."""
+    counts: Counter[float] = Counter()
+    for edge, count in bins:
+        # A bin belongs to the range in which it ends; a little room for how edges are rounded.
+        counts[next(upper for upper in _RANGES_MS if edge <= upper * 1.001)] += count
+    listed = (f"up to {upper:g}: {counts[upper]}" for upper in _RANGES_MS if counts[upper])
+    return ", ".join(listed) or "none"
 
 
 def _page(report: RunReport) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks and benchmarks that need a GPU, in one call of less than eight minutes, and their table.
+# All checks and benchmarks that need a GPU, in one call of less than ten minutes, and their table.
 #
 #   bash scripts/bench/gpu.sh [FOLDER]               # logs, JSON and table.md go there; runs/gpu by default
 #   DEVICE=cpu bash scripts/bench/gpu.sh [FOLDER]    # tries it out at toy size without a GPU
@@ -16,7 +16,7 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD:$PWD/runtime${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$OUT" || exit 1
 failed=0
 
@@ -74,10 +74,11 @@ simulate() {
 }
 
 if [ "$DEVICE" = cuda ]; then
-  marker="gpu" cuda=() policy=() EPISODES=10 UPDATES=200 ENVS=16
+  marker="gpu" cuda=() policy=() providers=(--providers CUDA --goal-ms 10) EPISODES=10 UPDATES=200 ENVS=16
 else
   marker="not gpu and not slow" EPISODES=2 UPDATES=2 ENVS=2
   cuda=(--tiny --batch-size 2 --updates 2 --decisions 2 --no-compiled --peak-tflops 0.1) policy=(--tiny)
+  providers=(--tiny --decisions 20 --providers CPU)
 fi
 export -f simulate
 export PYTHON OUT DEVICE EPISODES UPDATES ENVS
@@ -88,11 +89,13 @@ if ! machine=$(hardware 2>&1); then
 fi
 printf '%s, commit %s\n\n| what | result | time |\n|---|---|---|\n' "$machine" \
   "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" | tee "$OUT/table.md"
-part "tests" 150 "pytest av" "$PYTHON" -m pytest -q -p no:cacheprovider -m "$marker" tests/policies/test_gpu.py
+part "tests" 140 "pytest av" "$PYTHON" -m pytest -q -p no:cacheprovider -m "$marker" tests/policies/test_gpu.py
 part "policy" 60 "tyro" "$PYTHON" -m scripts.bench.device --device "$DEVICE" "${policy[@]}" --out "$OUT/policy.json"
 part "model of 450M" 130 "tyro" "$PYTHON" -m scripts.bench.cuda --device "$DEVICE" "${cuda[@]}" --out "$OUT/cuda.json"
-part "simulation" 130 "mujoco lerobot tyro" bash -c simulate
-for name in policy cuda; do
+part "exported model of 450M" 145 "tyro onnxruntime onnxscript" \
+  "$PYTHON" -m scripts.bench.providers "${providers[@]}" --out "$OUT/providers.json"
+part "simulation" 120 "mujoco lerobot tyro" bash -c simulate
+for name in policy cuda providers; do
   [ -f "$OUT/$name.json" ] && numbers "$name" "$OUT/$name.json"
 done
 exit "$failed"

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from toy_policy import LENGTH, SPEC, observe, write_toy
 from vla_runtime.contract import ContractMismatchError, InpaintingPolicy
-from vla_runtime.exported.folder import ExportedFolderError, read_exported, write_manifest
+from vla_runtime.exported.folder import (
+    ExportedFolderError,
+    new_exported_folder,
+    read_exported,
+    write_manifest,
+)
 from vla_runtime.exported.policy import ExportedPolicy
 from vla_runtime.loading import load_policy
 
@@ -64,6 +69,17 @@ def test_inpainting_keeps_what_runs_meanwhile(folder: Path) -> None:
     for wrong, share in ((target[:2], weight), (target, weight + 1), (target * np.nan, weight)):
         with pytest.raises(ContractMismatchError):
             policy.inpaint(observe(), policy.initial_state(), wrong, share)
+
+
+def test_a_provider_that_is_not_there_is_an_error(folder: Path) -> None:
+    """ONNX Runtime alone would go on with the CPU, and only warn."""
+    with (
+        pytest.warns(UserWarning, match="TensorrtExecutionProvider"),
+        pytest.raises(ValueError, match=r"cannot use TensorrtEx.* installed with it: .*CPUExec"),
+    ):
+        ExportedPolicy(folder, providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    ExportedPolicy(folder, providers=[("CPUExecutionProvider", options)])
 
 
 def test_tokens_end_where_the_graph_says(tmp_path: Path) -> None:
@@ -186,6 +202,18 @@ def test_what_is_no_exported_policy_is_explained(tmp_path: Path) -> None:
         load_policy(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="write one with `vla export CHECKPOINT --out FOLDER`"):
         load_policy(str(tmp_path))
+    with pytest.raises(ValueError, match=r"http://robot:8000 is no policy server: .* ws://HOST"):
+        load_policy("http://robot:8000")
+
+
+def test_where_no_folder_can_be_is_said(tmp_path: Path) -> None:
+    """In the words of the given path, not of the hidden folder beside it."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=rf"cannot write {tmp_path}/file/push: Not a directory"),
+        new_exported_folder(tmp_path / "file" / "push"),
+    ):
+        pass
 
 
 def test_nothing_that_exists_is_replaced(folder: Path) -> None:

@@ -75,6 +75,10 @@ def test_the_world_goes_on_without_commands() -> None:
     clock.sleep(100.0)
     robot.read()
     assert len(robot.actions) == 3 + 10, "long pauses are left out"
+    robot.halt()
+    clock.sleep(PERIOD_S)
+    robot.read()
+    np.testing.assert_array_equal(robot.actions[-1], robot.actions[2], "halting changes nothing")
     robot.disconnect()
 
 

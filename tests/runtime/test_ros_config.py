@@ -104,8 +104,21 @@ def test_what_is_no_contract(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"robot\.toml"):
         make(str(path))
     (tmp_path / "contract.json").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match=r"contract\.json cannot be read: No such file"):
         make(str(path))
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """Named, with what is valid."""
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for argument, message in (
+        ("", r"needs its description: ros:ROBOT\.toml"),
+        (str(tmp_path / "none.toml"), r"none\.toml cannot be read: No such file"),
+        (str(tmp_path), "cannot be read: Is a directory"),
+        (str(tmp_path / "binary.toml"), r"binary\.toml is no text file"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            make(argument)
 
 
 def test_an_address_alone_is_not_enough() -> None:

@@ -68,8 +68,9 @@ def test_a_stopped_bridge_gets_no_command(setup: Setup) -> None:
     assert "nothing more is sent; the controller ends at the last" in setup.robot.halted
     setup.bridge.resume()
     wait_for(lambda: not _fails(setup.robot.read))
+    setup.robot.halt()  # nothing has been commanded that could be held
     assert not setup.arm.commands
-    setup.robot.halt()
+    setup.robot.write(HOME + 5)
     wait_for(lambda: len(setup.arm.commands) == 1)
 
 

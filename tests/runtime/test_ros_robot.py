@@ -106,20 +106,25 @@ def test_a_late_command_has_expired(setup: Setup) -> None:
     assert not setup.arm.commands
 
 
-def test_halt_holds_the_first_measured_position(setup: Setup) -> None:
-    """An arm on its way stops where it is, and a second halt does not follow it down."""
+def test_halt_keeps_the_last_command(setup: Setup) -> None:
+    """However far the arm is behind it, and where it sags to; nothing before the first command."""
+    setup.robot.halt()
+    assert "nothing more is sent" in setup.robot.halted
     setup.robot.write(np.array([80.0, 0.0, 10.0]))
     wait_for(lambda: setup.robot.read().position[0] > 10)
     setup.robot.halt()
-    wait_for(lambda: len(setup.arm.commands) == 2)
-    held = setup.arm.commands[1]["points"][0]["positions"]
-    assert 0 < held[0] < np.radians(80)
     setup.arm.position["shoulder_joint"] -= 0.1  # gravity
     time.sleep(0.05)
     setup.robot.halt()
     wait_for(lambda: len(setup.arm.commands) == 3)
-    assert setup.arm.commands[2]["points"][0]["positions"] == held
-    assert "hold the measured position" in setup.robot.halted
+    asked, *held = [command["points"][0]["positions"] for command in setup.arm.commands]
+    assert asked[0] == pytest.approx(np.radians(80))
+    assert held == [asked, asked]
+    assert "hold the last command" in setup.robot.halted
+    setup.robot.connect()
+    setup.robot.halt()
+    time.sleep(0.05)
+    assert len(setup.arm.commands) == 3, "a new connection has commanded nothing"
 
 
 def test_subscriptions_ask_for_the_newest_alone(setup: Setup) -> None:
@@ -160,7 +165,7 @@ def test_joints_may_come_in_any_order_and_from_several_publishers(tmp_path: Path
 
 
 def test_displacements_go_to_an_array_as_they_are(tmp_path: Path) -> None:
-    """A node of the robot moves by them; holding is a displacement of zero."""
+    """A node of the robot moves by them; halting is a displacement of zero."""
     spec = replace(
         SPEC,
         action=VectorSpec(("dx", "finger"), ("0.05 m", "1"), (-1.0, 0.0), (1.0, 100.0)),
@@ -178,7 +183,7 @@ def test_displacements_go_to_an_array_as_they_are(tmp_path: Path) -> None:
         setup.robot.write(np.array([0.5, 60.0]))
         setup.robot.halt()
         wait_for(lambda: len(got) == 2)
-    np.testing.assert_allclose(got, [[0.5, 1.0], [0.0, 0.0]])
+    np.testing.assert_allclose(got, [[0.5, 1.0], [0.0, 1.0]])
 
 
 def test_a_state_may_have_no_stamps(tmp_path: Path) -> None:

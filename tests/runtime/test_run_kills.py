@@ -93,14 +93,18 @@ def named_shared_memory(pid: int) -> list[str]:
     return [line for line in blocks if not line.endswith("(deleted)")]
 
 
-def kill_during_a_run(folder: Path, name: str, after_s: float) -> None:
-    """One kill, and everything that has to hold afterwards."""
-    known = 0
+def kill_during_a_run(folder: Path, name: str, after_s: float, logged: int = 0) -> None:
+    """One kill, once so many steps of the run are logged, and what has to hold afterwards."""
+    known = kept = 0
     if (folder / "robot.txt").is_file():
-        known = len(_Past(folder).robot())
+        known, kept = len(_Past(folder).robot()), _Past(folder).steps()
     run = Run(folder, seconds=20.0 if name != "recording" else after_s + 1.0)
     assert not [block for pid in run.pids.values() for block in named_shared_memory(pid)]
     time.sleep(after_s)
+    until_s = time.monotonic() + 120
+    while run.steps() < kept + logged:  # on a busy machine that takes longer
+        assert time.monotonic() < until_s, "nothing is logged"
+        time.sleep(0.02)
     run.kill(name)
     report = run.finish()
     run.wait_for_children()
@@ -130,7 +134,7 @@ def test_a_kill_of_each_process(tmp_path: Path) -> None:
     """One after the other into one folder: no logged step is ever lost, and all start again."""
     folder, kept = tmp_path / "run", 0
     for name in PROCESSES:
-        kill_during_a_run(folder, name, after_s=0.5)
+        kill_during_a_run(folder, name, after_s=0.5, logged=1)
         before, kept = kept, _Past(folder).steps()
         assert kept > before
     add_to_dataset(DatasetConfig(folder / "data"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vla_runtime.inference import InferenceError
 from vla_runtime.loop import ControlLoop
 from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
+from vla_runtime.run_recording import RunRecorder
 from vla_runtime.run_report import RunReport
 from vla_runtime.safety.gate import SafetyConfig
 from vla_runtime.safety.limits import LimitsError
@@ -62,10 +64,46 @@ def test_a_run_from_start_to_end(play: Play, tmp_path: Path) -> None:
     assert written["decision_ms"]["count"] >= 1
     assert written["config"]["execution"] == "receding:4"
     assert "--priority 0" in written["scheduling"]
+    (shown,) = [line for line in report.lines() if line.startswith("ticks by lateness")]
+    counts = [int(count) for count in re.findall(r"up to [\d.]+: (\d+)", shown)]
+    assert sum(counts) == written["lateness_ms"]["count"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "1 s are over" in page
     assert page.count("<rect") == len(written["lateness_histogram_ms"])
     assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_the_scheduling_is_said_before_the_robot_moves(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who may not use FIFO is told how to allow it while nothing has happened yet."""
+    said = []
+
+    class Robot(NumpyRobot):
+        def write(self, command: np.ndarray) -> None:
+            said.append(capsys.readouterr().out)
+            super().write(command)
+
+    play(Robot(), seconds=0.2)
+    assert "scheduling: ordinary scheduling, as --priority 0 asks\nrunning; to stop: " in said[0]
+
+
+def test_the_report_does_not_wait_for_the_recording(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding a long run to the data set takes long; a kill meanwhile costs no report."""
+    written = []
+
+    def finish(recorder: RunRecorder) -> dict[str, Any]:
+        written.append(json.loads((tmp_path / "out" / "report.json").read_text()))
+        return {"recorded": recorder.recorded, "dropped": recorder.dropped, "failure": None}
+
+    monkeypatch.setattr(RunRecorder, "finish", finish)
+    report = play(NumpyRobot(), record=tmp_path / "data", seconds=0.2)
+    assert written[0]["ended"] == report.ended
+    assert written[0]["recording"] == {}
+    after = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert after["recording"]["recorded"] == report.ticks
 
 
 @pytest.mark.parametrize("execution", ["chunk", "ensemble:0.1", "realtime:3"])
@@ -116,7 +154,9 @@ def test_a_late_reply_does_not_stop_the_robot(play: Play) -> None:
 def test_a_policy_of_another_robot_moves_nothing(play: Play) -> None:
     """Refused with every difference, before the robot is connected."""
     robot = NumpyRobot()
-    with pytest.raises(ContractMismatchError, match=r"(?s)robot: double.*control_rate_hz: 50"):
+    with pytest.raises(
+        ContractMismatchError, match=r"(?s)robot: double.*control_rate_hz: 50.*\nset "
+    ):
         play(robot, "other")
     assert robot.log == []
 
@@ -196,6 +236,12 @@ def test_a_workspace_needs_a_model(play: Play, tmp_path: Path) -> None:
     limits.write_text("[workspace.tip]\nlow = [0.0, 0.0, 0.0]\nhigh = [1.0, 1.0, 1.0]\n")
     with pytest.raises(LimitsError, match=r"workspace of \['tip'\].*--kinematics FILE"):
         play(NumpyRobot(), limits=limits)
+
+
+def test_a_model_without_a_workspace_guards_nothing(play: Play, tmp_path: Path) -> None:
+    """Refused: whoever names a model believes that the robot stays in a box."""
+    with pytest.raises(LimitsError, match=r"arm\.xml guards nothing: .*no \[workspace\]"):
+        play(NumpyRobot(), kinematics=tmp_path / "arm.xml")
 
 
 def test_a_robot_outside_its_limits_is_moved_only_when_that_is_asked_for(

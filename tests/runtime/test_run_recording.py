@@ -60,6 +60,7 @@ def test_the_viewer_is_warm_before_the_run_and_sees_every_step(viewer: Path) -> 
     }
     recorder.end()
     shown = calls(viewer)[len(warm) :]
+    assert warm[-1] == shown[-1] == ["flush"], "before the run, and behind its last step"
     assert shown[0] == ["set_time", "run", 1.5]
     assert ["log", "action/b", -0.5] in shown
     assert ["log", "requested/b", 0.5] in shown
@@ -74,6 +75,41 @@ def test_a_viewer_elsewhere(viewer: Path) -> None:
     recorder.end()
     assert ["init", "vla run", False] in calls(viewer)
     assert ["connect_grpc", "rerun+http://robot:9876/proxy"] in calls(viewer)
+
+
+def test_a_viewer_that_does_not_answer_is_refused(viewer: Path) -> None:
+    """Rerun connects in the background and would throw everything away in silence."""
+    recorder = RunRecorder(RecordingTarget(HEADER, None, "rerun+http://nobody:9876/proxy"))
+    with pytest.raises(RecordingError, match=r"http://nobody:.* been unable .*; valid: spawn"):
+        recorder.wait_until_ready()
+    recorder.end()
+
+
+def test_the_real_rerun(tmp_path: Path) -> None:
+    """Every step is in the file that it writes, and what is no viewer is named."""
+    pytest.importorskip("rerun", reason="the extra rerun is not installed")
+    recording = pytest.importorskip("rerun.recording")
+    file = tmp_path / "run.rrd"
+    recorder = RunRecorder(RecordingTarget(HEADER, None, str(file)))
+    recorder.wait_until_ready()
+    for number in range(1, 101):
+        recorder.add(NumpyRobot().read(), number / 50, ACTION, ACTION)
+    assert recorder.finish()["failure"] is None
+    recorder.end()
+    chunks = [*recording.load_recording(file).chunks()]
+    rows = {c.entity_path: 0 for c in chunks}
+    for chunk in chunks:
+        rows[chunk.entity_path] += chunk.num_rows
+    assert rows["/camera/front"] == rows["/action/b"] == rows["/requested/a"] == 1 + 100
+    for bad, message in (
+        (str(file), "exists: name a new file"),
+        ("somewhere", "invalid endpoint"),
+        (str(tmp_path / "nowhere" / "run.rrd"), "No such file or directory"),
+    ):
+        recorder = RunRecorder(RecordingTarget(HEADER, None, bad))
+        with pytest.raises(RecordingError, match=message):
+            recorder.wait_until_ready()
+        recorder.end()
 
 
 def test_without_rerun_nothing_moves() -> None:

@@ -122,6 +122,7 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ws://127.0.0.1:1", ConnectionError, "no policy server at ws://127.0.0.1:1"),
         ("ws://no.such.host.invalid:1", ConnectionError, "no policy server"),
         ("http://127.0.0.1:1", ValueError, "no address such as ws://HOST:PORT"),
+        ("ws://127.0.0.1:port", ValueError, "no address such as ws://HOST:PORT"),
     ],
 )
 def test_no_server(address: str, error: type[Exception], message: str) -> None:

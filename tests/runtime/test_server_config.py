@@ -75,8 +75,12 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="32 or more visible ASCII") as refused:
             read_token(file)
         assert not text or text not in str(refused.value), "a token belongs in no message"
-    with pytest.raises(FileNotFoundError):
-        read_token(tmp_path / "none")
+    file.write_bytes(b"\xff" * 40)
+    with pytest.raises(ValueError, match="32 or more visible ASCII"):
+        read_token(file)
+    for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(OSError, match=rf"token file {path} cannot be read: {why}"):
+            read_token(path)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +20,10 @@ from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
 from vla_runtime.run_report import RunReport
 from vla_runtime.safety.gate import SafetyConfig
+from vla_runtime.timing import Ticker, use_fifo
+
+PRIORITY = 50
+GOAL_MS = 2.0
 
 
 def soak(folder: Path, seconds: float, priority: int) -> tuple[RunReport, NumpyRobot]:
@@ -32,6 +41,33 @@ def soak(folder: Path, seconds: float, priority: int) -> tuple[RunReport, NumpyR
         safety=SafetyConfig(heartbeat_s=2.0, max_observation_age_s=5.0),
     )
     return run_robot(robot, config, load), robot
+
+
+def _sleep(ours: Connection) -> None:
+    """Control periods in which nothing is done, until told to stop; answers their lateness."""
+    use_fifo(PRIORITY + 1)  # a process of equal priority would wait for the loop
+    ticker = Ticker(1 / SPEC.control_rate_hz)
+    ticker.start()
+    ours.send(None)
+    while not ours.poll():
+        ticker.wait()
+    ours.send({"missed": ticker.missed, **ticker.lateness.summary_ms()})
+
+
+@contextmanager
+def bare_sleeper(measured: dict[str, Any]) -> Iterator[None]:
+    """What the machine does to a process beside the loop, in `measured` at the end."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_sleep, args=(theirs,), daemon=True)
+    process.start()
+    ours.recv()
+    try:
+        yield
+    finally:
+        ours.send(None)
+        measured.update(ours.recv())
+        process.join()
 
 
 def test_five_seconds_are_right(tmp_path: Path) -> None:
@@ -54,14 +90,21 @@ def test_five_seconds_are_right(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(8_000)
 def test_a_minute_is_on_time(tmp_path: Path) -> None:
-    """With FIFO no period is missed and p99.9 of the lateness is at most 2 ms."""
-    report, _ = soak(tmp_path, float(os.environ.get("SOAK_S", "60")), priority=50)
-    print(*report.lines(), sep="\n")
+    """With FIFO no period is missed and p99.9 of the lateness is at most 2 ms.
+
+    Skipped where a process that only sleeps is not on time either: that is the machine's.
+    """
+    control: dict[str, Any] = {}
+    with bare_sleeper(control):
+        report, _ = soak(tmp_path, float(os.environ.get("SOAK_S", "60")), PRIORITY)
+    print(*report.lines(), f"a process that only sleeps, beside it: {control}", sep="\n")
+    assert report.succeeded, report.ended
     if not report.details["scheduling"].startswith("FIFO"):
         pytest.skip(report.details["scheduling"])
-    assert report.succeeded, report.ended
+    if control["missed"] or control["p99.9"] > GOAL_MS:
+        pytest.skip(f"this machine delays a process that only sleeps: {control}")
     assert report.details["missed_periods"] == 0
-    assert report.details["lateness_ms"]["p99.9"] <= 2.0
+    assert report.details["lateness_ms"]["p99.9"] <= GOAL_MS
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ from vla_runtime.exported.lerobot_settings import LeRobotSettings
 from vla_runtime.exported.policy import Arrays
 from vla_runtime.loading import load_policy
 
-from scripts.export_lerobot import export_lerobot
+from scripts.export_lerobot import export_lerobot, lerobot_contract
+from scripts.export_trials import Trials
 from sim.tasks.fetch_arm import fetch_robot_spec
 from vla.deploy.graphs import Graph
 from vla.deploy.lerobot_denoising import diffusion_denoising, flow_denoising
@@ -323,12 +324,11 @@ def test_observations_and_actions_wait_in_queues(act: tuple[ForeignPolicy, Path]
 
 
 def test_a_checkpoint_without_a_contract_is_refused(
-    act: tuple[ForeignPolicy, Path], tmp_path: Path
+    act: tuple[ForeignPolicy, Path],
 ) -> None:
-    """With what would give one, before anything is written."""
+    """With what would give one."""
     with pytest.raises(ValueError, match=r"no units, limits or rate: name .*--data.*--task"):
-        export_lerobot(act[1].parent / "act", tmp_path / "out", None, None, 1, 1)
-    assert not list(tmp_path.iterdir())
+        lerobot_contract(act[1].parent / "act", None, None)
 
 
 @pytest.mark.slow
@@ -336,7 +336,11 @@ def test_an_export_is_shadowed_in_the_simulator(
     act: tuple[ForeignPolicy, Path], tmp_path: Path
 ) -> None:
     """The contract is the task's, and every decision of an episode is compared."""
-    found = export_lerobot(act[1].parent / "act", tmp_path / "out", "FetchPush", None, 2, 1)
+    folder = act[1].parent / "act"
+    spec = lerobot_contract(folder, "FetchPush", None)
+    trials = Trials(folder, spec, None, "FetchPush", observations=2, episodes=1)
+    found = export_lerobot(folder, tmp_path / "out", trials)
+    assert found["observations"] == "initial states of FetchPush"
     assert found["closed_loop"]["episodes"] == 1
     assert found["closed_loop"]["decisions"] > 10
 

@@ -191,7 +191,11 @@ def _verify(folder: Path) -> None:
         unfinished = hidden(folder, "partial").exists()
         raise ExportedFolderError(
             f"{folder} is no exported policy: "
-            + ("its export did not finish, export it again" if unfinished else f"no {_MANIFEST}")
+            + (
+                "its export did not finish, export it again"
+                if unfinished
+                else f"no {_MANIFEST}; copy it again with all its files, or export it again"
+            )
         )
     files = _read_manifest(folder)
     found = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_runtime.contract import ActionChunk, Observation
 from vla_runtime.exported.lerobot_settings import Denoising
-from vla_runtime.exported.policy import Arrays, Parts
+from vla_runtime.exported.policy import Arrays, Parts, Provider
 
 NoiseSource = Callable[[int, int, tuple[int, ...]], np.ndarray]
 """Seed, number of the decision, shape -> standard normal float32, equal for equal arguments."""
@@ -75,7 +75,7 @@ class ExportedLeRobotPolicy:
         folder: Path | str,
         *,
         threads: int = 1,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         seed: int | None = None,
         noise: NoiseSource = numpy_noise,
     ):

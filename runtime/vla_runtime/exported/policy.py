@@ -14,6 +14,8 @@ from vla_runtime.exported.folder import PolicyDescription, read_exported
 from vla_runtime.exported.prompts import Prompts, WordStates
 
 Arrays = Mapping[str, np.ndarray]
+Provider = str | tuple[str, dict[str, str]]
+"""Name of an execution provider of ONNX Runtime, or name and options."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ExportedPolicy:
         folder: every file of it is compared with its hash first.
         threads: within one operator. One is fastest for small models beside a control loop: more
             wait for each other when the processor is busy.
-        providers: of ONNX Runtime, in order of preference.
+        providers: of ONNX Runtime, in order of preference; all of them have to be there.
 
     Attributes:
         spec: the robot's contract.
@@ -46,6 +48,7 @@ class ExportedPolicy:
 
     Raises:
         ExportedFolderError: the folder is missing, damaged, or of another format.
+        ValueError: a provider is not there.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class ExportedPolicy:
         folder: Path | str,
         *,
         threads: int = 1,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
     ):
         parts = Parts.load(Path(folder), threads, providers)
         self.spec, self.description = parts.spec, parts.description
@@ -177,7 +180,7 @@ class Parts:
     words: WordStates | None = None
 
     @classmethod
-    def load(cls, folder: Path, threads: int, providers: Sequence[str]) -> Parts:
+    def load(cls, folder: Path, threads: int, providers: Sequence[Provider]) -> Parts:
         """Read an exported folder; args as `ExportedPolicy`.
 
         Raises:
@@ -218,16 +221,27 @@ class Graph:
     Args:
         file: where it lies.
         threads: within one operator.
-        providers: of ONNX Runtime, in order of preference.
+        providers: of ONNX Runtime, in order of preference; all of them have to be there.
+
+    Raises:
+        ValueError: a provider is not there.
     """
 
-    def __init__(self, file: Path, threads: int, providers: Sequence[str]):
+    def __init__(self, file: Path, threads: int, providers: Sequence[Provider]):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Waiting threads would take the processor from the control loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(file, options, providers=[*providers])
+        # ONNX Runtime would compute on the CPU instead, with no more than a warning.
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        if missing := set(names) - set(self._session.get_providers()):
+            raise ValueError(
+                f"ONNX Runtime cannot use {', '.join(sorted(missing))} here; installed with it: "
+                f"{', '.join(ort.get_available_providers())}. For a GPU install onnxruntime-gpu in "
+                "the place of onnxruntime, and the libraries that it names"
+            )
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 

@@ -36,7 +36,9 @@ def load_model(path: Path) -> mujoco.MjModel:
             _add_servos(spec, model)
             model = spec.compile()
     except ValueError as error:
-        raise ValueError(f"MuJoCo cannot read {path}: {error}") from error
+        raise ValueError(
+            f"MuJoCo cannot read {path}: {error}; expected an MJCF (.xml) or URDF file"
+        ) from error
     _require_position_servos(model, path)
     return model
 

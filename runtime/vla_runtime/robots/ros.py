@@ -96,13 +96,15 @@ class RosRobot:
             self._fields.setdefault(joint.joint, set()).add(joint.field)
         # Actions that say where to be.
         self._placed = [name for name in spec.action.names if name not in displacements(spec)]
+        self._is_placed = np.array([name in self._placed for name in spec.action.names])
         self._bridge: Rosbridge | None = None
         self._changed = threading.Condition()
         self._longest_wait_s = 0.5 / spec.control_rate_hz
         self._has_read = False
         self._sources = self._new_sources()
         self._ages = self._new_ages()
-        self._held: np.ndarray | None = None
+        # The last command that was written; None before the first one.
+        self._last: np.ndarray | None = None
 
     def connect(self) -> None:
         """Subscribe, and wait for a first message of every joint and camera.
@@ -181,25 +183,27 @@ class RosRobot:
             )
         with self._changed:
             self._require_fresh()
-            self._held = None
+        self._last = command.copy()
         self._send(command)
 
     def halt(self) -> None:
-        """Hold the measured position, the first one since the last command; send nothing if stale.
+        """Send the last command once more, with displacements of 0; nothing before the first one.
 
-        Holding an old position would be a motion to where the robot was.
+        Where measurements are stale nothing is sent either: a stopped bridge would carry it out
+        later. The controller then ends at the same position by itself.
         """
+        self.halted = self._unsent
         try:
             with self._changed:
                 self._require_fresh()
-                self._held = self._position() if self._held is None else self._held
-                held = self._held
-            self._send(held)
+            if self._last is None:
+                return
+            self._send(np.where(self._is_placed, self._last, 0.0))
         except ConnectionError as error:
             self.halted = f"{error}; {self._unsent}"
             return
         self.halted = (
-            "the robot was told to hold the measured position; whether it does shows in the "
+            "the robot was told to hold the last command; whether it does shows in the "
             "measurements alone, and torque stays on"
         )
 
@@ -208,7 +212,7 @@ class RosRobot:
         if self._bridge:
             self._bridge.close()
         self._bridge = None
-        self._held, self._has_read = None, False
+        self._last, self._has_read = None, False
 
     def _new_sources(self) -> dict[str, _Source]:
         joint_s = self._config.state_timeout_ms / 1e3

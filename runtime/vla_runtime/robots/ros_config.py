@@ -165,13 +165,15 @@ def load_ros_config(argument: str) -> tuple[RosConfig, RobotSpec]:
         raise ValueError(
             f"ros:{argument} says nothing of topics and joints: ros:{argument}?config=ROBOT.toml"
         )
+    if not file:
+        raise ValueError("robot ros needs its description: ros:ROBOT.toml")
     path = Path(file)
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(_read(path))
         if address:
             data["address"] = address
         config = _build(RosConfig, data, "")
-        contract = json.loads((path.parent / config.contract).read_text())
+        contract = json.loads(_read(path.parent / config.contract))
         spec = RobotSpec.from_dict(contract)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: the contract is no contract of this version: {error}") from error
@@ -180,6 +182,15 @@ def load_ros_config(argument: str) -> tuple[RosConfig, RobotSpec]:
     if config.motion:
         spec = replace(spec, motion=config.motion)
     return config, spec
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text file") from error
+    except OSError as error:
+        raise OSError(f"robot ros: {file} cannot be read: {error.strerror}") from error
 
 
 def resolve_joints(config: RosConfig, spec: RobotSpec) -> dict[str, Joint]:

@@ -43,7 +43,9 @@ def load_limits(path: Path, spec: RobotSpec) -> SafetyLimits:
     """
     try:
         return _limits(tomllib.loads(path.read_text(encoding="utf-8")), spec)
-    except ValueError as error:  # a LimitsError, or what is no TOML or no UTF-8
+    except UnicodeDecodeError as error:
+        raise LimitsError(f"{path} is no text: limits are written as TOML") from error
+    except ValueError as error:  # a LimitsError, or what is no TOML
         raise LimitsError(f"{path}: {error}") from error
 
 

@@ -22,7 +22,7 @@ def read_token(file: Path | None = None) -> str | None:
         ValueError: the token is too short, or has other characters than visible ASCII.
     """
     where = f"file {file}" if file else f"environment variable {TOKEN_VARIABLE}"
-    token = file.read_text(encoding="utf-8") if file else os.environ.get(TOKEN_VARIABLE)
+    token = _read(file) if file else os.environ.get(TOKEN_VARIABLE)
     if token is None:
         return None
     token = token.strip()
@@ -32,6 +32,14 @@ def read_token(file: Path | None = None) -> str | None:
             'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return token
+
+
+def _read(file: Path) -> str:
+    try:
+        # Bytes that are no text become characters that no token has.
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise OSError(f"token file {file} cannot be read: {error.strerror}") from error
 
 
 def authorization(token: str) -> str:
