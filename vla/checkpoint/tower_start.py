@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ def aligned_tokens(
     states, ids = [], []
     for sentence in dict.fromkeys(sentences):
         own, other = (
-            t(sentence, add_special_tokens=False, return_offsets_mapping=True)
+            dict[str, Any](t(sentence, add_special_tokens=False, return_offsets_mapping=True))
             for t in (prompts.tokenizer, tower.tokenizer)
         )
         if not other["input_ids"]:

@@ -235,7 +235,7 @@ def _cut(name: str, model: PreTrainedModel, layer: int) -> None:
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Special tokens before and behind an instruction."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
+    encoded = dict[str, Any](tokenizer("a", return_special_tokens_mask=True))
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
     first = special.index(0)
     count = special.count(0)
