@@ -16,6 +16,7 @@ from vla.settings import require_numbers
 # What these take has no lower end.
 ANY_SIGN = {
     "center_m",
+    "language_layer",
     "layer",
     "log_std",
     "log_std_end",

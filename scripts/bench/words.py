@@ -66,11 +66,11 @@ class BenchWordsConfig:
     out: Path = Path("runs/words")
 
     def __post_init__(self) -> None:
+        require_numbers(self, at_least_1=("episodes", "num_envs", "frames"))
         if not self.policies:
             raise ValueError("need at least one of --policies")
         for name in self.variants:
             reword(name, "lift the red block", 0)  # refuses a name that is none
-        require_numbers(self, at_least_1=("episodes", "num_envs", "frames"))
 
 
 class Reworded:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs
 from vla.model.heads.expert import ActionExpert, ExpertConfig
+from vla.settings import require_numbers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class L1HeadConfig(HeadConfig):
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
     hidden: int = 256
+
+    def __post_init__(self) -> None:
+        require_numbers(self)
 
 
 class L1Head(ActionHead):
