@@ -109,6 +109,8 @@ class GroundConfig:
 
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("frames", "image_size"), any_sign=("language_layer",))
+        if self.language_layer is not None and self.language is None:
+            raise ValueError("--language-layer is of a language tower: name one with --language")
         if self.vlm is not None and (self.start or self.language):
             raise ValueError("--vlm brings its own words and weights: no --start, no --language")
 

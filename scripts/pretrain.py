@@ -131,6 +131,8 @@ class PretrainConfig:
             )
         counts = ("episodes", "chunk_length", "num_envs", "selection_episodes")
         require_numbers(self, at_least_1=counts, above_0=("weights",), any_sign=("language_layer",))
+        if self.language_layer is not None and self.language is None:
+            raise ValueError("--language-layer is of a language tower: name one with --language")
 
 
 def main(config: PretrainConfig) -> int:

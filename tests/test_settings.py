@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from scripts.ground import GroundConfig
+from scripts.pretrain import PretrainConfig
 from vla.settings import require_numbers
 
 # What these take has no lower end.
@@ -117,3 +119,10 @@ def test_the_message_names_the_setting_its_range_and_its_value(
     Example()
     with pytest.raises(ValueError, match=f"^{message}$"):
         Example(**wrong)
+
+
+@pytest.mark.parametrize("kind", [GroundConfig, PretrainConfig])
+def test_a_layer_of_no_language_tower_is_refused(kind: type[Any]) -> None:
+    """It would be ignored in silence."""
+    with pytest.raises(ValueError, match="name one with --language"):
+        kind(language_layer=16)
