@@ -387,6 +387,16 @@ SOFT = {"replay__steps": [1.0], "policy__target_entropy": [-10.0]}
             "amber",
         ),
         (
+            SOFT | {"critic__earned_explained": [0.2, 0.1, 0.0, -0.1, -0.2, -0.2]},
+            "Predicted and actual return",
+            "red",
+        ),
+        (
+            {"critic__earned_explained": [-0.1] * 6, "advantage__std": [0.0]},
+            "Predicted and actual return",
+            "amber",
+        ),
+        (
             {"critic__explained_variance": [-0.4, 0.1, 0.2, 0.6]},
             "Predicted and actual return",
             "green",

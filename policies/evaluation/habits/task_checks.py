@@ -158,8 +158,9 @@ def prediction(run: RunMetrics) -> Iterator[Finding]:
     name = next((name for name in names if name in run.series), names[0])
     if (explained := run.late(name)) is None:
         return
-    # Where all returns are alike there is nothing to explain.
-    if (run.late("advantage/std") or 0) < 1e-6 and explained <= 0:
+    # Where all returns are alike there is nothing to explain; off-policy runs have no advantages.
+    alike = run.late("advantage/std")
+    if alike is not None and alike < 1e-6 and explained <= 0:
         yield Finding("amber", "returns do not vary, so nothing can be predicted of them")
         return
     state = "red" if explained <= 0.02 else "amber" if explained < 0.2 else "green"
