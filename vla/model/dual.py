@@ -25,8 +25,9 @@ from transformers import (
     SiglipTextModel,
 )
 
+from vla.cut_layers import cut_layers
 from vla.model.backbone import Backbone, BackboneConfig, Hidden
-from vla.model.tuning import cut_layers, tune
+from vla.model.tuning import tune
 from vla.processing.model_inputs import ModelInputs
 
 _HEAD_WIDTH = 64  # width of one attention head in the joining transformer

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from vla.cut_layers import cut_layers
 from vla.model.backbone import Backbone, BackboneConfig, Hidden
-from vla.model.tuning import cut_layers, tune
+from vla.model.tuning import tune
 from vla.processing.model_inputs import ModelInputs
 
 # Token types of what follows the prompt. In PaliGemma the prompt has bidirectional attention (0),

