@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from vla_runtime.atomic_folder import write_atomically
@@ -33,12 +34,13 @@ from policies.reinforcement.off_policy import OFF_POLICY
 from policies.reinforcement.registry import ALGORITHMS
 from policies.reinforcement.trainer import OnPolicyConfig
 from scripts import compare, dagger, dpo, refine, reward
-from scripts.choice import read_choice
-from scripts.evaluate import EvaluateConfig, play
-from scripts.initial_states import States, choose_seeds
+from scripts.evaluate import EvaluateConfig
+from scripts.initial_states import States
 from scripts.learners_table import Trained, write_results
-from scripts.policy_loading import read_policy, require_comparable
+from scripts.outcomes import play_once
+from scripts.policy_loading import Candidate, read_policy, require_comparable
 from scripts.presets import preset
+from scripts.refine import read_algorithm
 from sim.tasks.registry import make_task, short_name
 from vla.checkpoint.folder import fingerprint
 from vla.model.heads.registry import require_likelihood
@@ -138,10 +140,9 @@ def require_possible(config: LearnersConfig) -> None:
         _runner(method)
         for policy in policies:
             _require_head(method, policy)
-    length = make_task(config.task).episode_length
     for method in config.methods:
         if method != "dagger":
-            _iterations(config, method, length)
+            _iterations(config, method)
     named = {method.partition(":")[0] for method in config.methods}
     if named & {"sac", "dagger"} and not (config.data / "meta" / "info.json").is_file():
         raise FileNotFoundError(
@@ -154,10 +155,7 @@ def _require_head(method: str, policy: VLAPolicy) -> None:
     """Refuse a method that the clone's head cannot serve."""
     name = method.partition(":")[0]
     if name in OFF_POLICY:
-        settings = read_choice(
-            "algorithm", "--methods", method, {n: m.config for n, m in OFF_POLICY.items()}
-        )
-        OFF_POLICY[name].space(policy, settings)
+        OFF_POLICY[name].space(policy, read_algorithm(method, "--methods"))
     elif name != "dagger":
         require_likelihood(policy.actor.head, name)
 
@@ -167,20 +165,24 @@ def _runner(method: str) -> Callable[[LearnersConfig, Job], Path]:
     special = {"dpo": _dpo, "reward_model": _reward_model, "dagger": _dagger}
     if method in special:
         return special[method]
-    configs: dict[str, Any] = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
-    configs |= {name: found.config for name, found in OFF_POLICY.items()}
-    name = method.partition(":")[0]
-    if name not in configs:
-        raise ValueError(f"no method {name!r}; valid: {', '.join((*configs, *special))}")
-    read_choice("algorithm", "--methods", method, configs)
+    name, known = method.partition(":")[0], (*ALGORITHMS, *OFF_POLICY)
+    if name not in known:
+        raise ValueError(f"no method {name!r}; valid: {', '.join((*known, *special))}")
+    read_algorithm(method, "--methods")
     return _refine
 
 
-def _iterations(config: LearnersConfig, method: str, length: int) -> tuple[int, int, int]:
+@cache
+def _episode_length(task: str) -> int:
+    return make_task(task).episode_length
+
+
+def _iterations(config: LearnersConfig, method: str) -> tuple[int, int, int]:
     """Episodes of an iteration, iterations, and iterations between two greedy evaluations."""
     name = method.partition(":")[0]
     episodes = _episodes(name)
     steps = config.control_steps // 2 if name == "reward_model" else config.control_steps
+    length = _episode_length(config.task)
     each = episodes * length
     if steps % each or config.evaluate_every % each:
         raise ValueError(
@@ -201,8 +203,7 @@ def _refine(
 ) -> Path:
     """`vla refine` from the clone."""
     name = job.method.partition(":")[0]
-    length = make_task(config.task).episode_length
-    episodes, iterations, every = _iterations(config, job.method, length)
+    episodes, iterations, every = _iterations(config, job.method)
     training = OnPolicyConfig(
         iterations=iterations, episodes=episodes, evaluate_every=every, seed=job.seed
     )
@@ -233,12 +234,11 @@ def _compare(
 ) -> Path:
     """`vla compare`: the clone's own episodes, judged with label noise; their folder."""
     folder = job.folder / "comparisons"
-    length = make_task(config.task).episode_length
     compare.main(
         compare.CompareConfig(
             config.task,
             (job.clone,),
-            states=control_steps // (_ATTEMPTS * length),
+            states=control_steps // (_ATTEMPTS * _episode_length(config.task)),
             attempts=_ATTEMPTS,
             judge=judge,
             label_noise=_LABEL_NOISE,
@@ -304,30 +304,24 @@ def _timed(folder: Path) -> Iterator[None]:
 def _play(
     config: LearnersConfig, method: str, seed: int, checkpoint: Path, folder: Path
 ) -> Trained:
-    """A checkpoint's outcomes, played once and then read back."""
-    file = folder / f"{config.states}.json"
-    asked = {"checkpoint": fingerprint(checkpoint), "episodes": config.episodes}
-    if not file.is_file() or json.loads(file.read_text())["asked"] != asked:
-        candidate = read_policy(f"{method}={checkpoint}", config.device, config.task)
-        require_comparable([candidate], config.task, candidate.name)
-        seeds = choose_seeds(config.task, config.states, config.episodes)
-        playing = EvaluateConfig(config.task, (method,), num_envs=config.num_envs, films=0)
-        episodes, _ = play(candidate, replace(playing, device=config.device), seeds)
-        outcomes = {
-            "asked": asked,
-            "at_end": episodes.success_at_end.tolist(),
-            "ever": episodes.success_ever.tolist(),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(outcomes))
-    return _trained(config, method, seed, checkpoint, folder)
+    """A run's best checkpoint, played, and what else is known of the run."""
 
+    def candidate() -> Candidate:
+        found = read_policy(f"{method}={checkpoint}", config.device, config.task)
+        require_comparable([found], config.task, found.name)
+        return found
 
-def _trained(
-    config: LearnersConfig, method: str, seed: int, checkpoint: Path, folder: Path
-) -> Trained:
-    """What is known of a run that was played."""
-    outcomes = json.loads((folder / f"{config.states}.json").read_text())
+    playing = EvaluateConfig(
+        config.task,
+        (method,),
+        episodes=config.episodes,
+        states=config.states,
+        num_envs=config.num_envs,
+        films=0,
+        device=config.device,
+    )
+    asked = {"checkpoint": fingerprint(checkpoint)}
+    outcomes = play_once(folder / f"{config.states}.json", asked, candidate, playing)
     clone, mine = (_ledger(path) for path in (config.clones[seed], checkpoint))
     seconds, metrics = folder / "seconds.json", checkpoint.parent / "metrics.jsonl"
     # The clone's own log counts updates, not control steps.

@@ -19,6 +19,7 @@ from policies.evaluation.report.data import Curve
 from policies.evaluation.report.page import html_page
 from policies.evaluation.statistics import holm, mcnemar_exact, paired_difference
 from policies.run_folder import describe_machine
+from scripts.results_table import in_points
 
 GOOD = 0.9
 """Greedy success on the selection states whose control steps are given."""
@@ -111,9 +112,7 @@ def _row(
     ever = 100 * mean(run.ever.mean() for run in mine)
     gain = ""
     if name != "clone" and (pair := _paired(mine, runs["clone"]))[0].size:
-        found = paired_difference(*pair).difference
-        low, value, high = (100 * x for x in (found.low, found.value, found.high))
-        gain = f"{value:+.1f} [{low:+.0f}, {high:+.0f}]"
+        gain = in_points(paired_difference(*pair).difference)
     against = "best" if name == best else ""
     if p_value is not None:
         against = f"{p_value:.2g}" + (", cannot be told apart" if p_value > _LEVEL else "")

@@ -83,10 +83,8 @@ class RefineConfig:
 def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
     training, runs = config.training, Path("runs") / short_name(config.task)
-    configs = {name: algorithm.config for name, algorithm in ALGORITHMS.items()}
-    configs |= {name: method.config for name, method in OFF_POLICY.items()}
     # Before anything is loaded: a wrong setting is answered at once.
-    method = read_choice("algorithm", "--algorithm", config.algorithm, configs)
+    method = read_algorithm(config.algorithm)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_recorded(config, isinstance(method, SACConfig))
     task = make_task(config.task)
@@ -138,6 +136,13 @@ def main(config: RefineConfig) -> int:
         f"after {trainer.simulator_steps} simulator steps: {best}"
     )
     return 0
+
+
+def read_algorithm(text: str, flag: str = "--algorithm") -> Any:
+    """Settings of an on-policy or off-policy method, see `read_choice`."""
+    configs: dict[str, Any] = {name: found.config for name, found in ALGORITHMS.items()}
+    configs |= {name: found.config for name, found in OFF_POLICY.items()}
+    return read_choice("algorithm", flag, text, configs)
 
 
 def _reward_model(reward: str | None) -> Path | None:

@@ -23,7 +23,7 @@ def print_table(rows: Sequence[Row], reference: str) -> None:
         listed.add_column(Text(heading), overflow="fold")
     for row in rows:
         ever = f"{100 * row.success_ever.value:.1f}%"
-        cells = (row.name, _percent(row.success_at_end), ever, _compared(row), *_speed(row))
+        cells = (row.name, percent(row.success_at_end), ever, _compared(row), *_speed(row))
         listed.add_row(*map(Text, cells))  # as text: a name in brackets is no markup
     console = Console()
     if not console.is_terminal:
@@ -35,7 +35,7 @@ def _compared(row: Row) -> str:
     if row.difference is None:
         # Every other row is paired with it state by state, see `paired_difference`.
         return "reference"
-    return f"{_percent(row.difference.difference, '+')} p={row.difference.p_value:.2g}"
+    return f"{percent(row.difference.difference, '+')} p={row.difference.p_value:.2g}"
 
 
 def _speed_headings(rows: Sequence[Row]) -> tuple[str, str]:
@@ -51,7 +51,14 @@ def _speed(row: Row) -> tuple[str, str]:
     return f"{median_ms:.3g} ms ({p90_ms:.3g})", f"{speed.throughput_hz:.3g}"
 
 
-def _percent(interval: Interval, sign: str = "") -> str:
+def percent(interval: Interval, sign: str = "") -> str:
+    """A rate, or with the sign "+" a difference, with its bounds."""
     # The sign goes before both bounds: a difference from 0.
     low, high = (f"{100 * bound:{sign}.0f}" for bound in (interval.low, interval.high))
     return f"{100 * interval.value:{sign}.1f}% [{low}, {high}]"
+
+
+def in_points(difference: Interval) -> str:
+    """A difference of rates in percentage points, with its bounds."""
+    low, value, high = (100 * x for x in (difference.low, difference.value, difference.high))
+    return f"{value:+.1f} [{low:+.0f}, {high:+.0f}]"

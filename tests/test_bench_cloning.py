@@ -70,6 +70,6 @@ def test_it_runs_to_the_end_and_repeats_nothing(
     def refuse(*arguments: object) -> None:
         raise AssertionError("done again")
 
-    monkeypatch.setattr(cloning, "play", refuse)
+    monkeypatch.setattr("scripts.outcomes.play", refuse)
     assert cloning.main(settings) == 0
     assert (tmp_path / "results.md").read_text() == first

@@ -23,9 +23,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +39,11 @@ from policies.imitation.bc import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from scripts import pretrain
 from scripts.bench.plain_cnn import PlainCNN, train_cnn
-from scripts.evaluate import EvaluateConfig, play
-from scripts.initial_states import States, choose_seeds
+from scripts.evaluate import EvaluateConfig
+from scripts.initial_states import States
+from scripts.outcomes import play_once
 from scripts.policy_loading import Candidate, read_policy
+from scripts.results_table import in_points, percent
 from sim.demonstrate import RecordConfig
 from sim.record import record
 from sim.tasks.registry import short_name
@@ -60,7 +64,7 @@ class BenchCloningConfig:
         seeds: of the training; every one is run.
         states: initial states that are played.
         episodes: of each task.
-        out: data, runs, results.md and results.json.
+        out: data, runs and results.md.
     """
 
     tasks: tuple[str, ...]
@@ -122,7 +126,7 @@ def main(config: BenchCloningConfig) -> int:
             job = Job(method, updates, seed, config.out / f"{method}-{updates}" / f"s{seed}")
             job.folder.mkdir(parents=True, exist_ok=True)
             print(f"{method}, seed {seed}", flush=True)
-            _in_a_process(_train, config, job)
+            _train_once(config, job)
             results[method, seed] = _outcomes(config, job)
             text = table(config, results)
             write_atomically(config.out / "results.md", text)
@@ -130,58 +134,58 @@ def main(config: BenchCloningConfig) -> int:
     return 0
 
 
-def _in_a_process(
-    work: Callable[[BenchCloningConfig, Job], None], config: BenchCloningConfig, job: Job
-) -> None:
-    """Train in a process of its own with one thread, and add up its processor seconds."""
-    file, before = job.folder / "cpu_s.json", getrusage(RUSAGE_CHILDREN)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        pool.submit(work, config, job).result()
-    after = getrusage(RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if not (job.folder / "done").is_file():
+def _train_once(config: BenchCloningConfig, job: Job) -> None:
+    """In a process of its own, whose processor seconds are added up over all goes."""
+    file, done = job.folder / "cpu_s.json", job.folder / "done"
+    if done.is_file():
+        return
+    before = _children_s()
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_train, config, job).result()
+    finally:
         earlier = json.loads(file.read_text()) if file.is_file() else 0.0
-        write_atomically(file, json.dumps(earlier + spent))
-        (job.folder / "done").touch()
+        write_atomically(file, json.dumps(earlier + _children_s() - before))
+    done.touch()
+
+
+def _children_s() -> float:
+    spent = getrusage(RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _train(config: BenchCloningConfig, job: Job) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that it starts
-    if not (job.folder / "done").is_file():
-        METHODS.get(job.method, _lerobot)(config, job)
+    METHODS.get(job.method, _lerobot)(config, job)
 
 
 def _ours(config: BenchCloningConfig, job: Job) -> None:
-    _pretrain(
-        config,
-        job,
-        pretrain.PretrainConfig(
-            None,
-            (config.data,),
-            start="scratch",
-            training=CloningConfig(job.updates, batch=128, evaluate_every=max(1, job.updates // 4)),
-        ),
-    )
+    _pretrain(config, job, batch=128, start="scratch")
 
 
 def _grounded(config: BenchCloningConfig, job: Job) -> None:
-    training = CloningConfig(job.updates, evaluate_every=max(1, job.updates // 4))
-    _pretrain(config, job, pretrain.PretrainConfig(None, (config.data,), training=training))
+    _pretrain(config, job, batch=CloningConfig().batch)
 
 
-def _pretrain(config: BenchCloningConfig, job: Job, settings: pretrain.PretrainConfig) -> None:
-    training = replace(settings.training, seed=job.seed)
-    out = job.folder / "run"
-    pretrain.clone(replace(settings, out=out, chunk_length=_CHUNK_LENGTH, training=training))
+def _pretrain(config: BenchCloningConfig, job: Job, batch: int, **start: Any) -> None:
+    every = max(1, job.updates // 4)
+    training = CloningConfig(job.updates, batch, evaluate_every=every, seed=job.seed)
+    pretrain.clone(
+        pretrain.PretrainConfig(
+            None,
+            (config.data,),
+            **start,
+            chunk_length=_CHUNK_LENGTH,
+            out=job.folder / "run",
+            training=training,
+        )
+    )
 
 
-def _cnn(config: BenchCloningConfig, job: Job) -> None:
-    _plain_cnn(config, job)
-
-
-def _plain_cnn(config: BenchCloningConfig, job: Job) -> PlainCNN:
+# Once for all tasks that it plays.
+@cache
+def _cnn(config: BenchCloningConfig, job: Job) -> PlainCNN:
     """Trained, or read back."""
     data = Demonstrations((config.data,), _CHUNK_LENGTH, seed=job.seed)
     return train_cnn(data, _CHUNK_LENGTH, job.updates, job.seed, job.folder)
@@ -247,7 +251,7 @@ def _act(config: BenchCloningConfig, job: Job) -> list[str]:
     ]
 
 
-METHODS: dict[str, Callable[[BenchCloningConfig, Job], None]] = {
+METHODS: dict[str, Callable[[BenchCloningConfig, Job], Any]] = {
     "ours": _ours,
     "grounded": _grounded,
     "cnn": _cnn,
@@ -257,7 +261,7 @@ METHODS: dict[str, Callable[[BenchCloningConfig, Job], None]] = {
 def _candidate(config: BenchCloningConfig, job: Job, task: str) -> Candidate:
     """The last checkpoint."""
     if job.method == "cnn":
-        policy = _plain_cnn(config, job)
+        policy = _cnn(config, job)
         return Candidate(job.method, "cnn", lambda: policy, policy.spec)
     if job.method.startswith("lerobot:"):
         return read_policy(f"{job.method}={job.folder / 'run'}", "cpu", task)
@@ -270,13 +274,11 @@ def _outcomes(config: BenchCloningConfig, job: Job) -> dict[str, dict[str, list[
     found = {}
     for task in config.tasks:
         file = job.folder / f"{short_name(task)}-{config.states}-{config.episodes}.json"
-        if not file.is_file():
-            seeds = choose_seeds(task, config.states, config.episodes)
-            candidate = _candidate(config, job, task)
-            episodes, _ = play(candidate, EvaluateConfig(task, (job.method,), films=0), seeds)
-            outcomes = {"at_end": episodes.success_at_end, "ever": episodes.success_ever}
-            write_atomically(file, json.dumps({k: v.tolist() for k, v in outcomes.items()}))
-        found[task] = json.loads(file.read_text())
+        playing = EvaluateConfig(
+            task, (job.method,), episodes=config.episodes, states=config.states, films=0
+        )
+        candidate = partial(_candidate, config, job, task)
+        found[task] = play_once(file, {"updates": job.updates}, candidate, playing)
     return found
 
 
@@ -286,9 +288,8 @@ def table(
 ) -> str:
     """Markdown: success of each task at the end and once; all seeds of a method together."""
     names = list(dict.fromkeys(method for method, _ in results))
-    heads = [f"{name} (CPU min)" for name in names]
     lines = [
-        f"| success | {' | '.join(heads)} | {names[0]} against each other one, points |",
+        f"| success | {' | '.join(names)} | {names[0]} against each other one, points |",
         f"|{'---|' * (len(names) + 2)}",
     ]
     minutes = [_minutes(config, name, results) for name in names]
@@ -313,15 +314,13 @@ def _cells(columns: dict[str, np.ndarray]) -> str:
     first, *others = columns
     rates = []
     for outcomes in columns.values():
-        rate = wilson_interval(int(outcomes.sum()), len(outcomes))
-        rates.append(f"{100 * rate.value:.1f}% [{100 * rate.low:.0f}, {100 * rate.high:.0f}]")
+        rates.append(percent(wilson_interval(int(outcomes.sum()), len(outcomes))))
     compared = []
     for name in others:
         # A method whose seeds are still missing is compared on those that are there.
         n = min(len(columns[first]), len(columns[name]))
         found = paired_difference(columns[first][:n], columns[name][:n]).difference
-        low, value, high = (100 * x for x in (found.low, found.value, found.high))
-        compared.append(f"{name} {value:+.1f} [{low:+.0f}, {high:+.0f}]")
+        compared.append(f"{name} {in_points(found)}")
     return f"{' | '.join(rates)} | {', '.join(compared)}"
 
 

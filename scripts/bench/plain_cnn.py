@@ -7,7 +7,6 @@ left out; a chunk by L1, in one pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from policies.imitation.augmentation import Augmentation
 from policies.imitation.dataset import DemoBatch
 from policies.imitation.demonstrations import Demonstrations
-from policies.optimisation import cosine
+from policies.optimisation import cosine, optimizer_step
 from vla.contract import ObservationBatch, RobotSpec
 from vla.processing.embodiments import Embodiment
 
@@ -106,14 +105,9 @@ def train_cnn(
     for _ in range(updates):
         (batch,) = data.sample(generator, 128).values()
         batch.images = {name: shift.apply(x, generator) for name, x in batch.images.items()}
-        loss = policy.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
+        optimizer_step(optimizer, policy.loss(batch), max_grad_norm=1.0)
         schedule.step()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "cnn.json").write_text(json.dumps({"updates": updates, "seed": seed}))
     save_file(policy.state_dict(), weights)
     return policy
 

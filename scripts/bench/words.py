@@ -23,12 +23,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from policies.evaluation.statistics import Interval, paired_difference, wilson_interval
+from policies.evaluation.statistics import paired_difference, wilson_interval
 from policies.grounding.grounding_set import observe
 from policies.rollout import rollout
 from scripts.bench.word_variants import AS_TOLD, VARIANTS, reword
 from scripts.initial_states import choose_seeds
 from scripts.policy_loading import Candidate, make_env, policy_for, read_policy
+from scripts.results_table import percent
 from sim.scenes import Scenes
 from sim.tasks.registry import make_task
 from sim.tasks.tabletop import INSTRUCTIONS, Tabletop
@@ -128,7 +129,7 @@ def as_table(outcomes: Outcomes) -> str:
         cells = [variant, _rate(reference)]
         for name in others:
             ours = outcomes[name][variant]
-            cells += [_rate(ours), _percent(paired_difference(ours, reference).difference, "+")]
+            cells += [_rate(ours), percent(paired_difference(ours, reference).difference, "+")]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -214,12 +215,7 @@ def _seed(told: str) -> int:
 
 
 def _rate(outcomes: np.ndarray) -> str:
-    return _percent(wilson_interval(int(outcomes.sum()), len(outcomes)))
-
-
-def _percent(found: Interval, sign: str = "") -> str:
-    value, low, high = (100 * bound for bound in (found.value, found.low, found.high))
-    return f"{value:{sign}.1f}% [{low:.0f}, {high:.0f}]"
+    return percent(wilson_interval(int(outcomes.sum()), len(outcomes)))
 
 
 if __name__ == "__main__":
