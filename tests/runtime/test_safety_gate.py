@@ -79,7 +79,7 @@ def test_a_long_double_beyond_float64_is_not_finite() -> None:
     assert bench.kind() == "command"
 
 
-@pytest.mark.parametrize("seconds", [1.01, -0.001, math.nan, math.inf, None, "1", True])
+@pytest.mark.parametrize("seconds", [1.01, -0.001, math.nan, math.inf, None, "1", True, 10**400])
 def test_a_bad_observation_time_latches(seconds: Any) -> None:
     """Too old, from the future, no time at all."""
     bench = moving()
@@ -89,7 +89,7 @@ def test_a_bad_observation_time_latches(seconds: Any) -> None:
     assert bench.kind() == "observation"
 
 
-@pytest.mark.parametrize("expires", [0.0, math.nan, None])
+@pytest.mark.parametrize("expires", [0.0, math.nan, None, 10**400])
 def test_an_expired_chunk_latches(expires: Any) -> None:
     """The policy did not deliver in time."""
     bench = moving()
@@ -309,6 +309,37 @@ def test_stop_may_come_from_anywhere() -> None:
     bench.tick(0.9, 2.0)
     assert (bench.gate.command - before)[0] == pytest.approx(DT - 5 * DT**2)
     assert bench.gate.mode == "latched"
+
+
+@pytest.mark.parametrize("stop", ["stop", "halt"])
+def test_a_stop_before_the_start_is_not_forgotten(stop: str) -> None:
+    """Whoever presses a key while the robot connects does not want it to move."""
+    bench = Bench()
+    bench.gate.stop("the operator's key") if stop == "stop" else bench.gate.halt()
+    bench.start()
+    assert bench.kind() == "stop"
+    assert bench.tick(0.9, 2.0).tolist() == [0.0, 0.0]
+    assert bench.gate.mode == "latched"
+
+
+def test_a_stop_during_a_reset_is_not_forgotten() -> None:
+    """The reset is for the fault before it; another thread may stop the robot in the middle."""
+    bench = moving(0)
+    bench.gate.stop("the first")
+    bench.tick(0.0, 0.0)
+    bench.now += DT
+
+    class Pressed(Reading):
+        def __getattribute__(self, name: str) -> Any:
+            """Another thread's turn comes while `reset` reads the position."""
+            if name == "position":
+                bench.gate.stop("the second")
+            return super().__getattribute__(name)
+
+    bench.gate.reset(Pressed(**vars(bench.reading())))
+    assert bench.gate.fault is not None
+    assert bench.gate.fault.reason == "the second"
+    assert bench.tick(0.9, 2.0).tolist() == [0.0, 0.0]
 
 
 def test_a_second_caller_is_refused_and_latches() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,5 +89,6 @@ def seconds(value: Any) -> float:
     """A time as a float; NaN where it is no real number."""
     # bool is an int, and neither is a time.
     if isinstance(value, (float, int, np.floating, np.integer)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer beyond all floats is no time either
+            return float(value)
     return math.nan

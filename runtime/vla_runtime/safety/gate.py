@@ -153,10 +153,13 @@ class SafetyGate:
             LimitsError: float64 does not resolve a limit around that position.
         """
         with self._alone():
-            if self.fault is None:
+            if (fault := self.fault) is None:
                 raise SafetyError("nothing is latched: there is nothing to reset")
             if not self.at_rest:
                 raise SafetyError("the robot is still slowing down: tick until at_rest, then reset")
+            # What is asked to stop from here on, by another thread, is to stop after the reset too.
+            self._latch(fault.kind, fault.reason, fault.time_s)
+            self._requested = None
             self._begin(reading)
 
     def acknowledge_outside(self) -> None:
@@ -170,7 +173,10 @@ class SafetyGate:
         self._fault, self._mode = None, "returning"
 
     def stop(self, reason: str) -> None:
-        """Latch at the next tick. Safe from any thread and signal handler."""
+        """Latch at the next tick, the first one where the gate has not been started.
+
+        Safe from any thread and signal handler.
+        """
         if self._requested is None:
             self._requested = reason
 
@@ -240,7 +246,7 @@ class SafetyGate:
         self._limiter.begin(position, reading)
         self._last_s, self._due_s = now, now
         self._ticked, self._commanded_s = False, None
-        self._fault = self._requested = None
+        self._fault = None
         self._silent = self._halted = False
         self._mode = "running"
         if outside := self._limiter.outside():
