@@ -196,6 +196,7 @@ class Adversary:
             position = position + self.rng.normal(size=len(position)) * (self.high - self.low)
         if self._chance(0.1):
             position = self.rng.choice(np.array([*NASTY, 0.5]), size=len(position))
+        position = np.where(self.displaces, 0.0, position)  # what else stands there is refused
         time_s = self.now - (self._age() if self._chance(0.1) else 0)
         proprio = np.zeros(len(position), np.float32)
         try:
@@ -209,8 +210,7 @@ class Adversary:
                 return
         self._close()
         self.robot.segment = Segment(self.gate.command)
-        measured = np.where(self.displaces, 0.0, position.astype(np.float64))
-        assert (self.gate.command == measured).all()
+        assert (self.gate.command == position).all()
 
     def _close(self) -> None:
         self.checker.check(self.robot.segment)

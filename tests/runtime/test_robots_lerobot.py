@@ -359,9 +359,12 @@ def test_the_contract_of_another_robot_is_refused(
         LeRobotRobot(device, LeRobotOptions(rate_hz=25.0, contract=str(path)))
 
 
-def test_velocities_stand_at_zero_and_halt_at_zero() -> None:
-    """A wheel has no position; the joint's goal is held."""
+@pytest.mark.parametrize("measured", [{}, {"wheel.vel": 0.3}])
+def test_velocities_stand_at_zero_and_halt_at_zero(measured: dict[str, float]) -> None:
+    """A wheel has no position, whether it measures its speed or not; the joint's goal is held."""
     device = Device()
+    device.observation_features |= dict.fromkeys(measured, float)
+    device.found |= measured
     robot = LeRobotRobot(device, LeRobotOptions(timeout_s=60.0))
     robot.connect()
     np.testing.assert_array_equal(robot.read().position, [0.5, 0.0])

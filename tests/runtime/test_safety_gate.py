@@ -13,7 +13,7 @@ from safety_adversary import MALFORMED
 from safety_robot import DT, LIMITS, RANGE, SPEC, Bench, NotingRobot
 from vla_runtime.contract import ContractMismatchError, Reading, Robot
 from vla_runtime.safety.gate import SafetyConfig, SafetyError, SafetyGate
-from vla_runtime.safety.limits import SafetyLimits
+from vla_runtime.safety.limits import LimitsError, SafetyLimits
 from vla_runtime.safety.motion import Axis
 
 HUGE = pytest.param(10**400, id="huge")  # an integer that no float holds
@@ -445,6 +445,21 @@ def test_what_raises_while_the_next_command_is_computed_latches(
     bench.tick(0.9, 2.0)
     assert bench.robot.halts == 1
     assert len(bench.robot.written) == count
+
+
+@pytest.mark.parametrize("begin", ["start", "reset"])
+def test_a_position_that_is_limited_as_a_displacement_is_refused(begin: str) -> None:
+    """Its stop would be a command of 0: the joint would drive there at once."""
+    bench = Bench(replace(LIMITS, kinds=("position", "displacement")))
+    if begin == "reset":
+        bench.start(0.5, 0.0)
+        bench.gate.stop("somebody moves the arm")
+        bench.tick(0.0, 0.0)
+    commands = len(bench.robot.written)
+    with pytest.raises(LimitsError, match=r"measures a position: \{'lift': 0.25\}; state kind ="):
+        getattr(bench.gate, begin)(bench.reading(0.5, 0.25))
+    assert bench.gate.mode == ("idle" if begin == "start" else "latched")
+    assert len(bench.robot.written) == commands
 
 
 def test_limits_for_another_robot_are_refused() -> None:

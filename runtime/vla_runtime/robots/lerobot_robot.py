@@ -160,7 +160,9 @@ class LeRobotRobot:
             Observation(images, proprio, "").validate(self.spec)
         except (LookupError, ValueError, TypeError) as error:
             raise ConnectionError(f"{self._name} sent no usable reading: {error}") from error
-        position = np.array([found.get(name, 0.0) for name in self.spec.action.names], np.float64)
+        # A wheel that measures its speed has no position either.
+        measured = [found.get(name, 0.0) for name in self.spec.action.names]
+        position = np.where(self._is_velocity, 0.0, np.array(measured, np.float64))
         oldest = min([now, *taken, self._ages.oldest_s(images, proprio, now)])
         return Reading(images, proprio.astype(np.float32), position, oldest)
 

@@ -137,7 +137,8 @@ class SafetyGate:
         Raises:
             SafetyError: already started (a latched gate is `reset`), or the reading is not fresh.
             ContractMismatchError: the reading's position has another shape, or is not finite.
-            LimitsError: float64 does not resolve a limit around that position.
+            LimitsError: float64 does not resolve a limit around that position, or what is limited
+                as a displacement has a position.
         """
         with self._alone():
             if self._mode != "idle":
@@ -150,7 +151,8 @@ class SafetyGate:
         Raises:
             SafetyError: not latched, still slowing down, or the reading is not fresh.
             ContractMismatchError: the reading's position has another shape, or is not finite.
-            LimitsError: float64 does not resolve a limit around that position.
+            LimitsError: float64 does not resolve a limit around that position, or what is limited
+                as a displacement has a position.
         """
         with self._alone():
             if (fault := self.fault) is None:

@@ -49,15 +49,24 @@ class Limiter:
         """Stand still at a measured position.
 
         Raises:
-            LimitsError: float64 does not resolve a limit there.
+            LimitsError: float64 does not resolve a limit there, or what is limited as a
+                displacement has a position.
         """
-        start = [
-            0.0 if displaces else x for x, displaces in zip(position, self._displaces, strict=True)
-        ]
-        axes = [_axis(self._limits, i, x) for i, x in enumerate(start)]
+        self._require_kinds(position)
+        axes = [_axis(self._limits, i, x) for i, x in enumerate(position)]
         self.measure(reading)
         self._axes = axes
-        self._set([axis.rest(x) for axis, x in zip(axes, start, strict=True)])
+        self._set([axis.rest(x) for axis, x in zip(axes, position, strict=True)])
+
+    def _require_kinds(self, position: list[float]) -> None:
+        # A displacement stops at 0. To a joint that is a place, and it would drive there at once.
+        names = self._limits.action.names
+        stands = zip(names, position, self._displaces, strict=True)
+        if placed := {name: x for name, x, displaces in stands if displaces and x}:
+            raise LimitsError(
+                f'the limits say kind = "displacement", and the robot measures a position: {placed}'
+                '; state kind = "position" for what is commanded to a position'
+            )
 
     def measure(self, reading: Reading) -> None:
         """Count displacements from this reading on."""
