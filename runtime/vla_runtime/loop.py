@@ -70,6 +70,9 @@ class ControlLoop:
         self._inference, self._recorder, self._stop = inference, recorder, stop
         self._period_s = 1 / robot.spec.control_rate_hz
         self._begin_s = 0.0
+        # When the chunk under way was observed, and how many commands had been executed before.
+        self._asked = 0.0, 0
+        self._late_s = 0.0
         self.ticker = Ticker(self._period_s)
         self.statistics = LoopStatistics()
         self._read_error: str | None = None
@@ -151,9 +154,9 @@ class ControlLoop:
             written = requested = self._gate.heartbeat()
         else:
             requested = step.command
-            written = self._gate.write(
-                requested, observed_s=reading.time_s, expires_s=step.expires_s
-            )
+            # Beside the robot's eyes being open now, the chunk must not be of long ago.
+            observed_s = reading.time_s - self._late_s
+            written = self._gate.write(requested, observed_s=observed_s, expires_s=step.expires_s)
         if self._recorder is not None:
             self._recorder.add(reading, self._time_s(), written, requested)
 
@@ -174,18 +177,26 @@ class ControlLoop:
 
     def _exchange(self, reading: Reading) -> None:
         """Take a chunk that has come, and ask for the next one."""
+        executed = self.statistics.ticks - self.statistics.waited
         if self._inference.busy:
-            self._take(self._inference.poll())
+            self._take(self._inference.poll(), reading, executed)
         if not self._inference.busy and self._plan.due():
             self._inference.ask(reading, self._time_s(), self._plan.ask())
+            self._asked = reading.time_s, executed
         # A fast policy answers within the period, and the robot need not wait for the next one.
         if self._inference.busy and self._plan.is_empty():
-            self._take(self._inference.poll(_WAIT_PERIODS * self._period_s))
+            wait_s = _WAIT_PERIODS * self._period_s
+            self._take(self._inference.poll(wait_s), reading, executed)
 
-    def _take(self, decision: Decision | None) -> None:
-        if decision is not None:
-            self.statistics.decisions.add(decision.latency_s)
-            self._plan.accept(decision.actions, time.monotonic())
+    def _take(self, decision: Decision | None, reading: Reading, executed: int) -> None:
+        if decision is None:
+            return
+        self.statistics.decisions.add(decision.latency_s)
+        self._plan.accept(decision.actions, time.monotonic())
+        # Steps that ran meanwhile are skipped; for the rest of the time the robot has waited.
+        asked_s, before = self._asked
+        ran_s = (executed - before) * self._period_s
+        self._late_s = max(reading.time_s - asked_s - ran_s, 0.0)
 
     def _time_s(self) -> float:
         return time.monotonic() - self._begin_s
@@ -194,6 +205,8 @@ class ControlLoop:
         """The gate's reason, and what is behind it."""
         text = f"{fault.kind}: {fault.reason}"
         if fault.kind == "observation":
+            waited = f"; the robot had waited {self._late_s:.2f} s for the policy"
+            text += waited if self._late_s > self._period_s else ""
             return f"{text}. --safety.max-observation-age-s allows older ones"
         if fault.kind != "heartbeat":
             return text

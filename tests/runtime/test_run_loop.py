@@ -151,6 +151,18 @@ def test_a_late_reply_does_not_stop_the_robot(play: Play) -> None:
     assert abs(speeds(robot)).max() <= 2 * RampPolicy.STEP + 1e-6
 
 
+def test_a_first_decision_from_long_ago_moves_nothing(play: Play) -> None:
+    """The robot may wait for it as long as it takes, but the scene may have changed meanwhile."""
+    robot = NumpyRobot()
+    safety = SafetyConfig(heartbeat_s=2.0, max_observation_age_s=1.0)
+    report = play(robot, "ramp:1.5", seconds=20.0, safety=safety)
+    assert report.fault is not None
+    assert re.search(
+        r"observation: observed (1\.[5-9]|[2-9]).*had waited .* s for the policy", report.fault
+    )
+    assert not robot.commands.any()
+
+
 def test_a_policy_of_another_robot_moves_nothing(play: Play) -> None:
     """Refused with every difference, before the robot is connected."""
     robot = NumpyRobot()
