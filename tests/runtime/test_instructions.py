@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from vla_runtime.exported.folder import PromptSettings
+from vla_runtime.exported.prompts import Prompts, WordStates
 from vla_runtime.instructions import fit_instruction, prompt_width
 
 
@@ -37,3 +47,22 @@ def test_a_model_that_reads_little_refuses() -> None:
     """Cut so early, an ordinary instruction could mean something else."""
     with pytest.raises(ValueError, match=r"has 101 tokens .*this model reads 16 .*shorten it: 'go"):
         fit_instruction("go " * 100, count, 16)
+
+
+def test_ever_new_instructions_take_no_more_memory(tmp_path: Path) -> None:
+    """A server's clients may send a new one with each request."""
+    tokenizer = Tokenizer(WordLevel({"go": 1, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = PromptSettings((), (2,), 0, length=64, max_text_tokens=256)
+
+    def tower(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"words": np.ones((1, arrays["input_ids"].shape[1] + 1, 384), np.float32)}
+
+    states = WordStates(tower, Prompts(tmp_path / "tokenizer.json", settings))
+    tracemalloc.start()
+    for index in range(300):
+        assert states.rows(f"{index} " + "go " * 250).shape == (1, 256, 384)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 16e6

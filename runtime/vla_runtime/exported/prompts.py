@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from vla_runtime.exported.folder import PromptSettings
 from vla_runtime.instructions import fit_instruction, prompt_width
 
-_CACHED_INSTRUCTIONS = 4096
-_CACHED_STATES = 256  # some ten kilobytes each
+# Few distinct instructions, many calls; but a server's clients may send a new one each time.
+_CACHED_INSTRUCTIONS = 256  # some kilobytes each
+_CACHED_STATES = 32  # of 256 tokens 0.4 MB each
 
 
 class Prompts:
@@ -32,7 +33,6 @@ class Prompts:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._settings = settings
-        # Few distinct instructions, many calls.
         self._row = lru_cache(_CACHED_INSTRUCTIONS)(self._make_row)
 
     def rows(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
