@@ -161,9 +161,10 @@ def test_vllm_omni_dialect(address: str) -> None:
         assert ask(endpoint="reset") == {"status": "reset successful"}
         assert [ask(**fields)[0, 2], ask(**fields)[0, 2]] == [0, 1]
         assert [ask(session_id="b", **fields)[0, 2] for _ in range(2)] == [0, 1]
-        refused = ask(endpoint="train")
-        assert refused["type"] == "error"
-        assert "'endpoint' is 'infer' or 'reset'" in refused["message"]
+        for endpoint in ("train", np.zeros(3, np.uint8), True):
+            refused = ask(endpoint=endpoint)
+            assert refused["type"] == "error"
+            assert "'endpoint' is 'infer' or 'reset'" in refused["message"]
 
 
 def test_the_token_is_asked_of_everyone(tmp_path: Path) -> None:

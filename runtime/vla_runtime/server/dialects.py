@@ -107,7 +107,8 @@ class VLLMOmni:
         """See `Dialect`; another `session_id` begins an episode, and so does a reset."""
         endpoint = fields.pop("endpoint", "infer")
         session_id = fields.pop("session_id", session.session_id)
-        if endpoint not in ("infer", "reset") or not isinstance(session_id, str | None):
+        known = isinstance(endpoint, str) and endpoint in ("infer", "reset")
+        if not known or not isinstance(session_id, str | None):
             raise MessageError("'endpoint' is 'infer' or 'reset', and 'session_id' is a string")
         if endpoint == "reset" or session_id != session.session_id:
             session.state = None
