@@ -83,7 +83,7 @@ class MessageSocket:
 class ChildProcess:
     """A spawned process that runs `serve(messages, *arguments)`, and its end of the messages.
 
-    It ignores SIGINT and SIGTERM, which are for the control loop: that ends it. An exception in it
+    It ignores the signals to stop, which are for the control loop: that ends it. An exception in it
     arrives as a message {"error": text}.
 
     Args:
@@ -148,8 +148,8 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _run(serve: Callable[..., None], messages: MessageSocket, arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         serve(messages, *arguments)
     except ChildEndedError:

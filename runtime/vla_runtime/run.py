@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ def main(config: RunConfig) -> int:
     """Run, show the report; 0 after an orderly end, 1 after a fault."""
     with interruptible():
         report = run(config)
-    print(*report.lines(), f"report: {config.out / 'report.html'}", sep="\n")
+    _say(*report.lines(), f"report: {config.out / 'report.html'}")
     return 0 if report.succeeded else 1
 
 
@@ -100,12 +101,17 @@ def run_robot(robot: Robot, config: RunConfig, load: PolicyLoader = load_policy)
         # Written now as well: finishing the recording may take long, and be interrupted.
         report = _report(robot, config, details)
         if recorder is not None:
-            print("the robot is halted; finishing the recording", flush=True)
+            _say("the robot is halted; finishing the recording")
             details["recording"] = recorder.finish()
             report = _report(robot, config, details)
     if isinstance(robot, SimulatedEpisode):
         robot.film(config.out / FILM)  # last: nothing that fails here may cost the report
     return report
+
+
+def _say(*lines: str) -> None:
+    with contextlib.suppress(OSError):  # whoever listened has gone, and nothing is left undone
+        print(*lines, sep="\n", flush=True)
 
 
 def _report(robot: Robot, config: RunConfig, details: dict[str, Any]) -> RunReport:
@@ -186,7 +192,7 @@ def _drive(
             loop = ControlLoop(robot, gate, plan, inference, recorder, stop)
             with real_time(config.priority) as scheduling:
                 # Before anything moves: who needs FIFO and may not use it can still stop here.
-                print(f"scheduling: {scheduling}\nrunning; to stop: {stop.how}", flush=True)
+                _say(f"scheduling: {scheduling}", f"running; to stop: {stop.how}")
                 ended = loop.run(config.seconds, config.return_inside)
         finally:
             try:

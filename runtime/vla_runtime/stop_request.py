@@ -1,35 +1,44 @@
-"""How a person stops a run: SIGINT, SIGTERM, or a key."""
+"""How a person stops a run: SIGINT, SIGTERM, a key, or a terminal that is closed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 _STDIN = 0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEYS = {"q": "key q", " ": "space bar"}
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt: before a robot is connected nothing has to brake.
+    """Signals to stop raise KeyboardInterrupt: before a robot is connected nothing has to brake.
 
     Also where SIGINT is ignored, as in a job that a shell script has put into the background:
     whoever sends it does not want a robot to move.
     """
-    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    before = _handle(_interrupt)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Take all signals to stop; what took them before."""
+    # Under nohup a run goes on without its terminal.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [n for n in _SIGNALS if not (ignored and n == signal.SIGHUP)]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -50,7 +59,7 @@ class StopRequest:
         self._keyboard = select.poll()
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
+        self._before = _handle(self._signalled)
         # A job in the background must not touch the terminal: the kernel would stop it.
         if os.isatty(_STDIN) and os.tcgetpgrp(_STDIN) == os.getpgrp():
             self._terminal = termios.tcgetattr(_STDIN)
@@ -65,7 +74,8 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         if self._terminal is not None:
-            termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._terminal)
+            with contextlib.suppress(termios.error):  # it has been closed
+                termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._terminal)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -78,8 +88,9 @@ class StopRequest:
     def reason(self) -> str | None:
         """Who wants the run to stop; None while nobody does. Never waits."""
         if self._terminal is not None and self._keyboard.poll(0):
-            for key in os.read(_STDIN, 64).decode(errors="replace"):
-                self._reason = self._reason or _KEYS.get(key)
+            with contextlib.suppress(OSError):  # a closed terminal; SIGHUP says so
+                for key in os.read(_STDIN, 64).decode(errors="replace"):
+                    self._reason = self._reason or _KEYS.get(key)
         return self._reason
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -41,11 +42,33 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("key", "reason"), [(b"q", "key q"), (b"x ", "space bar")])
 def test_a_key_stops_the_run(tmp_path: Path, key: bytes, reason: str) -> None:
     """Without Enter; other keys do nothing, and the terminal is left as it was."""
-    script = tmp_path / "terminal.py"
+    process, ours = _on_a_terminal(tmp_path)
+    shown = _read_until(ours, b"to stop")
+    assert b"key q, space bar, Ctrl-C" in shown
+    os.write(ours, key)
+    shown = _read_until(ours, b"ENDED")
+    assert process.wait(timeout=60) == 0
+    assert f"ENDED stopped by {reason}".encode() in shown
+    os.close(ours)
+
+
+def test_a_closed_terminal_stops_the_run(tmp_path: Path) -> None:
+    """A lost ssh connection, say: the robot is halted, and the report written."""
+    process, ours = _on_a_terminal(tmp_path)
+    _read_until(ours, b"to stop")
+    os.close(ours)
+    process.wait(timeout=60)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["ended"] == "stopped by SIGHUP"
+
+
+def _on_a_terminal(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A run on a terminal of its own, and the other end of that."""
+    script = folder / "terminal.py"
     script.write_text(ON_A_TERMINAL)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "out")],
+        [sys.executable, str(script), str(folder / "out")],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -54,13 +77,7 @@ def test_a_key_stops_the_run(tmp_path: Path, key: bytes, reason: str) -> None:
         preexec_fn=_take_terminal,
     )
     os.close(theirs)
-    shown = _read_until(ours, b"to stop")
-    assert b"key q, space bar, Ctrl-C" in shown
-    os.write(ours, key)
-    shown = _read_until(ours, b"ENDED")
-    assert process.wait(timeout=60) == 0
-    assert f"ENDED stopped by {reason}".encode() in shown
-    os.close(ours)
+    return process, ours
 
 
 def _take_terminal() -> None:
@@ -94,6 +111,16 @@ def test_a_signal_before_the_robot_moves_ends_the_program(number: signal.Signals
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_without_a_terminal_under_nohup_the_run_goes_on() -> None:
+    """It ignores SIGHUP for the program, which leaves it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

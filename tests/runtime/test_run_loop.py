@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -293,7 +295,7 @@ def test_readings_that_fail_stop_the_robot_if_it_lasts(
     assert "halt" in robot.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_the_run(
     play: Play, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -313,6 +315,19 @@ def test_signals_stop_the_run(
     assert robot.log == ["connect", "halt", "disconnect"]
     assert (speeds(robot)[-1] == 0).all()
     assert signal.getsignal(number) is before
+
+
+def test_nobody_has_to_listen(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind `| head -1`: the run goes on to its end and is reported."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    report = play(NumpyRobot(), seconds=0.2)
+    assert report.succeeded
+    assert report.ended == "0.2 s are over"
 
 
 @pytest.mark.parametrize("call", ["halt", "disconnect"])
