@@ -109,7 +109,8 @@ class SafetyLimits:
             # Not `value < ...`, which NaN would pass.
             if values and not 1 / _LARGEST <= values[i] <= _LARGEST:
                 raise LimitsError(
-                    f"{label} of {name!r} has to be positive and finite, got {values[i]}"
+                    f"{label} of {name!r} has to be positive and finite, {1 / _LARGEST:g} to "
+                    f"{_LARGEST:g}, got {values[i]}"
                 )
 
     def require_within(self, spec: RobotSpec) -> None:

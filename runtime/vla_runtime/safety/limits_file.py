@@ -95,15 +95,16 @@ def _dimension(spec: RobotSpec, i: int, table: dict[str, Any]) -> dict[str, Any]
             if limits := getattr(spec.motion, key):
                 row[key] = limits[i]
     row |= {key: _number(f"{place} {key}", value) for key, value in table.items() if key != "kind"}
-    row["kind"] = table.get("kind", row.get("kind"))
+    row |= {"kind": table["kind"]} if "kind" in table else {}
+    if missing := [key for key in ("kind", "velocity", "acceleration") if key not in row]:
+        raise LimitsError(
+            f"{place} has no {' and no '.join(missing)}, and the contract states none: a kind is "
+            f"one of {list(get_args(CommandKind))}; for the others measure what the robot can do, "
+            "or take its maker's figures"
+        )
     if row["kind"] not in get_args(CommandKind):
         raise LimitsError(
             f"{place} kind = {row['kind']!r}, valid is one of {list(get_args(CommandKind))}"
-        )
-    if missing := [key for key in ("velocity", "acceleration") if key not in row]:
-        raise LimitsError(
-            f"{place} has no {' and no '.join(missing)}, and the contract states none: measure "
-            "what the robot can do, or take its maker's figures"
         )
     if not row["low"] < row["high"]:
         raise LimitsError(f"{place} low = {row['low']} is not below high = {row['high']}")
