@@ -98,5 +98,5 @@ def digest(path: Path) -> str:
 
 
 def _refuse_existing(folder: Path) -> None:
-    if folder.exists():
+    if os.path.lexists(folder):  # a link to nothing, too
         raise FileExistsError(f"{folder} exists: name a new folder")

@@ -39,7 +39,7 @@ def load_policy(source: str, robot: RobotSpec | None = None) -> RobotPolicy:
     if "://" in source:
         raise ValueError(f"{source} is no policy server: those are addressed as ws://HOST:PORT")
     folder = Path(source)
-    if not folder.is_dir():
+    if not source or not folder.is_dir():  # an empty path would be the present folder
         raise FileNotFoundError(f"there is no policy {source!r}: no such folder")
     if is_exported(folder):
         return ExportedLeRobotPolicy(folder) if is_lerobot(folder) else ExportedPolicy(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,8 @@ def test_what_is_no_exported_policy_is_explained(tmp_path: Path) -> None:
     """No folder, and a folder of something else."""
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_policy(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="there is no policy ''"):
+        load_policy("")
     with pytest.raises(ValueError, match="write one with `vla export CHECKPOINT --out FOLDER`"):
         load_policy(str(tmp_path))
     with pytest.raises(ValueError, match=r"http://robot:8000 is no policy server: .* ws://HOST"):
@@ -216,10 +219,24 @@ def test_where_no_folder_can_be_is_said(tmp_path: Path) -> None:
         pass
 
 
-def test_nothing_that_exists_is_replaced(folder: Path) -> None:
-    """Whatever it is."""
-    with pytest.raises(FileExistsError, match="exists: name a new folder"):
-        write_toy(folder)
+def test_nothing_that_exists_is_replaced(folder: Path, tmp_path: Path) -> None:
+    """Whatever it is; found out before the graphs are made."""
+    (link := tmp_path / "link").symlink_to("nowhere")
+    for there in (folder, link):
+        with (
+            pytest.raises(FileExistsError, match="exists: name a new folder"),
+            new_exported_folder(there),
+        ):
+            pytest.fail("the graphs were made")
+
+
+def test_a_name_that_is_no_text_is_refused(copy: Path) -> None:
+    """ONNX Runtime takes names of files as UTF-8 alone; found out before the graphs are made."""
+    odd = copy.rename(os.fsdecode(os.fsencode(copy.parent) + b"/n\xff"))
+    with pytest.raises(ExportedFolderError, match=r"n\\udcff' is no UTF-8, .* choose another name"):
+        load_policy(str(odd))
+    with pytest.raises(ExportedFolderError, match="no UTF-8"), new_exported_folder(odd / "new"):
+        pytest.fail("the graphs were made")
 
 
 def test_an_interrupted_export_leaves_nothing(

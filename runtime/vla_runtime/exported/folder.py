@@ -127,9 +127,11 @@ def new_exported_folder(folder: Path) -> Iterator[Path]:
     """Yields a hidden folder to write into; it gets manifest and final name at the end.
 
     Raises:
+        ExportedFolderError: ONNX Runtime opens no folder of that name.
         FileExistsError: there is something of that name; it is never replaced.
         OSError: it cannot be written; nothing is left of it.
     """
+    _require_utf8(folder)
     with new_folder(folder) as partial:
         yield partial
         write_manifest(partial)
@@ -168,6 +170,7 @@ def read_exported(folder: Path) -> tuple[RobotSpec, PolicyDescription]:
         ExportedFolderError: missing, incomplete, damaged, of another format, or with files that
             are not of it.
     """
+    _require_utf8(folder)
     _verify(folder)
     try:
         contract, policy = (_read_json(folder / name) for name in (_CONTRACT, _POLICY))
@@ -184,6 +187,16 @@ def read_exported(folder: Path) -> tuple[RobotSpec, PolicyDescription]:
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the manifest, and so of all files: equal ones are equal."""
     return digest(folder / _MANIFEST)
+
+
+def _require_utf8(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ExportedFolderError(
+            f"the name of {str(folder)!r} is no UTF-8, and ONNX Runtime opens no other: choose "
+            "another name"
+        ) from error
 
 
 def _verify(folder: Path) -> None:
