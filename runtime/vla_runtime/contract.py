@@ -7,7 +7,8 @@ apart in silence. `vla.contract` adds the batched types, which hold torch tensor
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -173,6 +174,25 @@ class RobotSpec:
             features=FeatureMap(**data.get("features", {})),
             motion=MotionLimits(**tuples(data["motion"])) if data.get("motion") else None,
         )
+
+    @classmethod
+    def read(cls, path: Path) -> RobotSpec:
+        """The contract in a JSON file, or in the contract.json of a folder.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no contract.
+        """
+        file = path / "contract.json" if path.is_dir() else path
+        try:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is no contract: {error!r}") from error
+
+    def seen_by(self, policy: RobotSpec) -> RobotSpec:
+        """This robot without the cameras that a policy does not look at."""
+        names = {camera.name for camera in policy.cameras}
+        return replace(self, cameras=tuple(c for c in self.cameras if c.name in names))
 
     def differences(self, other: RobotSpec) -> list[str]:
         """Every leaf that differs, as `path: ours != theirs`; empty when equal."""

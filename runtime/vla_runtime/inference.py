@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class InferenceProcess:
             raise InferenceError(f"policy {self._source}: {self.how_it_ended()}") from error
         assert answer is not None
         spec = RobotSpec.from_dict(answer["spec"])
-        seen = _seen_by(spec, self._robot)
+        seen = self._robot.seen_by(spec)
         try:
             seen.require_match(spec, f"robot {seen.robot!r}", f"policy {self._source}")
         except ContractMismatchError as error:
@@ -172,12 +172,6 @@ class InferenceProcess:
         return answer
 
 
-def _seen_by(policy: RobotSpec, robot: RobotSpec) -> RobotSpec:
-    """The robot without the cameras that a policy does not look at."""
-    names = {camera.name for camera in policy.cameras}
-    return replace(robot, cameras=tuple(c for c in robot.cameras if c.name in names))
-
-
 def _image(camera: str) -> str:
     return f"image.{camera}"
 
@@ -199,7 +193,7 @@ def _serve(
     end_with_parent(parent)
     policy = load(source, robot)
     can_inpaint = isinstance(policy, InpaintingPolicy) and policy.can_inpaint
-    seen = _seen_by(policy.spec, robot)
+    seen = robot.seen_by(policy.spec)
     if not policy.spec.differences(seen):
         _warm_up(policy, seen, instruction)
     description = {"spec": policy.spec.to_dict(), "chunk_length": policy.chunk_length}

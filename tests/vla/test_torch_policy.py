@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from vla_runtime.contract import MotionLimits, Observation, Reading, RobotPolicy
 from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
 from vla_runtime.safety.gate import SafetyConfig
+from vla_runtime.server import service
+from vla_runtime.server.config import ServeConfig
 
 from sim.tasks.fetch_arm import fetch_robot_spec
 from vla.contract import ContractMismatchError
@@ -75,7 +78,7 @@ def test_a_lerobot_policy_takes_its_units_from_the_robot(
 ) -> None:
     """Its chunk is what `select_action` gives step by step, clipped to the robot's limits."""
     theirs, before, after = make_checkpoint("act", tmp_path / "act", monkeypatch)
-    with pytest.raises(ValueError, match="no units, limits or rate: write it with `vla export`"):
+    with pytest.raises(ValueError, match=r"no units, limits or rate: serve it with those of .*--contract"):
         load(tmp_path / "act", None)
     policy = load(tmp_path / "act", TWO_CAMERAS)
     assert policy is not None
@@ -91,6 +94,23 @@ def test_a_lerobot_policy_takes_its_units_from_the_robot(
         steps = [after(theirs.select_action(before(dict(batch))))[0] for _ in chunk.actions]
     expected = np.clip(torch.stack(steps).numpy(), FETCH.action.low, FETCH.action.high)
     np.testing.assert_allclose(chunk.actions, expected, atol=1e-6)
+
+
+def test_a_server_is_told_the_robot(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a LeRobot policy, which does not know it, and of one of several robots."""
+    make_checkpoint("act", tmp_path / "act", monkeypatch)
+    for source, spec in ((tmp_path / "act", FETCH), (checkpoint, ARM)):
+        (file := tmp_path / "contract.json").write_text(json.dumps(spec.to_dict()))
+        policy = service._load(ServeConfig(str(source), contract=file))
+        seen = TWO_CAMERAS if spec is FETCH else spec
+        assert policy.spec == seen
+        chunk, _ = policy.decide(first(seen), policy.initial_state())
+        assert chunk.actions.shape == (policy.chunk_length, spec.action.dim)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"contract.json is no contract: KeyError\('robot'\)"):
+        service._load(ServeConfig(str(checkpoint), contract=file))
 
 
 class Cart:

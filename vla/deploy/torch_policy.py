@@ -54,7 +54,8 @@ def _lerobot(folder: Path, robot: RobotSpec | None) -> RobotPolicy:
 
     if robot is None:
         raise ValueError(
-            f"{folder} is a LeRobot policy, which knows shapes but no units, limits or rate: write "
-            "it with `vla export`, which adds them, or run it on a robot with `vla run`"
+            f"{folder} is a LeRobot policy, which knows shapes but no units, limits or rate: serve "
+            "it with those of the robot (--contract FILE), write it with `vla export`, which adds "
+            "them, or run it on a robot with `vla run`"
         )
     return LeRobotReference(load_lerobot_policy(folder, robot))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -81,22 +80,18 @@ def adopt_contract(measured: RobotSpec, path: Path) -> RobotSpec:
         ContractMismatchError: it is of another robot; one line per difference.
         ValueError: it is no contract.
     """
-    file = path / "contract.json" if path.is_dir() else path
-    try:
-        stated = RobotSpec.from_dict(json.loads(file.read_text()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no contract: {error!r}") from error
+    stated = RobotSpec.read(path)
     comparable = replace(
         measured,
         action=_agreeing(measured.action, stated.action),
         proprio=_agreeing(measured.proprio, stated.proprio),
     )
-    comparable.require_match(stated, f"robot {measured.robot}", str(file))
+    comparable.require_match(stated, f"robot {measured.robot}", str(path))
     low, high = measured.action.low, measured.action.high
     bounds = zip(stated.action.names, stated.action.low, stated.action.high, low, high, strict=True)
     if wide := [name for name, *b in bounds if b[0] < b[2] or b[1] > b[3]]:
         raise ContractMismatchError(
-            f"{file} allows commands outside the calibrated range of {wide}: calibrate as for the "
+            f"{path} allows commands outside the calibrated range of {wide}: calibrate as for the "
             "recordings, or narrow its action.low and action.high"
         )
     return replace(stated, motion=measured.motion)

@@ -17,6 +17,8 @@ class ServeConfig:
 
     Attributes:
         policy: exported folder; in the full environment also a checkpoint or a LeRobot policy.
+        contract: contract.json of the robot, or a folder with one, for a policy that does not know
+            it: a LeRobot policy, or a checkpoint of several robots.
         host: address to listen at; other than loopback only with a token.
         port: 0 takes a free one.
         token_file: file whose content clients have to send as `Api-Key`; without it the environment
@@ -28,6 +30,7 @@ class ServeConfig:
     """
 
     policy: tyro.conf.Positional[str]
+    contract: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None

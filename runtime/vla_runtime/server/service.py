@@ -24,7 +24,13 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from vla_runtime.contract import ContractMismatchError, InpaintingPolicy, Observation, RobotPolicy
+from vla_runtime.contract import (
+    ContractMismatchError,
+    InpaintingPolicy,
+    Observation,
+    RobotPolicy,
+    RobotSpec,
+)
 from vla_runtime.execution import Inpainting
 from vla_runtime.loading import load_policy
 from vla_runtime.server.authentication import is_authorized
@@ -269,15 +275,26 @@ def serve(config: ServeConfig) -> None:
     """Load a policy and serve it until SIGINT or SIGTERM.
 
     Raises:
-        OSError: the policy or the token cannot be read, the port is in use, or there is no such
-            address.
-        ValueError: the policy cannot be loaded, or the token is missing or too short.
+        OSError: the policy, the contract or the token cannot be read, the port is in use, or there
+            is no such address.
+        ValueError: the policy cannot be loaded, the contract is another one, or the token is
+            missing or too short.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)  # it would say the same once more
     config.token()  # a bad token ends here, and not after a large policy was loaded
-    server = PolicyServer(load_policy(config.policy), config)
+    server = PolicyServer(_load(config), config)
     asyncio.run(_until_a_signal(server, config))
+
+
+def _load(config: ServeConfig) -> RobotPolicy:
+    if config.contract is None:
+        return load_policy(config.policy)
+    robot = RobotSpec.read(config.contract)
+    policy = load_policy(config.policy, robot)
+    seen = robot.seen_by(policy.spec)
+    seen.require_match(policy.spec, f"--contract {config.contract}", f"policy {config.policy}")
+    return policy
 
 
 def _keep_heap_compact() -> None:
