@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -47,3 +49,13 @@ def require_numbers(
             bounds = ["finite" if low == -math.inf else least]
             bounds += [f"at most {high}"] if high < math.inf else []
             raise ValueError(f"{name} must be {' and '.join(bounds)}, got {value}")
+
+
+@contextmanager
+def refusals_logged() -> Iterator[None]:
+    """Log why a setting is refused: the parser of LeRobot's flags drops the reason."""
+    try:
+        yield
+    except ValueError as error:
+        logging.getLogger(__name__).error("%s", error)
+        raise

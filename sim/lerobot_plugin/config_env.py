@@ -13,7 +13,7 @@ from lerobot.envs import EnvConfig
 
 from sim.tasks.base import Phrasing
 from sim.tasks.registry import make_task
-from vla.settings import require_numbers
+from vla.settings import refusals_logged, require_numbers
 
 
 @EnvConfig.register_subclass("vla_sim")
@@ -38,6 +38,7 @@ class VlaSimEnv(EnvConfig):
     features: dict[str, PolicyFeature] = field(init=False, default_factory=dict)
     features_map: dict[str, str] = field(init=False, default_factory=dict)
 
+    @refusals_logged()
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("image_size",))
         spec = make_task(self.task, self.image_size).spec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lerobot.robots.config import RobotConfig
 
 from sim.seeds import DEVELOPMENT
-from vla.settings import require_numbers
+from vla.settings import refusals_logged, require_numbers
 
 
 @RobotConfig.register_subclass("vla_sim")
@@ -25,6 +25,7 @@ class SimulatedRobotConfig(RobotConfig):
     seed: int = DEVELOPMENT.start
     image_size: int = 96
 
+    @refusals_logged()
     def __post_init__(self) -> None:
         super().__post_init__()
         require_numbers(self, at_least_1=("image_size",))

@@ -207,10 +207,12 @@ def test_data_without_statistics_are_refused(data: Path, tmp_path: Path) -> None
         make_policy(LeRobotVLAConfig(device="cpu"), ds_meta=meta)
 
 
-def test_settings_are_checked(ours: Path) -> None:
+def test_settings_are_checked(ours: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Unknown heads, and a chunk length that a checkpoint cannot have."""
     with pytest.raises(ValueError, match="valid: gaussian"):
         LeRobotVLAConfig(device="cpu", head="magic")
+    # LeRobot's parser says of any error that the class could not be made; the log says why.
+    assert "no action head 'magic'; valid: gaussian" in caplog.text
     with pytest.raises(ValueError, match="'frozen' or 'trained'"):
         LeRobotVLAConfig(device="cpu", perception="maybe")
     with pytest.raises(ValueError, match="chunk_length must be at least 1"):

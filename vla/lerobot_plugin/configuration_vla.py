@@ -14,7 +14,7 @@ from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
 
 from vla.checkpoint.lerobot_files import POLICY_TYPE
 from vla.model.heads.registry import HEADS
-from vla.settings import require_numbers
+from vla.settings import refusals_logged, require_numbers
 
 
 def _unscaled() -> dict[str, NormalizationMode]:
@@ -75,6 +75,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     dims: dict[str, Any] | None = None
     backbone: dict[str, Any] | None = None
 
+    @refusals_logged()
     def __post_init__(self) -> None:
         # Errors here come before any data or weights are read.
         super().__post_init__()

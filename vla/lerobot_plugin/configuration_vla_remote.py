@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 
+from vla.settings import refusals_logged
+
 NOT_TRAINED_HERE = "a served policy is trained where its checkpoint is, not through its server"
 
 
@@ -38,6 +40,7 @@ class LeRobotVLARemoteConfig(PreTrainedConfig):
     token_file: Path | None = None
     timeout_s: float = 10.0
 
+    @refusals_logged()
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.timeout_s < float("inf"):
