@@ -78,7 +78,9 @@ def test_a_lerobot_policy_takes_its_units_from_the_robot(
 ) -> None:
     """Its chunk is what `select_action` gives step by step, clipped to the robot's limits."""
     theirs, before, after = make_checkpoint("act", tmp_path / "act", monkeypatch)
-    with pytest.raises(ValueError, match=r"no units, limits or rate: serve it with those of .*--contract"):
+    with pytest.raises(
+        ValueError, match=r"no units, limits or rate: serve it with those of .*--contract"
+    ):
         load(tmp_path / "act", None)
     policy = load(tmp_path / "act", TWO_CAMERAS)
     assert policy is not None
