@@ -19,6 +19,12 @@ class ContractMismatchError(ValueError):
     """Two parts that meet do not share one contract; the message lists every difference."""
 
 
+def as_tuples(spec: object, *names: str) -> None:
+    """Make these fields of a frozen dataclass tuples: a list may change, and equals no tuple."""
+    for name in names:
+        object.__setattr__(spec, name, tuple(getattr(spec, name)))
+
+
 @dataclass(frozen=True)
 class VectorSpec:
     """A named vector: one name, unit and closed range per dimension.
@@ -33,6 +39,7 @@ class VectorSpec:
     high: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        as_tuples(self, "names", "units", "low", "high")
         # Checked here, so that everyone who holds a spec can zip its fields without asking.
         lengths = {len(self.names), len(self.units), len(self.low), len(self.high)}
         if len(lengths) != 1 or not self.names:
@@ -105,6 +112,7 @@ class MotionLimits:
     jerk: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        as_tuples(self, "kinds", "velocity", "acceleration", "jerk")
         if unknown := set(self.kinds) - set(get_args(CommandKind)):
             raise ValueError(f"kinds {sorted(unknown)} are none of {get_args(CommandKind)}")
         for name in ("velocity", "acceleration", "jerk"):
@@ -143,6 +151,7 @@ class RobotSpec:
     motion: MotionLimits | None = None
 
     def __post_init__(self) -> None:
+        as_tuples(self, "cameras")
         if self.motion is not None and len(self.motion.kinds) != self.action.dim:
             raise ValueError(
                 f"motion limits of {len(self.motion.kinds)} dimensions, the action has "
@@ -160,19 +169,14 @@ class RobotSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RobotSpec:
         """Rebuild from `to_dict`, also after a round trip through JSON."""
-
-        def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-            # JSON makes lists of tuples, and a list never equals a tuple in `differences`.
-            return {key: tuple(value) for key, value in fields.items()}
-
         return cls(
             robot=data["robot"],
-            action=VectorSpec(**tuples(data["action"])),
-            proprio=VectorSpec(**tuples(data["proprio"])),
+            action=VectorSpec(**data["action"]),
+            proprio=VectorSpec(**data["proprio"]),
             cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
             control_rate_hz=data["control_rate_hz"],
             features=FeatureMap(**data.get("features", {})),
-            motion=MotionLimits(**tuples(data["motion"])) if data.get("motion") else None,
+            motion=MotionLimits(**data["motion"]) if data.get("motion") else None,
         )
 
     @classmethod

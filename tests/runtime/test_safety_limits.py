@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safety_robot import LIMITS, MOTION, RANGE, SPEC
 from vla_runtime.contract import MotionLimits, RobotSpec, VectorSpec
@@ -56,6 +57,15 @@ def test_the_control_rate_is_one(rate: float) -> None:
     """It is what every difference is divided by."""
     with pytest.raises(LimitsError, match="control rate"):
         replace(LIMITS, control_rate_hz=rate)
+
+
+def test_limits_stay_as_they_were_checked() -> None:
+    """A list that is changed afterwards would widen them; arrays are numbers, too."""
+    speed: Any = [1.0, 2.0]
+    acceleration: Any = np.array(LIMITS.acceleration)
+    limits = replace(LIMITS, velocity=speed, acceleration=acceleration)
+    speed[0] = 1000.0
+    assert limits == LIMITS
 
 
 def test_positions_have_a_range_and_displacements_may_be_zero() -> None:

@@ -185,6 +185,17 @@ def limits(**changes: Any) -> MotionLimits:
     return MotionLimits(**{**given, "acceleration": (3.0, 4.0), "jerk": ()} | changes)
 
 
+def test_lists_and_arrays_make_the_same_contract() -> None:
+    """Who describes a robot by hand takes what is at hand, and a policy's contract holds tuples."""
+    values: Any = {"names": ["pan"], "units": ["rad"], "low": np.array([-1.0]), "high": [1.0]}
+    joint = VectorSpec(**values)
+    cameras: Any = [CameraSpec("front", 2, 2)]
+    spec = RobotSpec("arm", joint, joint, cameras, 50.0)
+    again = RobotSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert spec.differences(again) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

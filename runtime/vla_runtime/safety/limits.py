@@ -11,6 +11,7 @@ from vla_runtime.contract import (
     MotionLimits,
     RobotSpec,
     VectorSpec,
+    as_tuples,
 )
 
 # Beyond this a number limits nothing, and below its inverse nothing moves.
@@ -67,6 +68,7 @@ class SafetyLimits:
     workspace: dict[str, Box] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        as_tuples(self, "kinds", "velocity", "acceleration", "jerk")
         # A gate in Python does not tick faster; slower than this nothing is controlled.
         if not 0.01 <= self.control_rate_hz <= 10_000:
             raise LimitsError(
