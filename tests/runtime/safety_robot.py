@@ -87,3 +87,12 @@ class Bench:
     def kind(self) -> str | None:
         """Of the fault."""
         return None if self.gate.fault is None else self.gate.fault.kind
+
+
+def moving(steps: int = 30) -> Bench:
+    """At full speed."""
+    bench = Bench().start(-0.9, 0.0)
+    for _ in range(steps):
+        bench.tick(0.9, 2.0)
+    assert bench.kind() is None
+    return bench

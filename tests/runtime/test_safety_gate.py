@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from safety_adversary import MALFORMED
-from safety_robot import DT, LIMITS, RANGE, SPEC, Bench, NotingRobot
+from safety_robot import DT, LIMITS, RANGE, SPEC, Bench, NotingRobot, moving
 from vla_runtime.contract import ContractMismatchError, Reading, Robot
 from vla_runtime.safety.gate import SafetyConfig, SafetyError, SafetyGate
 from vla_runtime.safety.limits import LimitsError, SafetyLimits
 from vla_runtime.safety.motion import Axis
 
 HUGE = pytest.param(10**400, id="huge")  # an integer that no float holds
-
-
-def moving(steps: int = 30) -> Bench:
-    """At full speed."""
-    bench = Bench().start(-0.9, 0.0)
-    for _ in range(steps):
-        bench.tick(0.9, 2.0)
-    assert bench.kind() is None
-    return bench
 
 
 def test_a_command_within_the_limits_is_written_as_it_is() -> None:
@@ -282,93 +272,6 @@ def test_an_interrupt_during_a_write_leaves_the_gate_usable() -> None:
     bench.robot.write_error = None
     bench.tick(0.9, 2.0)
     assert bench.kind() is None
-
-
-def test_halt_is_the_gates_and_says_when_it_fails() -> None:
-    """After it nothing is written."""
-    bench = moving()
-    bench.robot.halt_error = OSError("no cable")
-    with pytest.raises(SafetyError, match="halting 'arm' failed: OSError: no cable"):
-        bench.gate.halt()
-    bench.robot.halt_error = None
-    bench.gate.halt()
-    count = len(bench.robot.written)
-    bench.tick(0.0, 0.0)
-    assert len(bench.robot.written) == count
-    assert bench.kind() == "stop"
-    assert bench.gate.at_rest
-
-
-def test_stop_may_come_from_anywhere() -> None:
-    """It shows at once, and works at the next tick."""
-    bench = moving()
-    thread = threading.Thread(target=bench.gate.stop, args=("the operator's key",))
-    thread.start()
-    thread.join()
-    assert bench.gate.fault is not None
-    assert bench.gate.fault.reason == "the operator's key"
-    before = bench.gate.command
-    bench.tick(0.9, 2.0)
-    assert (bench.gate.command - before)[0] == pytest.approx(DT - 5 * DT**2)
-    assert bench.gate.mode == "latched"
-
-
-@pytest.mark.parametrize("stop", ["stop", "halt"])
-def test_a_stop_before_the_start_is_not_forgotten(stop: str) -> None:
-    """Whoever presses a key while the robot connects does not want it to move."""
-    bench = Bench()
-    bench.gate.stop("the operator's key") if stop == "stop" else bench.gate.halt()
-    bench.start()
-    assert bench.kind() == "stop"
-    assert bench.tick(0.9, 2.0).tolist() == [0.0, 0.0]
-    assert bench.gate.mode == "latched"
-
-
-def test_a_stop_during_a_reset_is_not_forgotten() -> None:
-    """The reset is for the fault before it; another thread may stop the robot in the middle."""
-    bench = moving(0)
-    bench.gate.stop("the first")
-    bench.tick(0.0, 0.0)
-    bench.now += DT
-
-    class Pressed(Reading):
-        def __getattribute__(self, name: str) -> Any:
-            """Another thread's turn comes while `reset` reads the position."""
-            if name == "position":
-                bench.gate.stop("the second")
-            return super().__getattribute__(name)
-
-    bench.gate.reset(Pressed(**vars(bench.reading())))
-    assert bench.gate.fault is not None
-    assert bench.gate.fault.reason == "the second"
-    assert bench.tick(0.9, 2.0).tolist() == [0.0, 0.0]
-
-
-def test_a_second_caller_is_refused_and_latches() -> None:
-    """From within `Robot.write` as from another thread: it never waits for itself."""
-    bench = moving()
-    refused = []
-
-    class Reentrant(NotingRobot):
-        def write(self, command: np.ndarray) -> None:
-            """Call back."""
-            super().write(command)
-            for call in (bench.gate.heartbeat, bench.gate.halt):
-                with pytest.raises(SafetyError, match="another call is in progress") as error:
-                    call()
-                refused.append(error)
-
-    robot = Reentrant()
-    bench.gate = SafetyGate(robot, LIMITS, clock=lambda: bench.now)
-    bench.start()
-    bench.tick(0.0, 0.0)
-    assert len(refused) == 2
-    assert bench.kind() == "stop"
-    assert len(robot.written) == 1
-    assert robot.halts == 0
-    # `halt` was refused while bytes were on the line: the next tick does it.
-    bench.tick(0.0, 0.0)
-    assert robot.halts == 1
 
 
 def test_outside_its_limits_the_gate_is_latched_until_acknowledged() -> None:
