@@ -87,6 +87,8 @@ class FeatureMap:
 
 
 CommandKind = Literal["position", "displacement"]
+VELOCITY = ".vel"
+"""How LeRobot's names of velocities end."""
 
 
 @dataclass(frozen=True)

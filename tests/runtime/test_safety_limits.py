@@ -59,6 +59,15 @@ def test_the_control_rate_is_one(rate: float) -> None:
         replace(LIMITS, control_rate_hz=rate)
 
 
+@pytest.mark.parametrize(("name", "unit"), [("wheel.vel", "unknown"), ("wheel", "rad/s")])
+def test_a_velocity_is_no_position(name: str, unit: str) -> None:
+    """Stopped as a position the wheel would go on turning as fast as it did."""
+    action = replace(RANGE, names=(name, RANGE.names[1]), units=(unit, RANGE.units[1]))
+    with pytest.raises(LimitsError, match=f"'{name}' is a velocity, .* kind = \"displacement\""):
+        replace(LIMITS, action=action)
+    replace(LIMITS, action=action, kinds=("displacement", "position"))
+
+
 def test_limits_stay_as_they_were_checked() -> None:
     """A list that is changed afterwards would widen them; arrays are numbers, too."""
     speed: Any = [1.0, 2.0]

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.contract import CameraSpec, ContractMismatchError, RobotSpec, VectorSpec
+from vla_runtime.contract import (
+    VELOCITY,
+    CameraSpec,
+    ContractMismatchError,
+    RobotSpec,
+    VectorSpec,
+)
 
 UNKNOWN_UNIT = "unknown"
-VELOCITY = ".vel"
-"""How LeRobot names what is commanded and not measured: it counts as measured at 0."""
 
 
 def serial_buses(device: Any) -> Iterator[tuple[str, Any]]:

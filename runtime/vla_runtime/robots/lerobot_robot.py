@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from vla_runtime.contract import Observation, Reading, Robot
+from vla_runtime.contract import VELOCITY, Observation, Reading, Robot
 from vla_runtime.robots.bounded_bus import BoundedBus
 from vla_runtime.robots.bounded_calls import BoundedCalls
 from vla_runtime.robots.image_age import ImageAges
 from vla_runtime.robots.lerobot_contract import (
-    VELOCITY,
     adopt_contract,
     read_contract,
     serial_buses,

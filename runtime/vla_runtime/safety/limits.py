@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from vla_runtime.contract import (
+    VELOCITY,
     CommandKind,
     ContractMismatchError,
     MotionLimits,
@@ -93,6 +94,13 @@ class SafetyLimits:
         low, high = self.action.low[i], self.action.high[i]
         if kind not in get_args(CommandKind):
             raise LimitsError(f"kind of {name!r} is {kind!r}, valid: {get_args(CommandKind)}")
+        unit = self.action.units[i]
+        if kind == "position" and (name.endswith(VELOCITY) or unit.endswith("/s")):
+            raise LimitsError(
+                f"{name!r} is a velocity, in {unit!r}: as a position it would stop by going on at "
+                'the same speed. State kind = "displacement", and velocity and acceleration as the '
+                "robot's times the control rate"
+            )
         if kind == "displacement" and not low <= 0 <= high:
             # Stopping means a displacement of 0: it must be a command that may be sent.
             raise LimitsError(
