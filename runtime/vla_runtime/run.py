@@ -174,6 +174,16 @@ def _recorder(robot: Robot, config: RunConfig) -> RunRecorder | None:
     return RunRecorder(RecordingTarget(header, config.record, config.rerun))
 
 
+def _connect(robot: Robot, stop: StopRequest) -> None:
+    try:
+        with stop.waiting():
+            robot.connect()
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # as a driver does that is still connecting
+            robot.disconnect()
+        raise
+
+
 def _drive(
     robot: Robot,
     config: RunConfig,
@@ -185,7 +195,7 @@ def _drive(
 ) -> dict[str, Any]:
     """Connect, run the loop, disconnect; what the report says of it."""
     with StopRequest() as stop:
-        robot.connect()
+        _connect(robot, stop)
         trouble: list[str] = []
         try:
             gate = SafetyGate(robot, limits, config.safety, kinematics=kinematics)

@@ -54,6 +54,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._reason: str | None = None
+        self._waits = False
         self._before: dict[int, Any] = {}
         self._terminal: list[Any] | None = None
         self._keyboard = select.poll()
@@ -93,5 +94,22 @@ class StopRequest:
                     self._reason = self._reason or _KEYS.get(key)
         return self._reason
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For a call that may never return, with nothing in motion: a second signal interrupts it.
+
+        Raises:
+            KeyboardInterrupt: the call was interrupted.
+        """
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
     def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._waits:
+            if self._reason is not None:
+                raise KeyboardInterrupt
+            os.write(2, b"stopping once the robot has answered; once more to give it up\n")
         self._reason = self._reason or signal.Signals(number).name

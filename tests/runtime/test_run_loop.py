@@ -220,6 +220,26 @@ def test_an_earlier_report_is_kept(play: Play, tmp_path: Path) -> None:
     assert (tmp_path / "report.json").read_text() == "{}"
 
 
+def test_a_connection_that_hangs_can_be_given_up(
+    play: Play, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first signal waits for the robot, whose torque may be on; the second one does not."""
+
+    class Hanging(NumpyRobot):
+        def connect(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.log.append("asked once")
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("it went on")
+
+    robot = Hanging()
+    with pytest.raises(KeyboardInterrupt):
+        play(robot)
+    assert robot.log == ["asked once", "disconnect"]
+    assert robot.written == []
+    assert "once more to give it up" in capfd.readouterr().err
+
+
 def test_limits_are_required(play: Play, tmp_path: Path) -> None:
     """Without any the flag is named; a file that has them is enough."""
     robot = NumpyRobot(replace(SPEC, motion=None))
