@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -47,20 +48,45 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty hidden folder beside `folder`, which is removed after any error."""
+    """Yields an empty hidden folder beside `folder`, which is removed after any error.
+
+    Raises:
+        OSError: it cannot be written, or another process is writing it.
+    """
     partial = hidden(folder, "partial")
     try:
-        # Left by a crash: it is of no use, since nothing says how far it got.
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        # No link: what it leads to is not ours to empty.
+        held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        _lock(held, partial)
         try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise OSError(f"cannot write {folder}: {error.strerror}") from error
-        yield partial
-    # KeyboardInterrupt too: no half-written folder may stay behind.
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            # Left by a crash: it is of no use, since nothing says how far it got.
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            yield partial
+        # KeyboardInterrupt too: no half-written folder may stay behind.
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(held)
+
+
+def _lock(held: int, partial: Path) -> None:
+    """Until it is closed, which the end of a process does, too."""
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had the lock may have given the folder its final name meanwhile.
+        is_free = partial.exists() and os.path.samestat(os.fstat(held), partial.stat())
+    except BlockingIOError:
+        is_free = False
+    except OSError:  # a file system without locks
+        return
+    if not is_free:
+        raise OSError(f"cannot write {partial}: another process is writing there")
 
 
 def flush(folder: Path) -> None:
