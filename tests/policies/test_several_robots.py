@@ -349,7 +349,7 @@ def test_lerobot_takes_one_robot_of_several(folders: tuple[Path, Path], together
     config = PreTrainedConfig.from_pretrained(together)
     assert isinstance(config, LeRobotVLAConfig)
     config.device = "cpu"
-    with pytest.raises(ValueError, match="name one: point, arm"):
+    with pytest.raises(ValueError, match="contract of one: point, arm"):
         LeRobotVLAPolicy.from_pretrained(together, config=config)
     for robot, root in zip((POINT, ARM), folders, strict=True):
         meta = LeRobotDatasetMetadata("local/x", root=root)

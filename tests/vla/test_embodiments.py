@@ -139,7 +139,7 @@ def test_choice_by_name_and_by_contract(both: VLAPolicy) -> None:
     assert robots.choose(replace(CART, action=replace(CART.action, high=(2.0,)))) == "cart"
     with pytest.raises(ValueError, match=r"no embodiment 'leg'; valid: cart, arm"):
         robots.choose("leg")
-    with pytest.raises(ValueError, match=r"several robots, name one: cart, arm"):
+    with pytest.raises(ValueError, match=r"several robots, .*contract of one: cart, arm"):
         robots.choose(None)
     slow = replace(ARM, control_rate_hz=5.0, cameras=ARM.cameras[:1])
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_a_checkpoint_brings_every_robot_back(both: VLAPolicy, tmp_path: Path) -
         assert torch.equal(act, expected[policy.spec.robot])
         assert act.shape == (3, 3, policy.spec.action.dim)
         assert (act >= torch.tensor(policy.spec.action.low)).all()
-    with pytest.raises(ValueError, match="name one: cart, arm"):
+    with pytest.raises(ValueError, match="contract of one: cart, arm"):
         load_policy(folder)
     files = {path.name for path in folder.iterdir()}
     assert "embodiments.json" in files

@@ -112,7 +112,10 @@ class Embodiments:
         if len(self) == 1:
             return next(iter(self))
         if wanted is None:
-            raise ValueError(f"this policy controls several robots, name one: {', '.join(self)}")
+            raise ValueError(
+                "this policy controls several robots, give the name or the contract of one: "
+                f"{', '.join(self)}"
+            )
         specs = {name: processor.spec for name, processor in self.processors.items()}
         why = {name: unfit(spec, wanted) for name, spec in specs.items()}
         fitting = [name for name, lines in why.items() if not lines]
