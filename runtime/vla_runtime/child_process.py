@@ -14,6 +14,8 @@ from typing import Any
 
 import msgpack
 
+from vla_runtime.stop_request import STOP_SIGNALS
+
 _LONGEST_MESSAGE = 1 << 20
 _PATIENCE_S = 0.5
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -148,7 +150,7 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _run(serve: Callable[..., None], messages: MessageSocket, arguments: tuple[Any, ...]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
         serve(messages, *arguments)

@@ -313,7 +313,7 @@ def _require_same_robot(folder: Path, spec: RobotSpec | None) -> None:
     if spec is None:
         return
     file = folder / "meta" / "contract.json"
-    known = [RobotSpec.from_dict(json.loads(file.read_text()))] if file.is_file() else []
+    known = [RobotSpec.read(file)] if file.is_file() else []
     for log in (folder / ".recording").glob("*.log"):  # of runs that were killed
         known += [read_header(log).spec] if next(read_steps(log), None) is not None else []
     for other in known:

@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 _STDIN = 0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""By which a run is asked to stop; its child processes leave them to the control loop."""
 _KEYS = {"q": "key q", " ": "space bar"}
 
 
@@ -37,7 +38,7 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Take all signals to stop; what took them before."""
     # Under nohup a run goes on without its terminal.
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [n for n in _SIGNALS if not (ignored and n == signal.SIGHUP)]
+    numbers = [n for n in STOP_SIGNALS if not (ignored and n == signal.SIGHUP)]
     return {number: signal.signal(number, handler) for number in numbers}
 
 
