@@ -74,7 +74,7 @@ def main(config: DaggerConfig) -> int:
     out = cloning.out or Path("runs") / short_name(task) / "dagger"
     recorded = cloning.data or (Path("data") / short_name(task),)
     # Both before minutes of cloning: data sets of others have no simulator state to compare with.
-    _require_teacher(task, config.teacher)
+    require_teacher(task, config.teacher)
     demonstrated = _demonstrated_states(recorded)
     labelled: list[Path] = []
     scores: list[float] = []
@@ -112,7 +112,7 @@ def _round(out: Path, number: int) -> Path:
     return out / f"round_{number}"
 
 
-def _require_teacher(name: str, teacher: str) -> None:
+def require_teacher(name: str, teacher: str) -> None:
     """Ask once what will be asked at every step; a task without it says so."""
     task = make_task(name)
     data = task.make_data()

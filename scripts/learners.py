@@ -131,8 +131,9 @@ def require_possible(config: LearnersConfig) -> None:
     """Try what would stop the comparison hours later.
 
     Raises:
-        ValueError: a method is unknown, does not fit a clone's head, or its iterations do not fit
-            into the control steps.
+        ValueError: a method is unknown, does not fit a clone's head, its iterations do not fit into
+            the control steps or its groups into an iteration, the demonstrations are of another
+            task, or the task has no expert for dagger.
         OSError: a clone or the demonstrations are missing.
     """
     policies = [load_policy(clone, config.device) for clone in config.clones]
@@ -143,12 +144,19 @@ def require_possible(config: LearnersConfig) -> None:
     for method in config.methods:
         if method != "dagger":
             _iterations(config, method)
+            _require_groups(method)
     named = {method.partition(":")[0] for method in config.methods}
     if named & {"sac", "dagger"} and not (config.data / "meta" / "info.json").is_file():
         raise FileNotFoundError(
             f"no demonstrations in {config.data}, which sac and dagger learn from: record them "
             f"with vla collect --task {config.task}, or name others with --demonstrations"
         )
+    if "sac" in named:
+        refine.require_recorded(
+            refine.RefineConfig(config.task, "sac", demonstrations=config.data), True
+        )
+    if "dagger" in named:
+        dagger.require_teacher(config.task, dagger.DaggerConfig.teacher)
 
 
 def _require_head(method: str, policy: VLAPolicy) -> None:
@@ -158,6 +166,19 @@ def _require_head(method: str, policy: VLAPolicy) -> None:
         OFF_POLICY[name].space(policy, read_algorithm(method, "--methods"))
     elif name != "dagger":
         require_likelihood(policy.actor.head, name)
+
+
+def _require_groups(method: str) -> None:
+    """Refuse groups that an iteration is no whole number of."""
+    name = method.partition(":")[0]
+    if name not in ALGORITHMS:
+        return
+    episodes, size = _episodes(name), getattr(read_algorithm(method, "--methods"), "group_size", 1)
+    if episodes % size:
+        raise ValueError(
+            f"{method} compares groups of {size} episodes, of which an iteration of {episodes} is "
+            "no multiple"
+        )
 
 
 def _runner(method: str) -> Callable[[LearnersConfig, Job], Path]:

@@ -124,6 +124,10 @@ def small(clone: Path, **changes: Any) -> LearnersConfig:
         ({"control_steps": 500}, "must be multiples of 10,000"),
         ({"demonstrations": Path("nowhere"), "methods": ("dagger",)}, "no demonstrations in now"),
         ({"clones": (Path("nowhere"),)}, "nowhere"),
+        (
+            {"control_steps": 10_000, "evaluate_every": 10_000, "methods": ("grpo:group_size=16",)},
+            "groups of 16 episodes, of which an iteration of 200 is no multiple",
+        ),
     ],
 )
 def test_what_would_stop_it_later_is_refused_first(
