@@ -165,6 +165,31 @@ def compare_prediction(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m
     return {"critic/earned_explained": float(explained), **_calibration(predicted, actual)}
 
 
+def entropy_ahead(
+    bonus: Float[Tensor, " m"], discount: Float[Tensor, " m"], episode: Tensor, n_step: int
+) -> Float[Tensor, " m"]:
+    """The entropy of later decisions in the values of macro-steps, [m].
+
+    A target of n macro-steps counts the entropy of its last observation's decision alone, so the
+    value of a step holds that of every n-th decision after it.
+
+    Args:
+        bonus: of the decision at each step, in the unit of rewards.
+        discount: over the n macro-steps from it.
+        episode: int64 [m]; the steps of one lie together, in order of time.
+        n_step: macro-steps of a target.
+    """
+    ahead = torch.zeros_like(bonus)
+    if len(bonus) <= n_step:
+        return ahead
+    goes_on = episode[n_step:] == episode[:-n_step]  # [m - n]
+    share = discount[:-n_step] * goes_on
+    # As many sweeps as an episode has targets; each adds the next one that lies ahead.
+    for _ in range(int(episode.bincount().max()) // n_step):
+        ahead[:-n_step] = share * (bonus + ahead)[n_step:]
+    return ahead
+
+
 def _calibration(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m"]) -> Metrics:
     """Means of groups of equal size by what was predicted, and the spread of what came."""
     metrics = {"calibration/std": float(sample_std(actual))}

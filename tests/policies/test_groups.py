@@ -69,7 +69,7 @@ def test_a_group_that_ended_alike_says_nothing(estimate: Any) -> None:
 @pytest.mark.parametrize("estimate", [group_relative, leave_one_out])
 @pytest.mark.parametrize("size", [8, 50])
 def test_equal_sums_of_a_dense_reward_say_nothing(size: int, estimate: Any) -> None:
-    """Such as of episodes that never touched the block: the rounding of their mean is no verdict."""
+    """Episodes that never touched the block: the rounding of their mean is no verdict."""
     for earned in torch.linspace(5, 45, 40).tolist():
         alike = grouped([earned] * size, [0] * size, [[*range(size)]])
         assert not estimate(alike).any(), earned
