@@ -313,13 +313,20 @@ def _dagger(config: LearnersConfig, job: Job) -> Path:
 @contextmanager
 def _timed(folder: Path) -> Iterator[None]:
     """Add the seconds of what is done to the folder's own; a run may be trained in several goes."""
-    started, file = time.perf_counter(), folder / "seconds.json"
+    started, file, found = time.perf_counter(), folder / "seconds.json", _results(folder)
     try:
         yield
     finally:
         before = json.loads(file.read_text()) if file.is_file() else 0.0
-        if folder.is_dir():
+        # A finished run loads its policy again to find that nothing is left to do.
+        if _results(folder) != found:
             write_atomically(file, json.dumps(before + time.perf_counter() - started))
+
+
+def _results(folder: Path) -> list[tuple[Path, int]]:
+    """What a method has written so far: its logs, episodes and weights, and their sizes."""
+    kinds = (".jsonl", ".safetensors")
+    return sorted((path, path.stat().st_size) for path in folder.rglob("*") if path.suffix in kinds)
 
 
 def _play(

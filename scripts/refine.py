@@ -28,6 +28,7 @@ from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.model.heads.autoregressive import AutoregressiveHead
 from vla.model.heads.base import ActionHead
+from vla.model.heads.registry import require_likelihood
 from vla.policy import load_policy
 from vla.settings import require_numbers
 
@@ -121,7 +122,8 @@ def main(config: RefineConfig) -> int:
     if config.reward is not None:
         origin["reward"] = reward_fingerprint(model) if model else config.reward
     policy = load_policy(clone, config.device, config.embodiment or task.spec)
-    _require_exploration(config, policy.actor.head)
+    if not isinstance(method, SACConfig):
+        _require_exploration(config, policy.actor.head)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
@@ -213,11 +215,13 @@ def _require_critic(config: RefineConfig, method: Any) -> None:
 
 
 def _require_exploration(config: RefineConfig, head: ActionHead) -> None:
-    """Refuse settings of an exploration that the clone's head does not have.
+    """Refuse a head that cannot explore, and settings of an exploration that it does not have.
 
     Raises:
-        ValueError: one is off its default.
+        NoLikelihoodError: it has no likelihood.
+        ValueError: a setting is off its default.
     """
+    require_likelihood(head, config.algorithm.partition(":")[0])
     if isinstance(head, AutoregressiveHead):
         off = _changed(config.training, ("log_std_start", "log_std_end"))
         says = "is sampled at a temperature: set --temperature-start and --temperature-end"

@@ -159,12 +159,16 @@ def test_it_runs_to_the_end_and_repeats_nothing(
     assert set(found[2]["curve"]["control_steps"]) == {800}
     assert found[2]["spent"]["comparisons"] == 4 * 6
     assert "<svg" in (out / "results.html").read_text()
-    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    kept = [*out.rglob("*.safetensors"), *out.rglob("seconds.json")]
+    assert len({file.name for file in kept}) > 1
+    written = {file: file.stat().st_mtime_ns for file in kept}
 
     def refuse(*arguments: Any) -> None:
         raise AssertionError("played again")
 
     monkeypatch.setattr("scripts.outcomes.play", refuse)
     assert learners.main(config) == 0
-    assert written == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    # Also the seconds: looking for something to do is no training.
+    assert written == {file: file.stat().st_mtime_ns for file in written}
+    assert len([*out.rglob("*.safetensors")]) == len(kept) - 2
     assert json.loads((out / "results.json").read_text())[1]["curve"] == found[1]["curve"]

@@ -13,6 +13,8 @@ from scripts.refine import RefineConfig, _off_policy_settings, _require_explorat
 from vla.model.heads.base import HeadDims
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.gaussian import GaussianHead, GaussianHeadConfig
+from vla.model.heads.l1 import L1Head, L1HeadConfig
+from vla.model.heads.registry import NoLikelihoodError
 from vla.model.heads.token import TokenHead, TokenHeadConfig
 
 
@@ -45,6 +47,8 @@ def test_settings_of_another_head_s_exploration_are_refused() -> None:
     _require_exploration(config, tokens)
     with pytest.raises(ValueError, match="--temperature-start: GaussianHead has no temperature"):
         _require_exploration(config, gaussian)
+    with pytest.raises(NoLikelihoodError, match="ppo needs the likelihood of sampled actions"):
+        _require_exploration(config, L1Head(dims, L1HeadConfig(ExpertConfig(16, 1, 2))))
 
 
 def test_settings_that_all_algorithms_share_are_passed_on() -> None:

@@ -97,8 +97,8 @@ def require_told(comparisons: Sequence[Comparison]) -> list[Comparison]:
     if told := [comparison for comparison in comparisons if comparison.told]:
         return told
     raise ComparisonError(
-        f"none of {len(comparisons)} comparisons prefers one: nothing is learned from ties; compare "
-        "more states, or policies that differ more"
+        f"none of {len(comparisons)} comparisons prefers one: nothing is learned from ties; "
+        "compare more states, or policies that differ more"
     )
 
 

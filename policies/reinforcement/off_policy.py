@@ -245,6 +245,11 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
     def _keep(self, player: _Player[State], transition: Transition) -> None:
         """Store a macro-step of every environment that plays, and learn."""
         step, device = transition.step, self.policy.device
+        if self.method.hindsight and (step.terminated & step.success.any(1)).any():
+            raise ValueError(
+                "this task ends an episode at success, and hindsight cannot know that another goal "
+                "would have ended it earlier. Set hindsight=0"
+            )
         rows = torch.from_numpy(np.flatnonzero(transition.episodes >= 0)).to(device)
         slots, at = player.slots[rows], player.at[rows]
         seen = self._critic_obs(transition.privileged)
