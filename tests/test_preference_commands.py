@@ -163,6 +163,10 @@ def test_from_comparisons_to_a_reward_model_and_ppo(
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert len(settings["origin"]["reward"]) == 64
     assert "origin.reward" in refusal(capsys, *refining), "the task's own reward is another run"
+    off_policy = ("--algorithm", "sac:hidden=16,batch_size=8", "--out", tmp_path / "sac")
+    assert vla(*refining[:-2], *off_policy, "--reward", f"model:{reward}") == 0
+    logged = (tmp_path / "sac" / "metrics.jsonl").read_text().splitlines()
+    assert all("success/proxy" in json.loads(line) for line in logged)
 
 
 def test_dpo_learns_from_comparisons_and_resumes(
