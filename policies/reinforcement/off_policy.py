@@ -161,9 +161,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._owed = 0.0  # gradient steps, of which only whole ones can be taken
         self._measured: list[Metrics] = []
         self._learning_s, self._actor_steps = 0.0, 0
-        self._recorded = "none" if recorded is None else recorded.fingerprint()
-        if recorded is not None:
-            self._store(recorded)
+        self._recorded = recorded
 
     def _make_replay(
         self, features: Features, critic_obs: Tensor | None, action: Tensor, demonstrations: int
@@ -371,8 +369,12 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         return self._space.actor.rsample(features, generator)[0]
 
     @torch.no_grad()
-    def _store(self, recorded: RecordedEpisodes) -> None:
+    def _begin(self) -> None:
         """Put demonstrations into the buffer."""
+        # Not when it is built: the backbone reads every frame, which may take minutes, and a run
+        # with other settings is refused before that.
+        if (recorded := self._recorded) is None:
+            return
         device = self.policy.device
         slots = self.replay.begin_demonstrations(len(recorded))
         for step in recorded.read():
@@ -389,7 +391,8 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._standardise(self.replay.demonstrations())
 
     def _settings(self, selection_seeds: Sequence[int]) -> dict[str, Any]:
-        return super()._settings(selection_seeds) | {"demonstrations": self._recorded}
+        demonstrations = "none" if self._recorded is None else self._recorded.fingerprint()
+        return super()._settings(selection_seeds) | {"demonstrations": demonstrations}
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {

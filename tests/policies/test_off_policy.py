@@ -261,6 +261,7 @@ def test_demonstrations_become_macro_steps_from_every_frame(recorded: Path, tmp_
     env = PointVecEnv(3, episode_length=12)
     method = SACConfig(hidden=16, batch_size=8, gamma=0.5, hindsight=0.0)
     trainer = make(tmp_path / "run", method, StatePolicy(env, 2), env, recorded)
+    trainer._begin()
     batch = trainer.replay.read(*trainer.replay.demonstrations(), 1)
     x = batch.features.proprio[:, 0]
     assert sorted(x.tolist()) == pytest.approx([-0.6, -0.5, -0.4, -0.3, -0.2])
@@ -275,15 +276,21 @@ def test_demonstrations_become_macro_steps_from_every_frame(recorded: Path, tmp_
 
 
 def test_demonstrations_of_a_vla_are_read_through_its_backbone(
-    recorded: Path, tmp_path: Path
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its features, from its own images and words, are what it would see there."""
     policy = vla_policy(GaussianHeadConfig(16))
     trainer = make(tmp_path / "run", policy=policy, demonstrations=recorded, iterations=2)
+    trainer.run([0])
+    trainer._folder.close()
     batch = trainer.replay.read(*trainer.replay.demonstrations(), 1)
     assert len(batch) == 4  # chunks of 3 from the frames 0 to 3 of seven, 2 from the first
     assert batch.features.readout.abs().sum() > 0
-    trainer.run([0])
+    # Resumed, they come from the checkpoint, and no frame is read again.
+    again = make(tmp_path / "run", policy=policy, demonstrations=recorded, iterations=3)
+    monkeypatch.setattr(again._recorded, "read", None)
+    again.run([0])
+    assert len(again.replay.read(*again.replay.demonstrations(), 1)) == 4
 
 
 def test_demonstrations_that_do_not_fit_are_refused(recorded: Path, tmp_path: Path) -> None:
