@@ -149,14 +149,8 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                     "known: it takes no demonstrations, sac does"
                 )
             recorded = RecordedEpisodes(demonstrations, policy, env, action.shape[1])
-            if recorded.longest > env.episode_length:
-                raise ValueError(
-                    f"demonstrations {demonstrations} have an episode of {recorded.longest} steps, "
-                    f"the environment's end after {env.episode_length}: record them for this task"
-                )
         critic_obs = self._critic_obs(env.observe()[1][:1])
-        count = 0 if recorded is None else len(recorded)
-        self.replay = self._make_replay(features, critic_obs, action, count)
+        self.replay = self._make_replay(features, critic_obs, action, recorded)
         self.sac = self._make_sac(features, critic_obs, action)
         self._owed = 0.0  # gradient steps, of which only whole ones can be taken
         self._measured: list[Metrics] = []
@@ -164,7 +158,11 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._recorded = recorded
 
     def _make_replay(
-        self, features: Features, critic_obs: Tensor | None, action: Tensor, demonstrations: int
+        self,
+        features: Features,
+        critic_obs: Tensor | None,
+        action: Tensor,
+        recorded: RecordedEpisodes | None,
     ) -> Replay:
         env, method, (chunk_length, width) = self.env, self.method, action.shape[1:]
         if method.capacity < 2 * env.num_envs:
@@ -173,8 +171,11 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                 f"environments: set capacity to {2 * env.num_envs} or more"
             )
         # Rounded up: the last chunk of an episode may be executed in part.
-        length = -(-env.episode_length // chunk_length)
-        dims = ReplayDims(method.capacity, demonstrations, length, chunk_length, width)
+        length, count = -(-env.episode_length // chunk_length), 0
+        if recorded is not None:
+            # What was recorded with a later time limit must not run into the next episode's place.
+            length, count = max(length, recorded.longest), len(recorded)
+        dims = ReplayDims(method.capacity, count, length, chunk_length, width)
         hindsight = self._make_hindsight(chunk_length)
         return Replay(dims, features, critic_obs, method.n_step, hindsight)
 

@@ -95,12 +95,11 @@ class RecordedEpisodes:
         self._success = torch.from_numpy(frames.scalars(columns[2])).float()
         self._images = None if isinstance(policy, StatePolicy) else open_frames(root, cameras)
         self.steps = len(frames)
-        self.episodes, self.longest = 0, 0  # and the control steps of the longest one
+        self.episodes = 0
         # Of each sequence its first frame, and the macro-steps that fit in its episode.
         begins, counts = [], []
         for _, rows in frames.episodes():
             self.episodes += 1
-            self.longest = max(self.longest, rows.stop - rows.start)
             # The observation behind the last action was not recorded, hence - 1.
             starts = np.arange(rows.start, rows.stop - chunk_length)[:chunk_length]
             begins.append(starts)
@@ -115,6 +114,11 @@ class RecordedEpisodes:
     def __len__(self) -> int:
         """Sequences."""
         return len(self._begins)
+
+    @property
+    def longest(self) -> int:
+        """Macro-steps of the longest sequence."""
+        return int(self._counts.max())
 
     def fingerprint(self) -> str:
         """SHA-256 of what was done, where, and whether it succeeded: equal ones are equal."""

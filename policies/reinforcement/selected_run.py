@@ -94,7 +94,7 @@ class SelectedRun[State: PolicyState](ABC):
             NotFiniteError: what was computed is not finite.
         """
 
-    def _begin(self) -> None:  # noqa: B027 - most have nothing to do
+    def _begin(self) -> None:  # noqa: B027  most have nothing to do
         """What a new run has to do first; a resumed one has it in its checkpoint."""
 
     def _measure(self) -> Metrics:
