@@ -130,7 +130,11 @@ def _demonstrated_states(folders: tuple[Path, ...]) -> torch.Tensor:
 
 
 def _label(config: DaggerConfig, number: int, out: Path) -> Path:
-    """Play and label the episodes of a round that are not recorded yet; their data set."""
+    """Play and label the episodes of a round that are not recorded yet; their data set.
+
+    Raises:
+        ValueError: the round was recorded with another teacher, learner or number of episodes.
+    """
     cloning, task = config.training, str(config.training.task)
     learner = _round(out, number - 1) / "best"
     policy = load_policy(learner, cloning.device)
@@ -146,6 +150,12 @@ def _label(config: DaggerConfig, number: int, out: Path) -> Path:
     seeds = training_seeds(cloning.training.seed, number, config.episodes_per_round)
     tasks = [make_task(task, image_size_px(policy.spec))]
     with RecordingStore.open(folder, settings, tasks) as store:
+        # Added to it, they would change what finished rounds were cloned from.
+        if others := {seed for _, seed in store.succeeded} - {*seeds}:
+            raise ValueError(
+                f"{folder} holds {len(others)} episodes of other initial states: go on with the "
+                "--episodes-per-round it was recorded with, or choose another --out"
+            )
         if missing := [seed for seed in seeds if (task, seed) not in store.succeeded]:
             with _environment(policy, task, cloning.num_envs) as env:
                 _play(config, number, policy, env, store, missing)
