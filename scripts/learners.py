@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from vla_runtime.atomic_folder import write_atomically
+from vla_runtime.atomic_folder import digest, write_atomically
 
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.reinforcement.off_policy import OFF_POLICY
@@ -296,6 +296,13 @@ def _reward_model(config: LearnersConfig, job: Job) -> Path:
     if not fitted.is_dir():
         training = replace(reward.RewardConfig().training, inputs="features", seed=job.seed)
         reward.main(reward.RewardConfig(config.task, compared, fitted, training))
+    about = json.loads((fitted / "run.json").read_text())["settings"]
+    # More control steps are more comparisons, which the model has not seen.
+    if about["comparisons"] != digest(compared / "comparisons.jsonl"):
+        raise ValueError(
+            f"the reward model in {fitted} was fitted to other comparisons than there are now: "
+            "choose another --out for other --control-steps"
+        )
     refined = job._replace(folder=job.folder / "refined")
     return _refine(config, refined, "ppo:reference_kl=0.1", f"model:{fitted}")
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vla_runtime.atomic_folder import digest
 
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.preferences.judges import ScriptedJudge
 from policies.reinforcement.dsrl import NotSteerableError
 from scripts import cli, learners
-from scripts.learners import LearnersConfig
+from scripts.learners import Job, LearnersConfig
 from scripts.learners_table import Trained, write_results
 from vla.checkpoint.folder import CheckpointError
 
@@ -71,6 +72,26 @@ def test_control_steps_are_counted_from_the_clone() -> None:
     run = trained("ppo", 0, 5, metrics=logged(0.1, 0.2, 0.92, start=5000), counted_from=5000)
     assert run.curve().steps == [0, 100, 200]
     assert run.steps_to_good() == 200
+
+
+def test_a_reward_model_of_other_comparisons_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as of fewer control steps."""
+    job = Job("reward_model", Path("clone"), 0, tmp_path)
+    for folder in ("comparisons", "reward"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "comparisons" / "comparisons.jsonl"
+    file.write_text("{}\n")
+    settings = {"settings": {"comparisons": digest(file)}}
+    (tmp_path / "reward" / "run.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(learners, "_compare", lambda *_: file.parent)
+    monkeypatch.setattr(learners, "_refine", lambda *_: Path("best"))
+    config = LearnersConfig((Path("clone"),))
+    assert learners._reward_model(config, job) == Path("best")
+    file.write_text("{}\n{}\n")
+    with pytest.raises(ValueError, match="was fitted to other comparisons than there are now"):
+        learners._reward_model(config, job)
 
 
 @pytest.mark.parametrize(

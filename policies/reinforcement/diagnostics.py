@@ -57,7 +57,7 @@ def describe_episodes(episodes: Episodes, returns: np.ndarray, action: VectorSpe
 
 
 def describe_policy[State: PolicyState](
-    policy: StochasticPolicy[State], experience: Experience, batch: Batch, seed: int
+    policy: StochasticPolicy[State], batch: Batch, seed: int
 ) -> Metrics:
     """The policy that collected, before it is updated, and the advantages of its samples."""
     actor, dim = policy.actor, policy.spec.action.dim
@@ -67,7 +67,7 @@ def describe_policy[State: PolicyState](
 
     return {
         **describe_advantages(batch.advantage),
-        **describe_inputs(experience),
+        **describe_inputs(batch.features),
         **ratio_error(actor, batch),
         **describe_spread(draw, batch.features, dim, seed),
     }
@@ -104,9 +104,8 @@ def describe_actions(episodes: Episodes, action: VectorSpec) -> Metrics:
     }
 
 
-def describe_inputs(experience: Experience) -> Metrics:
+def describe_inputs(features: Features) -> Metrics:
     """Size of the numbers that the policy was given of the robot or the state."""
-    features = experience.features.select(experience.active.flatten().nonzero()[:, 0])
     mask = features.dim_mask[:, : features.proprio.shape[1]]  # [m, proprio], what the robot has
     size = (features.proprio.square() * mask).sum() / mask.sum().clamp_min(1)
     return {"collect/input_rms": float(size.sqrt())}

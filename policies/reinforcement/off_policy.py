@@ -326,7 +326,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
     def _describe(self, which: tuple[Tensor, Tensor]) -> Metrics:
         """Critics against the returns of these steps' episodes; spread and distance of actions."""
         batch = self.replay.read(*which, self.replay.dims.length)
-        metrics: Metrics = {}
+        metrics = diagnostics.describe_inputs(batch.features)
         # Once: what a fresh critic cannot fit, it will never learn.
         if self.iteration == 1:
             rows = torch.randperm(len(batch), generator=self._probe(), device=self.policy.device)

@@ -41,6 +41,7 @@ def test_a_run_logs_what_its_habits_need(kind: str, tmp_path: Path) -> None:
     moved = series["policy/reference_kl"]
     assert moved[1] == moved[2] == 0 < moved[4]
     assert series["advantage/std"][5] > 0
+    assert series["collect/input_rms"][5] > 0
 
 
 def test_what_a_critic_predicts_is_compared_without_its_own_final_value() -> None:
