@@ -198,8 +198,8 @@ def test_what_cannot_work_is_refused_before_anything_runs(
         message = refusal(capsys, command, *push)
         assert "holds comparisons of FetchReach, not of FetchPush" in message
     ties = ("--comparisons", prefer(store, tmp_path / "ties", 0.5), "--out", tmp_path / "out")
-    for command in ("reward", "dpo"):
-        assert "prefers one: nothing is learned from ties" in refusal(capsys, command, *TASK, *ties)
+    for command in (("reward", *TASK), ("dpo", *SELECTED, "--clone", clone)):
+        assert "prefers one: nothing is learned from ties" in refusal(capsys, *command, *ties)
     once = ("--policies", clone, "--states", 2, "--attempts", 1, "--out", tmp_path / "once")
     assert "raise --attempts" in refusal(capsys, "compare", *SMALL, *once)
     none = ("--clone", clone, "--reward", f"model:{tmp_path}", "--out", tmp_path / "out")
