@@ -172,6 +172,13 @@ def test_groups_begin_in_the_same_state_and_have_a_verdict() -> None:
     assert [int(experience.valid[experience.episode == e].sum()) for e in range(5)] == steps
     rewarded, played = collect(env, policy, starts, "privileged", generator, late_reward)
     assert rewarded.outcome.tolist() == [0.25 * episode.length for episode in played.episodes]
+    # One that pays for every step of a chunk, executed or not.
+    paid, played = collect(
+        env, policy, starts, "privileged", generator, lambda t: torch.ones_like(t.step.rewards)
+    )
+    assert not paid.valid[paid.active].all()
+    assert not paid.rewards[~paid.valid].any()
+    assert paid.outcome.tolist() == [episode.length for episode in played.episodes]
 
 
 @pytest.mark.parametrize("method", [GRPOConfig(group_size=3), RLOOConfig(group_size=3)])
