@@ -173,6 +173,7 @@ def test_groups_begin_in_the_same_state_and_have_a_verdict() -> None:
     rewarded, played = collect(env, policy, starts, "privileged", generator, late_reward)
     assert rewarded.outcome.tolist() == [0.25 * episode.length for episode in played.episodes]
     # One that pays for every step of a chunk, executed or not.
+    policy = StatePolicy(env, 3)
     paid, played = collect(
         env, policy, starts, "privileged", generator, lambda t: torch.ones_like(t.step.rewards)
     )
