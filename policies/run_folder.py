@@ -71,6 +71,7 @@ class RunFolder:
         described = {"config": self._config, "command": self.command, **describe_machine()}
         text = json.dumps(described | {"settings": settings}, indent=2)
         write_atomically(self.path / "run.json", text)  # a kill leaves the file that was there
+        _drop_unfinished_line(self.path / "metrics.jsonl")
 
     def settings(self) -> dict[str, Any] | None:
         """The settings that `open` last wrote to `run.json`; None where there are none.
@@ -161,6 +162,17 @@ def plain(data: Any) -> Any:
     # Through JSON and back, so that tuples and paths compare equal to what was read.
     data = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
     return json.loads(json.dumps(data, default=str))
+
+
+def _drop_unfinished_line(file: Path) -> None:
+    """Cut what follows the last newline, which a kill has cut short.
+
+    The next line would stick to it, and a damaged line in the middle makes the file unreadable.
+    """
+    if not file.exists():
+        return
+    with file.open("r+b") as lines:
+        lines.truncate(lines.read().rfind(b"\n") + 1)
 
 
 def _require_writable(path: Path) -> None:

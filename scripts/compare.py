@@ -47,7 +47,8 @@ class CompareConfig:
         states: initial states that each of them plays.
         attempts: how often, each time with other samples.
         log_std: log standard deviation of the exploration, as `vla refine --log-std-start`.
-        temperature: of a head of tokens, which has no standard deviation.
+        temperature: of a head of tokens, which has no standard deviation, as `vla refine
+            --temperature-start`.
         judge: "return" and "success" are scripted; "person" opens a page on this machine.
         label_noise: how often a scripted judge prefers the worse one.
         comparisons: the most pairs; by default one of every two episodes of a state.
@@ -67,7 +68,7 @@ class CompareConfig:
     states: int = 100
     attempts: int = 4
     log_std: float = -1.2
-    temperature: float = 4.0
+    temperature: float = 1.6
     judge: Literal["return", "success", "person"] = "return"
     label_noise: float = 0.1
     comparisons: int | None = None
@@ -159,7 +160,9 @@ def _play_missing(
                     env, policy, [seed for seed, _ in group], generator, name, interface
                 )
                 for each, trajectory in zip(names, played, strict=True):
-                    trajectory.save(store.path(each))
+                    # With other --attempts a group mixes old and new: judged episodes stay.
+                    if each not in existing:
+                        trajectory.save(store.path(each))
             bar.update(number * env.num_envs + len(group), {})
 
 

@@ -10,6 +10,7 @@ from policies.reinforcement.rewards import distance_to_goal
 from policies.reinforcement.trainer import OnPolicyConfig
 from scripts.choice import read_choice
 from sim.seeds import training_seeds
+from sim.tasks.base import TaskDeclarationError
 from sim.tasks.registry import make_task
 
 
@@ -17,7 +18,8 @@ def make_curriculum(text: str, task: str, training: OnPolicyConfig) -> Curriculu
     """A curriculum by `name:setting=value,...`.
 
     Raises:
-        ValueError: no curriculum of that name, or the task's state has no distance to a goal.
+        ValueError: no curriculum of that name, or the task has no cost, or its state no distance to
+            a goal.
     """
     config = read_choice("curriculum", "--curriculum", text, CURRICULA)
     return _MAKERS[text.partition(":")[0]](config, task, training)
@@ -27,7 +29,16 @@ def _frontier(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:
     def candidates(iteration: int, count: int) -> Sequence[int]:
         return training_seeds(training.seed, iteration, count)
 
-    return Frontier(config, training.episodes, candidates, _difficulty(task))
+    difficulty = _difficulty(task)
+    # Asked once: else the first collection would say it, after the clone was evaluated.
+    try:
+        difficulty(candidates(0, 1)[0])
+    except TaskDeclarationError as error:
+        raise ValueError(
+            f"--curriculum frontier orders start states by the task's cost: {error}; radius needs "
+            "none"
+        ) from error
+    return Frontier(config, training.episodes, candidates, difficulty)
 
 
 def _radius(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:

@@ -74,7 +74,7 @@ def main(config: DaggerConfig) -> int:
     out = cloning.out or Path("runs") / short_name(task) / "dagger"
     recorded = cloning.data or (Path("data") / short_name(task),)
     # Both before minutes of cloning: data sets of others have no simulator state to compare with.
-    _require_teacher(task, config.teacher)
+    require_teacher(task, config.teacher)
     demonstrated = _demonstrated_states(recorded)
     labelled: list[Path] = []
     scores: list[float] = []
@@ -112,7 +112,7 @@ def _round(out: Path, number: int) -> Path:
     return out / f"round_{number}"
 
 
-def _require_teacher(name: str, teacher: str) -> None:
+def require_teacher(name: str, teacher: str) -> None:
     """Ask once what will be asked at every step; a task without it says so."""
     task = make_task(name)
     data = task.make_data()
@@ -130,7 +130,11 @@ def _demonstrated_states(folders: tuple[Path, ...]) -> torch.Tensor:
 
 
 def _label(config: DaggerConfig, number: int, out: Path) -> Path:
-    """Play and label the episodes of a round that are not recorded yet; their data set."""
+    """Play and label the episodes of a round that are not recorded yet; their data set.
+
+    Raises:
+        ValueError: the round was recorded with another teacher, learner or number of episodes.
+    """
     cloning, task = config.training, str(config.training.task)
     learner = _round(out, number - 1) / "best"
     policy = load_policy(learner, cloning.device)
@@ -146,6 +150,12 @@ def _label(config: DaggerConfig, number: int, out: Path) -> Path:
     seeds = training_seeds(cloning.training.seed, number, config.episodes_per_round)
     tasks = [make_task(task, image_size_px(policy.spec))]
     with RecordingStore.open(folder, settings, tasks) as store:
+        # Added to it, they would change what finished rounds were cloned from.
+        if others := {seed for _, seed in store.succeeded} - {*seeds}:
+            raise ValueError(
+                f"{folder} holds {len(others)} episodes of other initial states: go on with the "
+                "--episodes-per-round it was recorded with, or choose another --out"
+            )
         if missing := [seed for seed in seeds if (task, seed) not in store.succeeded]:
             with _environment(policy, task, cloning.num_envs) as env:
                 _play(config, number, policy, env, store, missing)

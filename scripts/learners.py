@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from vla_runtime.atomic_folder import write_atomically
+from vla_runtime.atomic_folder import digest, write_atomically
 
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.reinforcement.off_policy import OFF_POLICY
@@ -131,8 +131,9 @@ def require_possible(config: LearnersConfig) -> None:
     """Try what would stop the comparison hours later.
 
     Raises:
-        ValueError: a method is unknown, does not fit a clone's head, or its iterations do not fit
-            into the control steps.
+        ValueError: a method is unknown, does not fit a clone's head, its iterations do not fit into
+            the control steps or its groups into an iteration, the demonstrations are of another
+            task, or the task has no expert for dagger.
         OSError: a clone or the demonstrations are missing.
     """
     policies = [load_policy(clone, config.device) for clone in config.clones]
@@ -143,12 +144,19 @@ def require_possible(config: LearnersConfig) -> None:
     for method in config.methods:
         if method != "dagger":
             _iterations(config, method)
+            _require_groups(method)
     named = {method.partition(":")[0] for method in config.methods}
     if named & {"sac", "dagger"} and not (config.data / "meta" / "info.json").is_file():
         raise FileNotFoundError(
             f"no demonstrations in {config.data}, which sac and dagger learn from: record them "
             f"with vla collect --task {config.task}, or name others with --demonstrations"
         )
+    if "sac" in named:
+        refine.require_recorded(
+            refine.RefineConfig(config.task, "sac", demonstrations=config.data), True
+        )
+    if "dagger" in named:
+        dagger.require_teacher(config.task, dagger.DaggerConfig.teacher)
 
 
 def _require_head(method: str, policy: VLAPolicy) -> None:
@@ -158,6 +166,19 @@ def _require_head(method: str, policy: VLAPolicy) -> None:
         OFF_POLICY[name].space(policy, read_algorithm(method, "--methods"))
     elif name != "dagger":
         require_likelihood(policy.actor.head, name)
+
+
+def _require_groups(method: str) -> None:
+    """Refuse groups that an iteration is no whole number of."""
+    name = method.partition(":")[0]
+    if name not in ALGORITHMS:
+        return
+    episodes, size = _episodes(name), getattr(read_algorithm(method, "--methods"), "group_size", 1)
+    if episodes % size:
+        raise ValueError(
+            f"{method} compares groups of {size} episodes, of which an iteration of {episodes} is "
+            "no multiple"
+        )
 
 
 def _runner(method: str) -> Callable[[LearnersConfig, Job], Path]:
@@ -275,6 +296,13 @@ def _reward_model(config: LearnersConfig, job: Job) -> Path:
     if not fitted.is_dir():
         training = replace(reward.RewardConfig().training, inputs="features", seed=job.seed)
         reward.main(reward.RewardConfig(config.task, compared, fitted, training))
+    about = json.loads((fitted / "run.json").read_text())["settings"]
+    # More control steps are more comparisons, which the model has not seen.
+    if about["comparisons"] != digest(compared / "comparisons.jsonl"):
+        raise ValueError(
+            f"the reward model in {fitted} was fitted to other comparisons than there are now: "
+            "choose another --out for other --control-steps"
+        )
     refined = job._replace(folder=job.folder / "refined")
     return _refine(config, refined, "ppo:reference_kl=0.1", f"model:{fitted}")
 
@@ -292,13 +320,20 @@ def _dagger(config: LearnersConfig, job: Job) -> Path:
 @contextmanager
 def _timed(folder: Path) -> Iterator[None]:
     """Add the seconds of what is done to the folder's own; a run may be trained in several goes."""
-    started, file = time.perf_counter(), folder / "seconds.json"
+    started, file, found = time.perf_counter(), folder / "seconds.json", _results(folder)
     try:
         yield
     finally:
         before = json.loads(file.read_text()) if file.is_file() else 0.0
-        if folder.is_dir():
+        # A finished run loads its policy again to find that nothing is left to do.
+        if _results(folder) != found:
             write_atomically(file, json.dumps(before + time.perf_counter() - started))
+
+
+def _results(folder: Path) -> list[tuple[Path, int]]:
+    """What a method has written so far: its logs, episodes and weights, and their sizes."""
+    kinds = (".jsonl", ".safetensors")
+    return sorted((path, path.stat().st_size) for path in folder.rglob("*") if path.suffix in kinds)
 
 
 def _play(

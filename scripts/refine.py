@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +26,21 @@ from sim.seeds import SELECTION, training_seeds
 from sim.tasks.registry import make_task, short_name
 from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
+from vla.model.heads.autoregressive import AutoregressiveHead
+from vla.model.heads.base import ActionHead
+from vla.model.heads.registry import require_likelihood
 from vla.policy import load_policy
 from vla.settings import require_numbers
+
+_OF_THE_CRITIC = (
+    "critic",
+    "warmup_iterations",
+    "critic_learning_rate",
+    "critic_epochs",
+    "critic_minibatch_size",
+    "warmup_epochs",
+    "max_grad_norm",
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,13 @@ class RefineConfig:
         reward: learn from this one in place of the task's own, which is 1 at each successful step:
             distance, motion, which is flawed on purpose, or `model:FOLDER`, the folder of a reward
             model that `vla reward` wrote. Success is watched beside it, and chooses the checkpoint.
+            Not beside demonstrations, which bring the task's own.
         curriculum: choose start states (frontier) or how near is good enough (radius) by success so
-            far, with settings as for the algorithm; None takes them as the task draws them.
+            far, with settings as for the algorithm; None takes them as the task draws them. Only
+            for on-policy algorithms.
         stop_at: end early once greedy success on them reaches this; None never does.
-        training: what is the same for every algorithm; off-policy ones have no separate epochs,
-            schedule or exploration of their own there.
+        training: what is the same for every algorithm, but that off-policy ones have no separate
+            epochs, schedule or exploration there, and reinforce, grpo and rloo no critic.
     """
 
     task: str = "FetchPush"
@@ -78,6 +94,11 @@ class RefineConfig:
         require_numbers(self, at_least_1=("num_envs", "selection_episodes"), at_most={"stop_at": 1})
         if self.reward and (self.curriculum or "").partition(":")[0] == "radius":
             raise ValueError("--reward and --curriculum radius both say what is learned from")
+        if self.reward and self.demonstrations:
+            raise ValueError(
+                "--demonstrations bring the task's own reward into the buffer: leave them out, or "
+                "--reward"
+            )
 
 
 def main(config: RefineConfig) -> int:
@@ -86,7 +107,8 @@ def main(config: RefineConfig) -> int:
     # Before anything is loaded: a wrong setting is answered at once.
     method = read_algorithm(config.algorithm)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
-    _require_recorded(config, isinstance(method, SACConfig))
+    _require_critic(config, method)
+    require_recorded(config, isinstance(method, SACConfig))
     task = make_task(config.task)
     model = _reward_model(config.reward)
     reward = None
@@ -100,6 +122,8 @@ def main(config: RefineConfig) -> int:
     if config.reward is not None:
         origin["reward"] = reward_fingerprint(model) if model else config.reward
     policy = load_policy(clone, config.device, config.embodiment or task.spec)
+    if not isinstance(method, SACConfig):
+        _require_exploration(config, policy.actor.head)
     folder = RunFolder(
         config.out or runs / "refined",
         config,
@@ -120,12 +144,12 @@ def main(config: RefineConfig) -> int:
         Bar("refine", training.iterations) as bar,
     ):
         trainer: Refinement[Any]
+        reward = load_reward(model, config.task, policy, env) if model else reward
         if isinstance(method, SACConfig):
             trainer = OffPolicyTrainer(
-                policy, env, shared, method, folder, seeds, config.demonstrations
+                policy, env, shared, method, folder, seeds, config.demonstrations, reward
             )
         else:
-            reward = load_reward(model, config.task, policy, env) if model else reward
             trainer = OnPolicyTrainer(
                 policy, env, training, method, folder, seeds, reward, curriculum
             )
@@ -157,22 +181,58 @@ def _off_policy_settings(config: RefineConfig) -> RefinementConfig:
     Raises:
         ValueError: a setting that they do not have is off its default.
     """
-    training, default = config.training, OnPolicyConfig()
     shared = [field.name for field in fields(RefinementConfig)]
     rest = [field.name for field in fields(OnPolicyConfig) if field.name not in shared]
-    off = [name for name in rest if getattr(training, name) != getattr(default, name)]
-    off += [name for name in ("reward", "curriculum") if getattr(config, name) is not None]
+    off = _changed(config.training, rest) + ["--curriculum"] * (config.curriculum is not None)
     if off:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in off)
         name = config.algorithm.partition(":")[0]
         raise ValueError(
-            f"{flags} belongs to the on-policy algorithms {', '.join(ALGORITHMS)}; the settings of "
-            f"{name} are shown by --algorithm {name}:help"
+            f"{', '.join(off)} belongs to the on-policy algorithms {', '.join(ALGORITHMS)}; the "
+            f"settings of {name} are shown by --algorithm {name}:help"
         )
-    return RefinementConfig(**{name: getattr(training, name) for name in shared})
+    return RefinementConfig(**{name: getattr(config.training, name) for name in shared})
 
 
-def _require_recorded(config: RefineConfig, is_off_policy: bool) -> None:
+def _changed(training: OnPolicyConfig, names: Sequence[str]) -> list[str]:
+    """The flags of those that are off their defaults."""
+    default = OnPolicyConfig()
+    off = [name for name in names if getattr(training, name) != getattr(default, name)]
+    return [f"--{name.replace('_', '-')}" for name in off]
+
+
+def _require_critic(config: RefineConfig, method: Any) -> None:
+    """Refuse settings of a critic that the algorithm does not have.
+
+    Raises:
+        ValueError: one is off its default.
+    """
+    name = config.algorithm.partition(":")[0]
+    if isinstance(method, SACConfig) or ALGORITHMS[name].needs_critic:
+        return
+    if off := _changed(config.training, _OF_THE_CRITIC):
+        able = [other for other, found in ALGORITHMS.items() if found.needs_critic]
+        raise ValueError(f"{', '.join(off)}: {name} has no critic; {', '.join(able)} have one")
+
+
+def _require_exploration(config: RefineConfig, head: ActionHead) -> None:
+    """Refuse a head that cannot explore, and settings of an exploration that it does not have.
+
+    Raises:
+        NoLikelihoodError: it has no likelihood.
+        ValueError: a setting is off its default.
+    """
+    require_likelihood(head, config.algorithm.partition(":")[0])
+    if isinstance(head, AutoregressiveHead):
+        off = _changed(config.training, ("log_std_start", "log_std_end"))
+        says = "is sampled at a temperature: set --temperature-start and --temperature-end"
+    else:
+        off = _changed(config.training, ("temperature_start", "temperature_end"))
+        says = "has no temperature: set --log-std-start and --log-std-end"
+    if off:
+        raise ValueError(f"{', '.join(off)}: {type(head).__name__} {says}")
+
+
+def require_recorded(config: RefineConfig, is_off_policy: bool) -> None:
     """Refuse demonstrations that cannot be used.
 
     Raises:

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 from vla_runtime.atomic_folder import digest, new_folder
 
 from policies.preferences.calibration import measure, reliability
-from policies.preferences.comparisons import ComparisonError, ComparisonStore
+from policies.preferences.comparisons import ComparisonError, ComparisonStore, require_told
 from policies.preferences.pairing import split_by_state
 from policies.preferences.preference_batch import PreferenceBatch
 from policies.preferences.reward_model import RewardModel, RewardModelConfig, fit
@@ -52,6 +52,7 @@ def main(config: RewardConfig) -> int:
         )
     seeds = {name: trajectory.seed for name, trajectory in trajectories.items()}
     parts = split_by_state(compared, seeds, training.heldout_fraction, training.seed)
+    require_told(parts[0])
     train, heldout = (PreferenceBatch.stack(part, trajectories, training.inputs) for part in parts)
     with new_folder(out) as partial, Bar("reward", training.epochs) as bar:
         run = RunFolder(partial, config, command_line("reward", config))

@@ -12,6 +12,7 @@ from policies.reinforcement.curriculum import Frontier, ShrinkingGoal
 from policies.reinforcement.trainer import OnPolicyConfig
 from scripts.curricula import make_curriculum
 from sim.seeds import TRAINING
+from sim.tasks.base import Task
 from sim.tasks.registry import make_task
 
 TRAINED = OnPolicyConfig(episodes=20, seed=3)
@@ -40,6 +41,15 @@ def test_what_is_known_to_be_easy_is_near(task: str) -> None:
     assert not {*first} & {*chosen}
     drawn = curriculum._candidates(2, 60)
     assert mean_distance_m(task, chosen) < 0.75 * mean_distance_m(task, drawn)
+
+
+def test_a_task_whose_start_states_cannot_be_ordered_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before a clone is loaded and evaluated, and not as something about planning."""
+    monkeypatch.setattr(type(make_task("FetchReach")), "cost", Task.cost)
+    with pytest.raises(ValueError, match="orders start states by the task's cost: FetchReach has"):
+        make_curriculum("frontier", "FetchReach", TRAINED)
 
 
 def test_a_radius_is_measured_on_the_tasks_state() -> None:

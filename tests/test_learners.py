@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vla_runtime.atomic_folder import digest
 
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.preferences.judges import ScriptedJudge
 from policies.reinforcement.dsrl import NotSteerableError
 from scripts import cli, learners
-from scripts.learners import LearnersConfig
+from scripts.learners import Job, LearnersConfig
 from scripts.learners_table import Trained, write_results
 from vla.checkpoint.folder import CheckpointError
 
@@ -73,6 +74,26 @@ def test_control_steps_are_counted_from_the_clone() -> None:
     assert run.steps_to_good() == 200
 
 
+def test_a_reward_model_of_other_comparisons_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as of fewer control steps."""
+    job = Job("reward_model", Path("clone"), 0, tmp_path)
+    for folder in ("comparisons", "reward"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "comparisons" / "comparisons.jsonl"
+    file.write_text("{}\n")
+    settings = {"settings": {"comparisons": digest(file)}}
+    (tmp_path / "reward" / "run.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(learners, "_compare", lambda *_: file.parent)
+    monkeypatch.setattr(learners, "_refine", lambda *_: Path("best"))
+    config = LearnersConfig((Path("clone"),))
+    assert learners._reward_model(config, job) == Path("best")
+    file.write_text("{}\n{}\n")
+    with pytest.raises(ValueError, match="was fitted to other comparisons than there are now"):
+        learners._reward_model(config, job)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -124,6 +145,10 @@ def small(clone: Path, **changes: Any) -> LearnersConfig:
         ({"control_steps": 500}, "must be multiples of 10,000"),
         ({"demonstrations": Path("nowhere"), "methods": ("dagger",)}, "no demonstrations in now"),
         ({"clones": (Path("nowhere"),)}, "nowhere"),
+        (
+            {"control_steps": 10_000, "evaluate_every": 10_000, "methods": ("grpo:group_size=16",)},
+            "groups of 16 episodes, of which an iteration of 200 is no multiple",
+        ),
     ],
 )
 def test_what_would_stop_it_later_is_refused_first(
@@ -155,12 +180,16 @@ def test_it_runs_to_the_end_and_repeats_nothing(
     assert set(found[2]["curve"]["control_steps"]) == {800}
     assert found[2]["spent"]["comparisons"] == 4 * 6
     assert "<svg" in (out / "results.html").read_text()
-    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    kept = [*out.rglob("*.safetensors"), *out.rglob("seconds.json")]
+    assert len({file.name for file in kept}) > 1
+    written = {file: file.stat().st_mtime_ns for file in kept}
 
     def refuse(*arguments: Any) -> None:
         raise AssertionError("played again")
 
     monkeypatch.setattr("scripts.outcomes.play", refuse)
     assert learners.main(config) == 0
-    assert written == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    # Also the seconds: looking for something to do is no training.
+    assert written == {file: file.stat().st_mtime_ns for file in written}
+    assert len([*out.rglob("*.safetensors")]) == len(kept) - 2
     assert json.loads((out / "results.json").read_text())[1]["curve"] == found[1]["curve"]

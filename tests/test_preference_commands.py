@@ -64,11 +64,11 @@ def store(clone: Path) -> Path:
     return out
 
 
-def prefer(store: Path, folder: Path) -> Path:
+def prefer(store: Path, folder: Path, label: float = 1.0) -> Path:
     """A copy in which one of each pair is preferred: such short episodes are often ties."""
     shutil.copytree(store, folder)
     file = folder / "comparisons.jsonl"
-    lines = [json.loads(line) | {"label": 1.0} for line in file.read_text().splitlines()]
+    lines = [json.loads(line) | {"label": label} for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -92,6 +92,20 @@ def test_comparing_goes_on_where_it_stopped(store: Path, clone: Path, tmp_path: 
     }
     assert (out / "comparisons.jsonl").read_text() == before
     assert len(json.loads(table.read_text())) == 3
+
+
+def test_more_attempts_leave_what_was_judged_as_it_is(
+    store: Path, clone: Path, tmp_path: Path
+) -> None:
+    """Groups then mix old and new episodes; a judgement still speaks of those that were judged."""
+    out = tmp_path / "comparisons"
+    shutil.copytree(store, out)
+    before = {file.name: file.read_bytes() for file in (out / "trajectories").iterdir()}
+    playing = ("--policies", clone, "--states", 3, "--attempts", 3, "--label-noise", 0)
+    assert vla("compare", *SMALL, *playing, "--out", out) == 0
+    after = {file.name: file.read_bytes() for file in (out / "trajectories").iterdir()}
+    assert len(after) == 9
+    assert {name: after[name] for name in before} == before
 
 
 def test_a_person_is_asked_what_is_not_answered(
@@ -149,6 +163,10 @@ def test_from_comparisons_to_a_reward_model_and_ppo(
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert len(settings["origin"]["reward"]) == 64
     assert "origin.reward" in refusal(capsys, *refining), "the task's own reward is another run"
+    off_policy = ("--algorithm", "sac:hidden=16,batch_size=8", "--out", tmp_path / "sac")
+    assert vla(*refining[:-2], *off_policy, "--reward", f"model:{reward}") == 0
+    logged = (tmp_path / "sac" / "metrics.jsonl").read_text().splitlines()
+    assert all("success/proxy" in json.loads(line) for line in logged)
 
 
 def test_dpo_learns_from_comparisons_and_resumes(
@@ -179,13 +197,18 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     for command in ("reward", "dpo"):
         message = refusal(capsys, command, *push)
         assert "holds comparisons of FetchReach, not of FetchPush" in message
+    ties = ("--comparisons", prefer(store, tmp_path / "ties", 0.5), "--out", tmp_path / "out")
+    for command in (("reward", *TASK), ("dpo", *SELECTED, "--clone", clone)):
+        assert "prefers one: nothing is learned from ties" in refusal(capsys, *command, *ties)
     once = ("--policies", clone, "--states", 2, "--attempts", 1, "--out", tmp_path / "once")
     assert "raise --attempts" in refusal(capsys, "compare", *SMALL, *once)
     none = ("--clone", clone, "--reward", f"model:{tmp_path}", "--out", tmp_path / "out")
     assert "no reward model in" in refusal(capsys, "refine", *SELECTED, *none)
-    none = (*none, "--algorithm", "sac")
-    assert "--reward belongs to the on-policy algorithms" in refusal(
-        capsys, "refine", *SELECTED, *none
+    recorded = (*none, "--algorithm", "sac", "--demonstrations", data)
+    with pytest.raises(SystemExit):
+        vla("refine", *SELECTED, *recorded)
+    assert "--demonstrations bring the task's own reward" in " ".join(
+        capsys.readouterr().err.replace("│", " ").split()
     )
     named = ("--clone", clone, "--reward", "dense", "--out", tmp_path / "out")
     assert "no reward 'dense'; valid: distance, motion, model:FOLDER" in refusal(
@@ -245,6 +268,9 @@ def test_dagger_labels_what_the_clone_meets_and_resumes(
     assert json.loads((out / "drift.json").read_text()) == drift
     assert (labelled / "meta" / "info.json").stat().st_mtime_ns == before
     assert (out / "round_1" / "metrics.jsonl").read_text() == log
+    more = ("--rounds", 1, "--episodes-per-round", 4)
+    assert "episodes of other initial states: go on with" in refusal(capsys, *words, *more)
+    assert (labelled / "meta" / "info.json").stat().st_mtime_ns == before
     ledger = json.loads((out / "round_1" / "best" / "ledger.json").read_text())
     assert ledger["demonstration_episodes"] == 3 + 3
     scores = [

@@ -20,8 +20,10 @@ class Drift:
 
     Attributes:
         steps: how many had been executed; the first is 0.
-        distance: from the nearest demonstrated state, in standard deviations of those.
-        success: share of the episodes in which the task's condition held then.
+        distance: from the nearest demonstrated state, in standard deviations of those; of the
+            episodes that were observed then.
+        success: share of all episodes in which the task's condition held when they were last
+            observed; one that has ended stays as it ended.
     """
 
     steps: list[int]
@@ -63,26 +65,29 @@ def measure_drift(env: VecEnv, policy: Policy, seeds: Sequence[int], demonstrate
     if len(demonstrated) < 2:
         raise ValueError("drift needs at least two demonstrated states")
     played = np.zeros(len(seeds), int)  # control steps of each episode so far
-    found: dict[int, list[tuple[Tensor, bool]]] = {}
+    found: dict[int, list[tuple[int, Tensor, bool]]] = {}  # episode, state, success
 
     def keep(transition: Transition) -> None:
         step = transition.step
         for row in np.flatnonzero(transition.episodes >= 0):
             episode = int(transition.episodes[row])
             if played[episode] == 0:
-                found.setdefault(0, []).append((transition.privileged[row].cpu(), False))
+                found.setdefault(0, []).append((episode, transition.privileged[row].cpu(), False))
             executed = int(step.valid[row].sum())
             played[episode] += executed
-            reached = (step.privileged[row].cpu(), bool(step.success[row, executed - 1]))
+            succeeded = bool(step.success[row, executed - 1])
+            reached = (episode, step.privileged[row].cpu(), succeeded)
             found.setdefault(int(played[episode]), []).append(reached)
 
     rollout(env, policy, seeds, keep)
     steps = sorted(found)
-    states = torch.stack([state for count in steps for state, _ in found[count]])
+    states = torch.stack([state for count in steps for _, state, _ in found[count]])
     lengths = [len(found[count]) for count in steps]
     distances = nearest_distance(states, demonstrated.float()).split(lengths)
-    return Drift(
-        steps,
-        [float(distance.mean()) for distance in distances],
-        [float(np.mean([success for _, success in found[count]])) for count in steps],
-    )
+    # Where success ends an episode, those that are still played are those that failed so far.
+    holds, success = np.zeros(len(seeds), bool), []
+    for count in steps:
+        for episode, _, succeeded in found[count]:
+            holds[episode] = succeeded
+        success.append(float(holds.mean()))
+    return Drift(steps, [float(distance.mean()) for distance in distances], success)

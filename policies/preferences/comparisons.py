@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,20 @@ class Comparison:
         return cls(pair, data["label"], str(data["judge"]))
 
 
+def require_told(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those that prefer one of the two.
+
+    Raises:
+        ComparisonError: there are none.
+    """
+    if told := [comparison for comparison in comparisons if comparison.told]:
+        return told
+    raise ComparisonError(
+        f"none of {len(comparisons)} comparisons prefers one: nothing is learned from ties; "
+        "compare more states, or policies that differ more"
+    )
+
+
 class ComparisonStore:
     """A folder of comparisons; see the module.
 
@@ -161,13 +175,18 @@ class ComparisonStore:
             self._lock = None
 
     def require_task(self, task: str) -> None:
-        """Refuse comparisons of another task.
+        """Refuse comparisons of another task, or none.
 
         Raises:
-            ComparisonError: names both.
+            ComparisonError: names both tasks, or says how to go on.
         """
         if (ours := self.settings["task"]) != task:
             raise ComparisonError(f"{self.folder} holds comparisons of {ours}, not of {task}")
+        if not self.comparisons:
+            raise ComparisonError(
+                f"{self.folder} holds {len(self.names())} episodes and no judgement of them: go on "
+                f"with `vla compare --out {self.folder}`"
+            )
 
     def names(self) -> list[str]:
         """Of all trajectories, sorted."""

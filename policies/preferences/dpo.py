@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from policies.preferences.comparisons import Comparison, ComparisonError, Pair
+from policies.preferences.comparisons import Comparison, ComparisonError, Pair, require_told
 from policies.preferences.trajectories import Trajectory
 from policies.reinforcement.reference import Reference
 from policies.reinforcement.stochastic_policy import StochasticActor, in_parts
@@ -119,12 +119,9 @@ def stack_pairs(
         ComparisonError: there are none, or segments were compared that do not begin in the same
             state.
     """
-    told = [c.pair if c.label else Pair(c.pair.second, c.pair.first) for c in comparisons if c.told]
-    if not told:
-        raise ComparisonError(
-            f"none of {len(comparisons)} comparisons prefers one trajectory: DPO learns nothing "
-            "from ties"
-        )
+    told = [
+        c.pair if c.label else Pair(c.pair.second, c.pair.first) for c in require_told(comparisons)
+    ]
     names = list(dict.fromkeys(s.trajectory for pair in told for s in (pair.first, pair.second)))
     parts = [trajectories[name] for name in names]
     lengths = [len(part) for part in parts]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from policies.optimisation import require_finite_weights
-from policies.preferences.comparisons import Comparison
+from policies.preferences.comparisons import Comparison, require_told
 from policies.preferences.dpo import DPOConfig, dpo_loss, stack_pairs
 from policies.preferences.pairing import split_by_state
 from policies.preferences.trajectories import Trajectory
@@ -64,7 +64,7 @@ class DPOTrainer[State: PolicyState](SelectedRun[State]):
         # Before the reference is made of it: both explore alike.
         Exploration(policy.actor, (log_std, log_std), (temperature, temperature)).begin()
         seeds = {name: trajectory.seed for name, trajectory in trajectories.items()}
-        told = [comparison for comparison in comparisons if comparison.told]
+        told = require_told(comparisons)
         parts = split_by_state(told, seeds, config.heldout_fraction, config.seed)
         reference = Reference(policy.actor)
         self.train, self.heldout = (

@@ -142,9 +142,11 @@ def _above_group(experience: Experience) -> tuple[Tensor, Tensor]:
     count = _group_sums(torch.ones_like(outcome), group)
     if (count < 2).any():
         raise ValueError("a group of one episode has nothing to be compared with")
-    gap = outcome - _group_sums(outcome, group) / count
-    # Exactly: the mean of equal numbers may differ from them in the last digit.
-    alike = _group_sums((gap.abs() > 1e-6).float(), group) == 0
+    mean = _group_sums(outcome, group) / count
+    gap = outcome - mean
+    # The mean of equal numbers differs from them in the last digits, the more the larger they are:
+    # divided by its own deviation such a difference would weigh as much as a success.
+    alike = _group_sums((gap.abs() > 1e-5 * mean.abs().clamp_min(1)).float(), group) == 0
     return gap.masked_fill(alike, 0.0), count
 
 

@@ -73,6 +73,8 @@ def collect[State: PolicyState](
 
     def keep(transition: Transition) -> None:
         step = transition.step
+        # A reward of one's own need not know which steps of the chunk were executed.
+        rewards = step.rewards if reward is None else reward(transition) * step.valid
         now, after = transition.privileged, step.privileged
         if critic_obs == "features":
             # The memory after the final observation is dropped: an episode does not go on there.
@@ -83,7 +85,7 @@ def collect[State: PolicyState](
             {
                 "critic_obs": now.clone(),
                 "next_critic_obs": after.clone(),
-                "rewards": (step.rewards if reward is None else reward(transition)).clone(),
+                "rewards": rewards.clone(),
                 "valid": step.valid.clone(),
                 "terminated": step.terminated.clone(),
                 "ended": step.terminated | step.truncated,

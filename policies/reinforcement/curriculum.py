@@ -187,7 +187,8 @@ class ShrinkingGoalConfig:
         start_m: radius around the goal that earns a reward at first, metres.
         end_m: the task's own.
         factor: of the radius each time that it shrinks.
-        solved: share of episodes that must end within the radius before it shrinks.
+        solved: share of episodes that must come within the radius, at the end of some chunk,
+            before it shrinks.
     """
 
     start_m: float = 0.2

@@ -57,7 +57,7 @@ def describe_episodes(episodes: Episodes, returns: np.ndarray, action: VectorSpe
 
 
 def describe_policy[State: PolicyState](
-    policy: StochasticPolicy[State], experience: Experience, batch: Batch, seed: int
+    policy: StochasticPolicy[State], batch: Batch, seed: int
 ) -> Metrics:
     """The policy that collected, before it is updated, and the advantages of its samples."""
     actor, dim = policy.actor, policy.spec.action.dim
@@ -67,7 +67,7 @@ def describe_policy[State: PolicyState](
 
     return {
         **describe_advantages(batch.advantage),
-        **describe_inputs(experience),
+        **describe_inputs(batch.features),
         **ratio_error(actor, batch),
         **describe_spread(draw, batch.features, dim, seed),
     }
@@ -104,9 +104,8 @@ def describe_actions(episodes: Episodes, action: VectorSpec) -> Metrics:
     }
 
 
-def describe_inputs(experience: Experience) -> Metrics:
+def describe_inputs(features: Features) -> Metrics:
     """Size of the numbers that the policy was given of the robot or the state."""
-    features = experience.features.select(experience.active.flatten().nonzero()[:, 0])
     mask = features.dim_mask[:, : features.proprio.shape[1]]  # [m, proprio], what the robot has
     size = (features.proprio.square() * mask).sum() / mask.sum().clamp_min(1)
     return {"collect/input_rms": float(size.sqrt())}
@@ -163,6 +162,31 @@ def compare_prediction(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m
     variance = sample_std(actual).square().clamp_min(1e-8)
     explained = 1 - sample_std(actual - predicted).square() / variance
     return {"critic/earned_explained": float(explained), **_calibration(predicted, actual)}
+
+
+def entropy_ahead(
+    bonus: Float[Tensor, " m"], discount: Float[Tensor, " m"], episode: Tensor, n_step: int
+) -> Float[Tensor, " m"]:
+    """The entropy of later decisions in the values of macro-steps, [m].
+
+    A target of n macro-steps counts the entropy of its last observation's decision alone, so the
+    value of a step holds that of every n-th decision after it.
+
+    Args:
+        bonus: of the decision at each step, in the unit of rewards.
+        discount: over the n macro-steps from it.
+        episode: int64 [m]; the steps of one lie together, in order of time.
+        n_step: macro-steps of a target.
+    """
+    ahead = torch.zeros_like(bonus)
+    if len(bonus) <= n_step:
+        return ahead
+    goes_on = episode[n_step:] == episode[:-n_step]  # [m - n]
+    share = discount[:-n_step] * goes_on
+    # As many sweeps as an episode has targets; each adds the next one that lies ahead.
+    for _ in range(int(episode.bincount().max()) // n_step):
+        ahead[:-n_step] = share * (bonus + ahead)[n_step:]
+    return ahead
 
 
 def _calibration(predicted: Float[Tensor, " m"], actual: Float[Tensor, " m"]) -> Metrics:

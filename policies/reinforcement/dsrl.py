@@ -12,12 +12,14 @@ refined checkpoint is one like any other, and its greedy chunk starts where the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from policies.reinforcement.exploration import require_log_std
 from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.stochastic_policy import StochasticPolicy
 from vla.model.features import Features
@@ -71,6 +73,7 @@ class LatentNoise:
 
     Raises:
         NotSteerableError: the policy has no flow head.
+        ValueError: the deviation at the start is outside of the network's range.
     """
 
     def __init__(self, policy: StochasticPolicy[Any], method: DSRLConfig):
@@ -88,8 +91,10 @@ class LatentNoise:
         assert isinstance(head, FlowHead)
         assert head.steering is not None
         self._head, self._steering = head, head.steering
+        require_log_std(head.steering, method.log_std_start)
         with torch.no_grad():
             self._steering.raw_log_std.fill_(method.log_std_start)
+        self._start = deepcopy(self._steering)
 
     @property
     def actor(self) -> LatentNoise:
@@ -118,3 +123,12 @@ class LatentNoise:
         inputs = self._actor.head_inputs(features)
         noise = self._head.config.steering_bound * action
         return self._head.act_from(inputs, noise) * self._actor.action_bound
+
+    def distance(self, features: Features, generator: torch.Generator) -> Tensor:
+        """See `ActionSpace.distance`; of the noise that is chosen."""
+        with torch.no_grad():
+            inputs = self._actor.head_inputs(features)
+        # A Gaussian's KL is exact: it needs no sample.
+        anywhere = inputs.vector.new_zeros(len(inputs), *self._steering.shape)
+        now, then = (h.likelihood(inputs, anywhere) for h in (self._steering, self._start))
+        return now.kl(then)

@@ -13,6 +13,8 @@ import torch
 
 from policies.reinforcement.stochastic_policy import StochasticActor
 from vla.model.heads.autoregressive import AutoregressiveHead
+from vla.model.heads.base import ActionHead, ReparameterisedHead
+from vla.model.heads.gaussian import GaussianHead
 
 
 class Exploration:
@@ -23,6 +25,9 @@ class Exploration:
         log_std: where they start, which is the ceiling at the beginning, and the ceiling at the
             end.
         temperature: at the beginning and at the end.
+
+    Raises:
+        ValueError: the head keeps its deviation to a range that does not hold these.
     """
 
     def __init__(
@@ -31,6 +36,7 @@ class Exploration:
         log_std: tuple[float, float],
         temperature: tuple[float, float],
     ):
+        require_log_std(actor.head, *log_std)
         self._actor, self._log_std = actor, actor.log_std_parameters()
         self._ceilings, self._temperatures = log_std, temperature
 
@@ -48,6 +54,9 @@ class Exploration:
         for log_std in self._log_std:
             # A ceiling and not a value: where less noise pays, the gradient may lower it further.
             log_std.clamp_(max=start + progress * (end - start))
+        if isinstance(self._actor.head, ReparameterisedHead):
+            # Below the head's own range it has no gradient, and would never rise again.
+            self._actor.head.keep_in_range()
         start, end = (math.log(temperature) for temperature in self._temperatures)
         # On the line itself, since nothing learns it; in its logarithm, as a standard deviation.
         _set_temperature(self._actor, math.exp(start + progress * (end - start)))
@@ -59,6 +68,22 @@ class Exploration:
         # The others are padding that is never executed, and would dilute the mean.
         stds = torch.cat([p.detach()[..., :action_dim].flatten() for p in self._log_std]).exp()
         return {"policy/std": float(stds.mean())}
+
+
+def require_log_std(head: ActionHead, *log_std: float) -> None:
+    """Refuse deviations that a head would silently replace by the end of its own range.
+
+    Raises:
+        ValueError: one is outside of the range, which is named.
+    """
+    if not isinstance(head, GaussianHead):
+        return
+    low, high = head.config.log_std_min, head.config.log_std_max
+    if outside := [value for value in log_std if not low <= value <= high]:
+        raise ValueError(
+            f"a log standard deviation of {outside[0]} is outside of this head's range, {low} to "
+            f"{high}: stay within it, or clone with gaussian:log_std_min=...,log_std_max=..."
+        )
 
 
 @torch.no_grad()

@@ -20,16 +20,15 @@ from torch import Tensor
 from policies.optimisation import require_finite_weights
 from policies.reinforcement import diagnostics
 from policies.reinforcement.action_space import ActionSpace, DirectActions
-from policies.reinforcement.collect import flatten
+from policies.reinforcement.collect import Reward, flatten
 from policies.reinforcement.critic import describe_fit
 from policies.reinforcement.dsrl import DSRLConfig, LatentNoise
 from policies.reinforcement.hindsight import Hindsight
 from policies.reinforcement.policy_update import Metrics
 from policies.reinforcement.q_ensemble import QEnsemble
 from policies.reinforcement.recorded import RecordedEpisodes
-from policies.reinforcement.reference import Reference
 from policies.reinforcement.refinement import Refinement, RefinementConfig
-from policies.reinforcement.replay import Replay, ReplayDims
+from policies.reinforcement.replay import Replay, ReplayDims, Transitions
 from policies.reinforcement.sac import SAC, SACConfig
 from policies.reinforcement.standardised import Standardised
 from policies.reinforcement.state_policy import StatePolicy
@@ -106,6 +105,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         folder: where checkpoints `step_<n>`, `best` and metrics go.
         collection_seeds: iteration, from 0, to the seeds of the episodes that it collects.
         demonstrations: a recorded data set whose episodes lie in the buffer; None for none.
+        reward: rewards to learn from in place of the environment's; see `collect`.
 
     Raises:
         NotReparameterisedError: the policy's head gives random actions without a gradient.
@@ -121,17 +121,21 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         folder: RunFolder,
         collection_seeds: Callable[[int], Sequence[int]],
         demonstrations: Path | None = None,
+        reward: Reward | None = None,
     ):
+        if reward is not None and (demonstrations is not None or method.hindsight):
+            raise ValueError(
+                "demonstrations and hindsight bring the task's own reward into the buffer, where "
+                "another one is learned from: leave them out, or the reward"
+            )
         # The exact type: a method's settings may extend another's.
         name = next(name for name, m in OFF_POLICY.items() if m.config is type(method))
-        super().__init__(policy, env, config, method, name, folder, collection_seeds)
+        super().__init__(policy, env, config, method, name, folder, collection_seeds, reward)
         self.config, self.method = config, method
         self._space = OFF_POLICY[name].space(policy, method)
         # Simulator states are what both this actor and a critic read: stored once.
         self._reads_state = isinstance(policy, StatePolicy)
-        # One that decides noise, or begins from scratch, had no policy worth a distance.
-        is_clone = isinstance(self._space, DirectActions) and not self._reads_state
-        self._reference = Reference(policy.actor) if is_clone else None
+        self._reward: Reward | None = None  # of the rollout that runs
         features = self._first_features()
         with torch.no_grad():
             # Drawn for its shape alone, by a generator of its own: [1, chunk_length, width].
@@ -146,18 +150,19 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                 )
             recorded = RecordedEpisodes(demonstrations, policy, env, action.shape[1])
         critic_obs = self._critic_obs(env.observe()[1][:1])
-        count = 0 if recorded is None else len(recorded)
-        self.replay = self._make_replay(features, critic_obs, action, count)
+        self.replay = self._make_replay(features, critic_obs, action, recorded)
         self.sac = self._make_sac(features, critic_obs, action)
         self._owed = 0.0  # gradient steps, of which only whole ones can be taken
         self._measured: list[Metrics] = []
         self._learning_s, self._actor_steps = 0.0, 0
-        self._recorded = "none" if recorded is None else recorded.fingerprint()
-        if recorded is not None:
-            self._store(recorded)
+        self._recorded = recorded
 
     def _make_replay(
-        self, features: Features, critic_obs: Tensor | None, action: Tensor, demonstrations: int
+        self,
+        features: Features,
+        critic_obs: Tensor | None,
+        action: Tensor,
+        recorded: RecordedEpisodes | None,
     ) -> Replay:
         env, method, (chunk_length, width) = self.env, self.method, action.shape[1:]
         if method.capacity < 2 * env.num_envs:
@@ -166,8 +171,11 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
                 f"environments: set capacity to {2 * env.num_envs} or more"
             )
         # Rounded up: the last chunk of an episode may be executed in part.
-        length = -(-env.episode_length // chunk_length)
-        dims = ReplayDims(method.capacity, demonstrations, length, chunk_length, width)
+        length, count = -(-env.episode_length // chunk_length), 0
+        if recorded is not None:
+            # What was recorded with a later time limit must not run into the next episode's place.
+            length, count = max(length, recorded.longest), len(recorded)
+        dims = ReplayDims(method.capacity, count, length, chunk_length, width)
         hindsight = self._make_hindsight(chunk_length)
         return Replay(dims, features, critic_obs, method.n_step, hindsight)
 
@@ -179,7 +187,9 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         ).to(self.policy.device)
         # Without dimensions that the robot does not have, which add nothing to the entropy.
         numbers = action.shape[1] * self.env.spec.action.dim
-        distance = None if self._reference is None else self._distance
+        # One that decides noise, or begins from scratch, has no clone to be kept near.
+        is_clone = isinstance(self._space, DirectActions) and not self._reads_state
+        distance = self._space.distance if is_clone else None
         return SAC(self._space.actor, critic, numbers, method, distance)
 
     def _make_hindsight(self, chunk_length: int) -> Hindsight | None:
@@ -209,6 +219,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._measured, self._learning_s, self._actor_steps = [], 0.0, 0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
+        self._reward = self._watch.begin(len(seeds))
         episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
         require_finite_weights(self.policy.actor.parameters())
         newest = self.replay.newest(min(len(seeds), self.method.capacity))
@@ -233,6 +244,11 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
     def _keep(self, player: _Player[State], transition: Transition) -> None:
         """Store a macro-step of every environment that plays, and learn."""
         step, device = transition.step, self.policy.device
+        if self.method.hindsight and (step.terminated & step.success.any(1)).any():
+            raise ValueError(
+                "this task ends an episode at success, and hindsight cannot know that another goal "
+                "would have ended it earlier. Set hindsight=0"
+            )
         rows = torch.from_numpy(np.flatnonzero(transition.episodes >= 0)).to(device)
         slots, at = player.slots[rows], player.at[rows]
         seen = self._critic_obs(transition.privileged)
@@ -242,7 +258,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         rewards, valid, terminated, ended = (
             column.to(device)[rows]
             for column in (
-                step.rewards,
+                step.rewards if self._reward is None else self._reward(transition),
                 step.valid,
                 step.terminated,
                 step.terminated | step.truncated,
@@ -310,24 +326,40 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
     def _describe(self, which: tuple[Tensor, Tensor]) -> Metrics:
         """Critics against the returns of these steps' episodes; spread and distance of actions."""
         batch = self.replay.read(*which, self.replay.dims.length)
-        metrics: Metrics = {}
+        metrics = diagnostics.describe_inputs(batch.features)
         # Once: what a fresh critic cannot fit, it will never learn.
         if self.iteration == 1:
             rows = torch.randperm(len(batch), generator=self._probe(), device=self.policy.device)
             small = batch.select(rows[: diagnostics.FROZEN_ROWS])
             rate = self.method.critic_learning_rate
             metrics |= diagnostics.learn_frozen_returns(self.sac.critic, small, rate)
-        with torch.no_grad():
-            values = self.sac.critic(batch.critic_obs, batch.action).mean(0)
-            targets = self.sac.targets(batch, self._probe())
-            # Without the critics' own value of what was not played any more.
-            earned = diagnostics.compare_prediction(values - targets + batch.reward, batch.reward)
-            metrics |= describe_fit(values, targets) | earned
-            if self._reference is not None:
-                kl = self._distance(batch.features, self._probe())
-                metrics["policy/reference_kl"] = float(kl.mean())
+        metrics |= self._describe_values(which, batch)
+        # The inputs of one that begins from scratch were not standardised yet at its start.
+        if not self._reads_state:
+            with torch.no_grad():
+                kl = self._space.distance(batch.features, self._probe())
+            metrics["policy/reference_kl"] = float(kl.mean())
         dim, seed = self.policy.spec.action.dim, self.config.seed
         return metrics | diagnostics.describe_spread(self._draw, batch.features, dim, seed)
+
+    @torch.no_grad()
+    def _describe_values(self, which: tuple[Tensor, Tensor], batch: Transitions) -> Metrics:
+        """Values of what was played against what was earned, and against those of other chunks."""
+        values = self.sac.critic(batch.critic_obs, batch.action).mean(0)  # [m]
+        targets, generator = self.sac.targets(batch, self._probe()), self._probe()
+        # Values hold the entropy of later decisions, too, which no reward does.
+        n_step = self.method.n_step
+        discount = self.replay.read(*which, n_step).discount
+        bonus = self.sac.entropy_bonus(batch.features, generator)
+        ahead = diagnostics.entropy_ahead(bonus, discount, which[0], n_step)
+        # Without the critics' own value of what was not played any more.
+        predicted = values - targets + batch.reward - ahead
+        others = self.sac.mean_value(batch, generator)
+        return {
+            **describe_fit(values, targets + ahead),
+            **diagnostics.compare_prediction(predicted, batch.reward),
+            **diagnostics.describe_advantages(values - others),
+        }
 
     def _probe(self) -> torch.Generator:
         """Random numbers for measurements, which change nothing that is learned."""
@@ -337,16 +369,13 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         # As decided: for a chunk, a policy that decides noise needs more than is stored.
         return self._space.actor.rsample(features, generator)[0]
 
-    def _distance(self, features: Features, generator: torch.Generator) -> Tensor:
-        """KL to the clone, nats [m, k], with a gradient."""
-        assert self._reference is not None  # only a clone's distance is asked for
-        actor = self.policy.actor
-        drawn = actor.sample(features, generator).detach()
-        return self._reference.kl(actor.likelihood(features, drawn), features, drawn)
-
     @torch.no_grad()
-    def _store(self, recorded: RecordedEpisodes) -> None:
+    def _begin(self) -> None:
         """Put demonstrations into the buffer."""
+        # Not when it is built: the backbone reads every frame, which may take minutes, and a run
+        # with other settings is refused before that.
+        if (recorded := self._recorded) is None:
+            return
         device = self.policy.device
         slots = self.replay.begin_demonstrations(len(recorded))
         for step in recorded.read():
@@ -363,7 +392,8 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._standardise(self.replay.demonstrations())
 
     def _settings(self, selection_seeds: Sequence[int]) -> dict[str, Any]:
-        return super()._settings(selection_seeds) | {"demonstrations": self._recorded}
+        demonstrations = "none" if self._recorded is None else self._recorded.fingerprint()
+        return super()._settings(selection_seeds) | {"demonstrations": demonstrations}
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {

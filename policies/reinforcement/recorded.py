@@ -115,6 +115,11 @@ class RecordedEpisodes:
         """Sequences."""
         return len(self._begins)
 
+    @property
+    def longest(self) -> int:
+        """Macro-steps of the longest sequence."""
+        return int(self._counts.max())
+
     def fingerprint(self) -> str:
         """SHA-256 of what was done, where, and whether it succeeded: equal ones are equal."""
         found = hashlib.sha256()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from policies.reinforcement.a2c import A2C, A2CConfig
 from policies.reinforcement.grpo import GRPO, GRPOConfig
-from policies.reinforcement.policy_update import PolicyUpdate
 from policies.reinforcement.ppo import PPO, PPOConfig
 from policies.reinforcement.reinforce import Reinforce, ReinforceConfig
 from policies.reinforcement.rloo import RLOO, RLOOConfig
@@ -21,17 +19,22 @@ class Algorithm:
 
     Attributes:
         config: the dataclass of its settings, all of which have defaults.
-        update: made of an actor and such settings.
+        update: a `PolicyUpdate`, made of an actor and such settings.
     """
 
     config: type[Any]
-    update: Callable[..., PolicyUpdate]
+    update: type[Any]
+
+    @property
+    def needs_critic(self) -> bool:
+        """See `PolicyUpdate`."""
+        return self.update.needs_critic
 
 
 ALGORITHMS: dict[str, Algorithm] = {}
 
 
-def register(name: str, config: type[Any], update: Callable[..., PolicyUpdate]) -> None:
+def register(name: str, config: type[Any], update: type[Any]) -> None:
     """Make a method known under a name.
 
     Raises:

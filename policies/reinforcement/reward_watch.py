@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from policies.evaluation.proxy import parted
+from policies.optimisation import require_finite
 from policies.reinforcement.collect import Reward
 from policies.reinforcement.policy_update import Metrics
 from policies.rollout import Episodes, Transition
@@ -33,8 +34,21 @@ class RewardWatch:
         return None if self._reward is None else self._add
 
     def _add(self, transition: Transition) -> Tensor:
+        """The rewards of a macro-step, [n, k].
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+            ValueError: they are of another shape.
+        """
         assert self._reward is not None
         rewards = self._reward(transition)
+        # A reward of one's own may be anything; one of another shape could be added up in silence.
+        if rewards.shape != transition.step.valid.shape:
+            raise ValueError(
+                f"the reward has shape {tuple(rewards.shape)}, expected one a control step: "
+                f"{tuple(transition.step.valid.shape)}"
+            )
+        require_finite({"the reward that is learned from": rewards})
         earned = (rewards * transition.step.valid).sum(1).cpu().numpy()  # [n]
         playing = transition.episodes >= 0
         # An environment plays one episode at a time: no position repeats within a macro-step.

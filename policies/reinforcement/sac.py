@@ -35,6 +35,7 @@ from vla.model.features import Features
 from vla.settings import require_numbers
 
 _REFERENCE_KL = 0.5  # of a clone
+_SAMPLES = 8  # of the chunks whose value is averaged
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class SAC:
     ):
         if config.reference_kl and distance is None:
             raise ValueError(
-                f"reference_kl={config.reference_kl} is to a clone, and this actor begins from "
-                "scratch: leave it out"
+                f"reference_kl={config.reference_kl} is to a clone, and this actor, of noise or "
+                "from scratch, begins from none: leave it out"
             )
         self.config, self._actor, self.critic = config, actor, critic
         self._distance = distance
@@ -223,6 +224,19 @@ class SAC:
         # log pi of the whole chunk: its control steps are independent given the features.
         soft = value - self.temperature * log_prob.sum(1)
         return batch.reward + batch.discount * soft
+
+    @torch.no_grad()
+    def entropy_bonus(self, features: Features, generator: torch.Generator) -> Tensor:
+        """What the entropy of a decision adds to the values before it, [m]; one sample each."""
+        _, log_prob = self._actor.rsample(features, generator)
+        return -self.temperature * log_prob.sum(1)
+
+    @torch.no_grad()
+    def mean_value(self, batch: Transitions, generator: torch.Generator) -> Tensor:
+        """The critics' mean value of the actor's own chunks, [m]; over a few samples."""
+        drawn = [self._actor.rsample(batch.features, generator)[0] for _ in range(_SAMPLES)]
+        values = [self.critic(batch.critic_obs, action).mean(0) for action in drawn]
+        return torch.stack(values).mean(0)
 
     def critic_loss(self, batch: Transitions, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of each critic, summed over critics; mean over the batch."""

@@ -73,6 +73,7 @@ class SelectedRun[State: PolicyState](ABC):
         if (state := self.checkpoints.resume(settings, f"training.{self.LENGTH}")) is not None:
             self._load_state(state)
         else:
+            self._begin()
             # The clone itself: where everything starts, and what a failed run falls back on.
             self._log(0, self._measure() | self._select(selection_seeds), progress)
         length = getattr(self._training, self.LENGTH)
@@ -92,6 +93,9 @@ class SelectedRun[State: PolicyState](ABC):
         Raises:
             NotFiniteError: what was computed is not finite.
         """
+
+    def _begin(self) -> None:  # noqa: B027  most have nothing to do
+        """What a new run has to do first; a resumed one has it in its checkpoint."""
 
     def _measure(self) -> Metrics:
         """What is measured of each iteration's policy, also of the first, without the simulator."""

@@ -203,7 +203,7 @@ class OnPolicyTrainer[State: PolicyState](Refinement[State]):
         # Of the policy that collected, before it is updated.
         moved = self.reference.distance(self.policy.actor, batch.features, batch.sample)
         metrics = {
-            **diagnostics.describe_policy(self.policy, experience, batch, self.iteration),
+            **diagnostics.describe_policy(self.policy, batch, self.iteration),
             "policy/reference_kl": float(batch.mean(moved)),
         }
         is_warm = critic is None or self.iteration >= config.warmup_iterations

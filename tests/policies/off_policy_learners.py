@@ -40,10 +40,11 @@ def make(
     if policy is None:
         torch.manual_seed(0)
         policy = StatePolicy(env, 2)
+    reward = changes.pop("reward", None)
     config = replace(SMALL, **changes)
     made = method or SACConfig(hidden=16, batch_size=8, updates_per_step=1.0)
     run = RunFolder(folder, config)
-    return OffPolicyTrainer(policy, env, config, made, run, seeds, demonstrations)
+    return OffPolicyTrainer(policy, env, config, made, run, seeds, demonstrations, reward)
 
 
 def vla_policy(head: Any) -> VLAPolicy:

@@ -16,6 +16,7 @@ from point_env import PointVecEnv
 from two_robots import tiny_policy
 
 from policies.checkpoints import Checkpoints, DivergedError, ResumeError, differences
+from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.optimisation import NotFiniteError, cosine, optimizer_step
 from policies.reinforcement.a2c import A2CConfig
 from policies.reinforcement.grpo import GRPOConfig
@@ -271,6 +272,21 @@ def test_a_run_folder_says_what_it_holds_and_only_once_it_is_opened(tmp_path: Pa
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run.json is not JSON.*choose another folder"):
         folder.settings()
+
+
+def test_a_line_of_metrics_that_a_kill_cut_short_does_not_spoil_the_next(tmp_path: Path) -> None:
+    """The resumed run's first line would stick to its rest, and nothing could read the file."""
+    folder = RunFolder(tmp_path, {})
+    folder.open({})
+    folder.log(1, {"a": 1.0})
+    folder.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "a"')
+    again = RunFolder(tmp_path, {})
+    again.open({})
+    again.log(2, {"a": 3.0})
+    again.close()
+    assert RunMetrics.read(tmp_path).series["a"] == {1: 1.0, 2: 3.0}
 
 
 def test_a_score_that_is_nan_is_an_error(tmp_path: Path) -> None:

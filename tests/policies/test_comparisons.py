@@ -150,6 +150,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     open_store(tmp_path / "begun").close()
     with pytest.raises(ComparisonError, match="holds comparisons of point, not of FetchPush"):
         store.require_task("FetchPush")
+    with pytest.raises(ComparisonError, match="holds 0 episodes and no judgement of them: go on"):
+        store.require_task("point")
     with pytest.raises(ComparisonError, match="record some with `vla compare"):
         ComparisonStore(tmp_path / "none")
     (tmp_path / "other").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from policies.evaluation.baselines import ExpertPolicy
 from policies.evaluation.drift import measure_drift, nearest_distance
 from policies.imitation.dagger import Mixture, play_labelled
 from policies.rollout import rollout
-from vla.contract import ObservationBatch, Policy
+from vla.contract import ObservationBatch, Policy, StepBatch
 
 SPEC = PointVecEnv.spec
 
@@ -181,6 +182,27 @@ def test_drift_is_measured_by_the_steps_since_the_beginning() -> None:
         measure_drift(env, expert, range(5), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="at least two"):
         measure_drift(env, expert, range(5), torch.zeros(1, 2))
+
+
+def test_an_episode_that_success_has_ended_still_counts() -> None:
+    """Else the curve would show those alone that have failed so far, and fall."""
+    env = _EndsAtItsGoal(2, episode_length=20)
+    expert = ExpertPolicy(env.expert_actions, SPEC)
+    drift = measure_drift(env, expert, range(5), torch.rand(20, 2))
+    assert drift.success[0] == 0
+    assert drift.success == sorted(drift.success)
+    assert drift.success[-1] == 1
+
+
+class _EndsAtItsGoal(PointVecEnv):
+    def step(self, chunks: Tensor) -> StepBatch:
+        """Reaching the goal terminates."""
+        step = super().step(chunks)
+        reached = step.success.any(1)
+        self._ended |= reached.numpy()
+        return replace(
+            step, terminated=step.terminated | reached, truncated=step.truncated & ~reached
+        )
 
 
 class _InChunks(Counting):

@@ -280,17 +280,21 @@ def test_what_dpo_cannot_learn_from_is_refused(tmp_path: Path) -> None:
     inside = Comparison(Pair(Segment("a", 0, 1), Segment("b", 0, 1)), 1.0, "test")
     with pytest.raises(ComparisonError, match="segments from inside of episodes"):
         stack_pairs([inside], EPISODES, Reference(policy.actor), CPU)
-    with pytest.raises(ComparisonError, match="1 initial states leave 0 to learn from"):
-        DPOTrainer(
-            policy,
-            PointVecEnv(2),
-            DPOConfig(),
-            RunFolder(tmp_path / "run", {}),
-            compared(EPISODES, {("a", "b"): 1.0}),
-            EPISODES,
-            -1.0,
-            1.0,
-        )
+    for label, message in (
+        (1.0, "1 initial states leave 0 to learn from"),
+        (0.5, "none of 1 comparisons prefers one"),
+    ):
+        with pytest.raises(ComparisonError, match=message):
+            DPOTrainer(
+                policy,
+                PointVecEnv(2),
+                DPOConfig(),
+                RunFolder(tmp_path / "run", {}),
+                compared(EPISODES, {("a", "b"): label}),
+                EPISODES,
+                -1.0,
+                1.0,
+            )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,11 @@ from policies.imitation import dataset
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import Frames
+from policies.reinforcement.dsrl import DSRLConfig
+from policies.reinforcement.off_policy import OffPolicyTrainer
+from policies.reinforcement.refinement import RefinementConfig
 from policies.reinforcement.registry import ALGORITHMS
+from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, LikelihoodHead
@@ -164,6 +168,43 @@ def test_refining_resumes_to_the_same_weights(algorithm: str, device: str, tmp_p
     assert resumed.iteration == 2
     assert_same_weights(whole.policy, resumed.policy)
     assert_loads_on_the_cpu(tmp_path / "whole" / "step_000002", whole.policy)
+
+
+@pytest.mark.parametrize("kind", ["sac", "dsrl"])
+def test_off_policy_methods_resume_to_the_same_weights(
+    kind: str, device: str, tmp_path: Path
+) -> None:
+    """The buffer lies on the device too, and comes back from a checkpoint."""
+    config = RefinementConfig(iterations=3, episodes=4, warmup_iterations=0, evaluate_every=1)
+    settings = {"hidden": 16, "batch_size": 8, "updates_per_step": 0.5}
+    method = SACConfig(**settings) if kind == "sac" else DSRLConfig(**settings, steering=8)
+
+    def refine(name: str, **run: Callable[..., None]) -> OffPolicyTrainer:
+        policy = start(device)
+        if kind == "dsrl":
+            policy.model.replace_actor(torch.zeros(1, CHUNK, 1), FlowHeadConfig(_EXPERT, steps=2))
+        made = OffPolicyTrainer(
+            policy,
+            PointVecEnv(2, episode_length=6),
+            config,
+            method,
+            RunFolder(tmp_path / name, config),
+            lambda iteration: range(100 + 4 * iteration, 104 + 4 * iteration),
+        )
+        made.run([1, 2], **run)
+        return made
+
+    torch.manual_seed(5)
+    whole = refine("whole")
+    assert whole.replay.lengths.device.type == device
+    torch.manual_seed(5)  # of an untrained flow head
+    with pytest.raises(CutError):
+        refine("cut", progress=cut_after(2))
+    torch.manual_seed(5)
+    resumed = refine("cut")
+    assert resumed.iteration == 3
+    assert_same_weights(whole.policy, resumed.policy)
+    assert_loads_on_the_cpu(tmp_path / "whole" / "step_000003", whole.policy)
 
 
 def test_grounding_learns_to_point(device: str, tmp_path: Path) -> None:

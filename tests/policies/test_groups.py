@@ -66,6 +66,17 @@ def test_a_group_that_ended_alike_says_nothing(estimate: Any) -> None:
         estimate(grouped([1, 0, 1], [0, 0, 1], [[0, 1, 2]]))
 
 
+@pytest.mark.parametrize("estimate", [group_relative, leave_one_out])
+@pytest.mark.parametrize("size", [8, 50])
+def test_equal_sums_of_a_dense_reward_say_nothing(size: int, estimate: Any) -> None:
+    """Episodes that never touched the block: the rounding of their mean is no verdict."""
+    for earned in torch.linspace(5, 45, 40).tolist():
+        alike = grouped([earned] * size, [0] * size, [[*range(size)]])
+        assert not estimate(alike).any(), earned
+    apart = grouped([30.0] * (size - 1) + [30.01], [0] * size, [[*range(size)]])
+    assert estimate(apart).all()
+
+
 # Losses
 
 
@@ -161,6 +172,14 @@ def test_groups_begin_in_the_same_state_and_have_a_verdict() -> None:
     assert [int(experience.valid[experience.episode == e].sum()) for e in range(5)] == steps
     rewarded, played = collect(env, policy, starts, "privileged", generator, late_reward)
     assert rewarded.outcome.tolist() == [0.25 * episode.length for episode in played.episodes]
+    # One that pays for every step of a chunk, executed or not.
+    policy = StatePolicy(env, 3)
+    paid, played = collect(
+        env, policy, starts, "privileged", generator, lambda t: torch.ones_like(t.step.rewards)
+    )
+    assert not paid.valid[paid.active].all()
+    assert not paid.rewards[~paid.valid].any()
+    assert paid.outcome.tolist() == [episode.length for episode in played.episodes]
 
 
 @pytest.mark.parametrize("method", [GRPOConfig(group_size=3), RLOOConfig(group_size=3)])

@@ -355,6 +355,7 @@ def series(**values: list[float]) -> RunMetrics:
     )
 
 
+MOVED = {"policy__gradient_steps": [1.0] * 4}
 # Of an off-policy run whose entropy is driven to -10 nats.
 SOFT = {"replay__steps": [1.0], "policy__target_entropy": [-10.0]}
 
@@ -364,6 +365,9 @@ SOFT = {"replay__steps": [1.0], "policy__target_entropy": [-10.0]}
     [
         ({"policy__kl": [0.03, float("nan")]}, "KL", "red"),
         ({"policy__kl": [0.03, 0.4]}, "KL", "amber"),
+        (MOVED | {"policy__reference_kl": [0.0, 0.1, 0.2, float("nan")]}, "KL", "red"),
+        ({"policy__entropy": [2.0, float("nan")]}, "Entropy", "red"),
+        ({"policy__sample_spread": [0.3, float("nan")]}, "Mode collapse", "red"),
         ({"policy__entropy": [2.0, 1.5]}, "Entropy", "green"),
         ({"policy__entropy": [2.0, 0.5]}, "Entropy", "amber"),
         ({"policy__entropy": [2.0, 0.05]}, "Entropy", "red"),

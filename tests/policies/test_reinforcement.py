@@ -270,6 +270,29 @@ def scripted(scores: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement, "evaluate", evaluate)
 
 
+def test_exploration_outside_of_the_head_s_range_is_refused(tmp_path: Path) -> None:
+    """The head would replace it by the end of its range, and the log would show what is not."""
+    with pytest.raises(ValueError, match=r"of -3.0 is outside of this head's range, -2.5 to 0.0"):
+        make_trainer(tmp_path / "run", log_std_end=-3.0)
+    with pytest.raises(ValueError, match=r"of 0.5 is outside"):
+        make_trainer(tmp_path / "run", log_std_start=0.5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_exploration_that_was_learned_below_the_head_s_range_returns(tmp_path: Path) -> None:
+    """There it has no gradient, and would stay for good."""
+    trainer = make_trainer(tmp_path)
+    (log_std,) = trainer.policy.actor.log_std_parameters()
+    with torch.no_grad():
+        log_std.fill_(-4.0)
+    trainer.exploration.limit(0.0)
+    assert (log_std == -2.5).all()
+    features = trainer._first_features()
+    trainer.policy.actor.likelihood(features, log_std.detach()[None]).entropy().sum().backward()
+    assert log_std.grad is not None
+    assert (log_std.grad > 0).all()
+
+
 def test_the_best_checkpoint_is_kept_and_ties_go_to_the_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

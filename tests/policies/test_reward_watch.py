@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from learners import make_trainer
+from off_policy_learners import make
 from point_env import STEP_M, PointVecEnv
 from torch import Tensor
 
 from policies.evaluation.habits.diagnosis import diagnose_folder
+from policies.optimisation import NotFiniteError
+from policies.reinforcement.collect import Reward
 from policies.reinforcement.ppo import PPOConfig
 from policies.reinforcement.reward_watch import RewardWatch
 from policies.reinforcement.rewards import REWARDS, make_reward
+from policies.reinforcement.sac import SACConfig
 from policies.reinforcement.state_policy import StatePolicy
 from policies.rollout import Transition, rollout
 from scripts.progress import Bar
@@ -113,6 +117,73 @@ def test_evaluations_are_remembered_when_a_run_is_resumed(tmp_path: Path) -> Non
     assert make_trainer(tmp_path / "new")._watch.state_dict() == {"proxy": [], "success": []}
 
 
+def test_an_off_policy_run_is_watched_too(tmp_path: Path) -> None:
+    """It learns from the other reward, and logs both at each evaluation, also when resumed."""
+    for iterations in (2, 3):
+        env = PointVecEnv(3, episode_length=5)
+        torch.manual_seed(0)
+        trainer = make(
+            tmp_path / "run",
+            SACConfig(hidden=16, batch_size=8, gamma=0.5, n_step=1, step_reward=-1.0),
+            StatePolicy(env, 2),
+            env,
+            iterations=iterations,
+            reward=in_the_middle,
+        )
+        trainer.run([0, 1])
+        trainer._folder.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "reward/alarm" in row] == [0, 1, 2, 3]
+    assert trainer._watch.state_dict()["proxy"] == [row["success/proxy"] for row in rows]
+    assert rows[1]["collect/learned_return"] != rows[1]["collect/return"]
+    batch = trainer.replay.read(*trainer.replay.newest(6), 1)
+    # Both steps of a chunk earn 1 minus the distance of where it ended from the middle, minus 1.
+    each = -batch.next_features.proprio[:, 0].abs()
+    steps = torch.where(batch.discount == 0.25, 1.5, 1.0)
+    played = batch.discount > 0  # a termination does not say how many steps there were
+    torch.testing.assert_close(batch.reward[played], (each * steps)[played])
+
+
+@pytest.mark.parametrize("changes", [{"hindsight": 0.8}, {}])
+def test_the_tasks_own_reward_is_not_mixed_with_another(
+    changes: dict[str, float], tmp_path: Path
+) -> None:
+    """Hindsight and demonstrations bring it into the buffer."""
+    env = PointVecEnv(3, episode_length=5)
+    recorded = None if changes else tmp_path
+    with pytest.raises(ValueError, match="demonstrations and hindsight bring the task's own"):
+        make(
+            tmp_path / "run",
+            SACConfig(**changes),
+            StatePolicy(env, 1),
+            env,
+            recorded,
+            reward=in_the_middle,
+        )
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "message"),
+    [
+        (
+            lambda transition: transition.step.rewards / 0,
+            NotFiniteError,
+            "the reward that is learned from is",
+        ),
+        (lambda transition: transition.step.rewards.sum(1), ValueError, r"expected one a control"),
+    ],
+)
+def test_a_reward_that_is_no_reward_is_named(
+    reward: Reward, error: type[Exception], message: str
+) -> None:
+    """In the first collection, and not as a loss that is NaN."""
+    # Two environments in chunks of two: one number an environment would be added up in silence.
+    env = PointVecEnv(2, episode_length=4)
+    watched = RewardWatch(reward).begin(2)
+    with pytest.raises(error, match=message):
+        rollout(env, StatePolicy(env, 2), range(2), watched)
+
+
 def test_the_progress_line_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Once an evaluation has raised the alarm."""
     with Bar("refine", 3) as bar:
@@ -162,7 +233,9 @@ def test_what_does_not_exist_is_refused_before_anything_runs() -> None:
         refine(RefineConfig(reward="dense"))
     with pytest.raises(ValueError, match="no curriculum 'hard'; valid: frontier, radius"):
         refine(RefineConfig(curriculum="hard"))
-    with pytest.raises(ValueError, match=r"--reward, --curriculum belongs to the on-policy"):
+    with pytest.raises(ValueError, match=r"--curriculum belongs to the on-policy"):
         refine(RefineConfig(algorithm="sac", reward="distance", curriculum="frontier"))
+    with pytest.raises(ValueError, match="--demonstrations bring the task's own reward"):
+        RefineConfig(algorithm="sac", reward="distance", demonstrations=Path("data"))
     with pytest.raises(ValueError, match="--reward and --curriculum radius both say"):
         RefineConfig(reward="distance", curriculum="radius:start_m=0.3")

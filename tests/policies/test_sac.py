@@ -171,7 +171,7 @@ def test_the_actor_s_loss_keeps_near_a_clone() -> None:
         free, _ = sac.actor_loss(batch, generator())
         bound, _ = near.actor_loss(batch, generator())
         assert float(bound - free) == pytest.approx(expected * 2 * steps, rel=1e-5)
-    with pytest.raises(ValueError, match="this actor begins from scratch"):
+    with pytest.raises(ValueError, match="is to a clone, and this actor, of noise"):
         SAC(sac._actor, sac.critic, 2, SACConfig(reference_kl=1.0))
 
 

@@ -42,7 +42,9 @@ def _frozen(run: RunMetrics) -> Iterator[Finding]:
     later = [value for step, value in distance.items() if first is not None and step > first]
     if len(later) < 2:
         return
-    if max(map(abs, later)) < _FROZEN_KL:
+    if not math.isfinite(later[-1]):
+        yield Finding("red", "its distance from where it started is not finite", _NEARER)
+    elif max(map(abs, later)) < _FROZEN_KL:
         yield Finding(
             "red",
             f"the policy is where it started after {len(later)} updates: the actor is frozen",
@@ -50,6 +52,9 @@ def _frozen(run: RunMetrics) -> Iterator[Finding]:
         )
     else:
         yield Finding("green", f"{later[-1]:.2g} nats from where it started")
+
+
+_NEARER = "a smaller learning_rate, or a penalty on the KL to the start (reference_kl)"
 
 
 def entropy(run: RunMetrics) -> Iterator[Finding]:
@@ -61,14 +66,16 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
     values = run.values("policy/entropy")
     if not values:
         return
-    if _is_off_policy(run):
+    if is_off_policy(run):
         yield from _against_target(run, values[-1])
         return
     # A head of tokens draws from a discrete distribution, whose entropy is 0 at least.
     first, last = values[0], values[-1]
     reason = f"entropy {first:.2g} at first, {last:.2g} now, in nats a control step"
     left = last / first if first > 0 else 0.0
-    state = "red" if last < 0.01 or left < 0.05 else "amber" if left < 0.3 else "green"
+    # Written so that NaN, which fails every comparison, is red.
+    kept = last >= 0.01 and left >= 0.05
+    state = "red" if not kept else "green" if left >= 0.3 else "amber"
     yield Finding(state, reason, "" if state == "green" else _MORE_ENTROPY)
 
 
@@ -152,11 +159,18 @@ def advantage(run: RunMetrics) -> Iterator[Finding]:
                 else "a better baseline: more warmup_epochs or critic_epochs",
             )
     if raw is not None and raw < 1e-6:
-        yield Finding(
-            "red",
-            f"all episodes are worth the same (standard deviation {raw:.2g})",
-            "easier start states (--curriculum), more exploration, or another reward",
+        what, advice = (
+            (
+                "the critics tell no action from another",
+                "check that they see the action; a larger critic_learning_rate, another reward",
+            )
+            if is_off_policy(run)
+            else (
+                "all episodes are worth the same",
+                "easier start states (--curriculum), more exploration, or another reward",
+            )
         )
+        yield Finding("red", f"{what} (standard deviation {raw:.2g})", advice)
     elif used is None and raw is not None:
         yield Finding("green", f"standard deviation {raw:.2g} as estimated")
 
@@ -179,12 +193,13 @@ def _planned(run: RunMetrics) -> float:
     spread, temperatures = run.series.get("policy/std", {}), run.values("policy/temperature")
     if spread:
         return math.exp(_ceiling(run, max(spread)) - _ceiling(run, min(spread)))
-    if not temperatures or _is_off_policy(run):
+    if not temperatures or is_off_policy(run):
         return 1.0
     return math.sqrt(temperatures[-1] / temperatures[0])
 
 
-def _is_off_policy(run: RunMetrics) -> bool:
+def is_off_policy(run: RunMetrics) -> bool:
+    """Whether it learned from a replay buffer."""
     # Its "temperature" is the weight of the entropy, not that of tokens.
     return "replay/steps" in run.series
 
@@ -194,7 +209,9 @@ def _kept(what: str, values: list[float], planned: float, shares: tuple[float, f
     reason = f"{what} spread by {first:.2g} at first and {last:.2g} now"
     amber, red = shares
     left = last / (first * planned) if first > 1e-6 else 0.0
-    state = "red" if left < red or last < 1e-4 else "amber" if left < amber else "green"
+    # Written so that NaN, which fails every comparison, is red.
+    kept = left >= red and last >= 1e-4
+    state = "red" if not kept else "green" if left >= amber else "amber"
     advice = (
         "more exploration or sampling at a higher temperature, a smaller learning_rate, a penalty "
         "on the KL to the start (reference_kl)"
