@@ -12,6 +12,7 @@ import numpy as np
 from scripts.doctor import Check
 from sim.render import NoRendererError
 from sim.tasks.base import Episode, Renderer, Task
+from sim.tasks.declaration import require_action
 from sim.tasks.registry import make_task
 
 _SEEDS = (0, 1, 2)
@@ -224,7 +225,8 @@ def _expert_episode(task: Task, data: Any, seed: int) -> tuple[int | None, bool,
     episode = task.reset(data, seed)
     limits, first, holds = task.spec.action, None, False
     while episode.steps < task.episode_length and not task.is_terminated(data, episode):
-        action = np.clip(task.expert_action(data, episode), limits.low, limits.high)
+        action = require_action(task, task.expert_action(data, episode))
+        action = np.clip(action, limits.low, limits.high)
         task.step(data, episode, action.astype(np.float32))
         holds = task.is_success(data, episode)
         if holds and first is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Renderer, Task
+from sim.tasks.declaration import require_action, require_finite
 from sim.tasks.registry import make_task, member_names, short_name
 from vla.settings import require_numbers
 
@@ -123,7 +124,7 @@ def play(
         task.place_markers(data, episode)
         # The observation before the action, as a policy has it.
         images = renderer.images(data)
-        clean = np.clip(task.expert_action(data, episode), low, high)
+        clean = np.clip(require_action(task, task.expert_action(data, episode)), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
         row = {f"image.{camera}": image for camera, image in images.items()} | {
             "proprio": task.proprio(data),
@@ -131,6 +132,9 @@ def play(
             "action": clean.astype(np.float32),
             "executed": disturbed.astype(np.float32),
         }
+        # Nobody could be trained on such data, and the recording may take hours.
+        require_finite(task, "proprioception", task.spec.proprio.names, row["proprio"])
+        require_finite(task, "privileged state", task.privileged_names, row["privileged"])
         # float32, as it is recorded: a replay of `executed` is the same episode to the last bit.
         task.step(data, episode, row["executed"])
         success = task.is_success(data, episode)

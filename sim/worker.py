@@ -13,6 +13,7 @@ from vla_runtime.shared_arrays import SharedArrays
 
 from sim.instruction_swap import swap_instruction
 from sim.tasks.base import Episode, Phrasing, Task, TaskDeclarationError
+from sim.tasks.declaration import require_action
 from sim.tasks.mujoco_task import MujocoTask, pack_state
 from sim.tasks.registry import TaskChoice
 from sim.worker_channel import WorkerChannel
@@ -121,7 +122,8 @@ class Worker:
         """The scripted expert's action for every environment."""
         for index in self._config.indices:
             data, episode = self._data[index], self._episodes[index]
-            self._arrays["expert"][index] = self._task.expert_action(data, episode)
+            action = self._task.expert_action(data, episode)
+            self._arrays["expert"][index] = require_action(self._task, action)
 
     def state(self) -> dict[int, np.ndarray]:
         """Packed states, see `sim.tasks.mujoco_task.pack_state`."""

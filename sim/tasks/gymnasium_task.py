@@ -16,6 +16,7 @@ import numpy as np
 
 from sim.camera import Camera, as_cameras
 from sim.tasks.base import Episode, Phrasing, Renderer, Task, TaskDeclarationError
+from sim.tasks.declaration import require_tuple
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 RENDERED = "rendered"
 """Name of the camera that is the environment's own `render()`."""
+
+_UNLIMITED = 1e12
+"""From here on a limit stands for none: many environments write the largest float32."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class Part:
         names: one a number.
         units: one a number.
         key: of the observation, where that is a dictionary; "a/b" is key "b" of what is at "a".
+            Those of a tuple are "0", "1" and so on.
         start: position of the first of them.
+
+    Raises:
+        TaskDeclarationError: names or units that are no tuple.
     """
 
     names: tuple[str, ...]
@@ -41,9 +49,13 @@ class Part:
     key: str = ""
     start: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("names", "units"):
+            require_tuple("Part", name, getattr(self, name))
+
     def read(self, observation: Any) -> np.ndarray:
         """Float32 [names]."""
-        numbers = np.ravel(_at(observation, self.key))
+        numbers = np.ravel(_leaves(observation)[self.key])
         return numbers[self.start : self.start + len(self.names)].astype(np.float32)
 
 
@@ -79,7 +91,10 @@ class GymnasiumState:
     @property
     def has_mujoco(self) -> bool:
         """Whether MuJoCo simulates it, through its Python bindings."""
-        return isinstance(getattr(self.env.unwrapped, "model", None), mujoco.MjModel)
+        env = self.env.unwrapped
+        return isinstance(getattr(env, "model", None), mujoco.MjModel) and isinstance(
+            getattr(env, "data", None), mujoco.MjData
+        )
 
 
 class GymnasiumTask(Task[GymnasiumState]):
@@ -151,16 +166,15 @@ class GymnasiumTask(Task[GymnasiumState]):
         """A new environment; by default `gymnasium.make` of what is declared."""
         import gymnasium
 
+        # Its time limit is replaced by `episode_length`.
+        arguments: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
+        # Many environments that MuJoCo simulates, and that we draw, cannot be asked for images.
+        if any(camera.name == RENDERED for camera in self.cameras):
+            arguments["render_mode"] = "rgb_array"
         try:
-            # Its time limit is replaced by `episode_length`.
-            return gymnasium.make(
-                self.env_id,
-                max_episode_steps=-1,
-                disable_env_checker=True,
-                render_mode="rgb_array",
-                **self.env_arguments,
-            )
-        except gymnasium.error.Error as error:
+            return gymnasium.make(self.env_id, **{**arguments, **self.env_arguments})
+        # A TypeError is of an argument that the environment does not take.
+        except (gymnasium.error.Error, TypeError) as error:
             raise TaskDeclarationError(
                 f"{type(self).__name__}: gymnasium cannot make {self.env_id!r}: {error} An id of "
                 "a package is module:Id, or needs that package to be imported"
@@ -208,8 +222,11 @@ class GymnasiumTask(Task[GymnasiumState]):
         """One step of the environment; what it calls truncated has to be the episode's end."""
         limits = self.spec.action
         space = data.env.action_space
-        clipped = np.clip(action, limits.low, limits.high).astype(space.dtype or np.float32)
-        data.observation, _, data.terminated, truncated, data.info = data.env.step(clipped)
+        clipped = np.clip(action, limits.low, limits.high)
+        if np.issubdtype(space.dtype, np.integer):
+            clipped = np.rint(clipped)  # a mere cast would cut off, and pull every action to 0
+        command = clipped.astype(space.dtype or np.float32)
+        data.observation, _, data.terminated, truncated, data.info = data.env.step(command)
         episode.steps += 1
         if truncated and not data.terminated and episode.steps < self.episode_length:
             raise TaskDeclarationError(
@@ -232,7 +249,14 @@ class GymnasiumTask(Task[GymnasiumState]):
                 f"{sorted(data.info)}; set success_key to one of these, or define "
                 "is_success(self, data, episode)"
             )
-        return bool(np.all(data.info[self.success_key]))
+        found = np.asarray(data.info[self.success_key])
+        # NaN, a text and an empty array would all count as true.
+        if found.dtype.kind not in "biuf" or not found.size or not np.isfinite(found).all():
+            raise TaskDeclarationError(
+                f"{self.name}: info[{self.success_key!r}] is {data.info[self.success_key]!r}, "
+                "which says neither yes nor no; define is_success(self, data, episode)"
+            )
+        return bool(found.all())
 
     def proprio(self, data: GymnasiumState) -> np.ndarray:
         """What `proprio_parts` name."""
@@ -253,8 +277,13 @@ class GymnasiumTask(Task[GymnasiumState]):
         lacking = [one for one in needed if not hasattr(self, one)]
         if lacking:
             raise TaskDeclarationError(f"{type(self).__name__} does not declare {lacking}")
-        if missing := [p for p in ("train", "heldout") if not self.templates.get(p)]:
-            raise TaskDeclarationError(f"{self.name}: templates have no instruction for {missing}")
+        for name in ("action_names", "action_units", "proprio_parts", "camera_list"):
+            require_tuple(self.name, name, getattr(self, name))
+        if not self.proprio_parts:
+            raise TaskDeclarationError(
+                f"{self.name}: proprio_parts are none; name what of the observation the robot "
+                "measures of itself, which a policy needs beside images"
+            )
 
     def _action(self, env: gymnasium.Env) -> VectorSpec:
         from gymnasium.spaces import Box
@@ -269,34 +298,42 @@ class GymnasiumTask(Task[GymnasiumState]):
             zip(space.low.tolist(), space.high.tolist(), strict=True)
         )
         counts = {len(self.action_names), len(self.action_units), len(limits), space.shape[0]}
-        if len(counts) != 1:
+        if len(counts) != 1 or not limits:
             raise TaskDeclarationError(
                 f"{self.name}: {len(self.action_names)} action_names, {len(self.action_units)} "
                 f"action_units and {len(limits)} action_limits for the {space.shape[0]} dimensions "
                 f"of the action space {space}"
             )
         low, high = zip(*limits, strict=True)
-        if unlimited := [
-            name
-            for name, ends in zip(self.action_names, limits, strict=True)
-            if not np.isfinite(ends).all()
-        ]:
+        named = [*zip(self.action_names, limits, strict=True)]
+        # Not `abs >= _UNLIMITED`, which NaN would pass.
+        if unlimited := [n for n, ends in named if not all(abs(e) < _UNLIMITED for e in ends)]:
             raise TaskDeclarationError(
                 f"{self.name}: the actions {unlimited} have no limits in the action space; declare "
                 "action_limits, the (low, high) of every dimension, so that nothing can be "
                 "commanded that the robot must not do"
             )
+        if fixed := [name for name, (least, most) in named if not least < most]:
+            raise TaskDeclarationError(
+                f"{self.name}: the actions {fixed} have a low limit that is not below the high "
+                "one; mend action_limits, or wrap the environment so that it does not take them"
+            )
         return VectorSpec(self.action_names, self.action_units, low, high)
 
     def _check_parts(self, observation: Any, parts: Sequence[Part], label: str) -> None:
+        leaves = _leaves(observation)
         for part in parts:
-            try:
-                count = np.size(_at(observation, part.key))
-            except KeyError as error:
+            if part.key not in leaves:
                 raise TaskDeclarationError(
                     f"{self.name}: {label} name the key {part.key!r} of the observation, which has "
-                    f"{_keys(observation)}"
-                ) from error
+                    f"{[*leaves]}"
+                )
+            if np.asarray(leaves[part.key]).dtype.kind not in "biuf":
+                raise TaskDeclarationError(
+                    f"{self.name}: {label} name {part.key or 'the observation'}, which holds "
+                    f"{leaves[part.key]!r:.80} and no numbers; declare {label} without it"
+                )
+            count = np.size(leaves[part.key])
             if part.start + len(part.names) > count or len(part.units) != len(part.names):
                 raise TaskDeclarationError(
                     f"{self.name}: {label} name {len(part.names)} numbers ({len(part.units)} "
@@ -325,29 +362,23 @@ class GymnasiumTask(Task[GymnasiumState]):
 def whole_observation(observation: Any) -> tuple[Part, ...]:
     """Every number of an observation, named by its key and position."""
     parts = []
-    for key in _keys(observation):
-        count = np.size(_at(observation, key))
+    for key, value in _leaves(observation).items():
         label = key.replace("/", "_") or "observation"
-        names = tuple(f"{label}_{position}" for position in range(count))
-        parts.append(Part(names, ("",) * count, key))
+        names = tuple(f"{label}_{position}" for position in range(np.size(value)))
+        parts.append(Part(names, ("",) * len(names), key))
     return tuple(parts)
 
 
-def _keys(observation: Any, before: str = "") -> list[str]:
-    """Keys of all arrays of an observation, see `Part.key`."""
+def _leaves(observation: Any, before: str = "") -> dict[str, Any]:
+    """What an observation consists of, by key, see `Part.key`."""
+    if isinstance(observation, tuple):
+        observation = {str(index): value for index, value in enumerate(observation)}
     if not isinstance(observation, Mapping):
-        return [before]
-    return [
-        key
-        for name, value in observation.items()
-        for key in _keys(value, f"{before}/{name}" if before else str(name))
-    ]
-
-
-def _at(observation: Any, key: str) -> Any:
-    for name in key.split("/") if key else ():
-        observation = observation[name]
-    return observation
+        return {before: observation}
+    found: dict[str, Any] = {}
+    for name, value in observation.items():
+        found |= _leaves(value, f"{before}/{name}" if before else str(name))
+    return found
 
 
 def _sensors(parts: Sequence[Part]) -> VectorSpec:
