@@ -56,6 +56,7 @@ def check_task(name: str) -> Iterator[Check]:
         yield from _check_images(task, data, renderer)
         renderer.close()
     yield from _check_success(task, data)
+    task.close(data)
 
 
 def _check_contract(task: Task) -> Iterator[Check]:
@@ -80,7 +81,9 @@ def _check_contract(task: Task) -> Iterator[Check]:
 def _check_seeds(task: Task, data: Any, renderer: Renderer | None) -> Iterator[Check]:
     first = {seed: _play(task, data, seed, renderer) for seed in _SEEDS}
     again = {seed: _play(task, data, seed, renderer) for seed in reversed(_SEEDS)}
-    other = _play(task, task.make_data(), _SEEDS[0], renderer)
+    another = task.make_data()
+    other = _play(task, another, _SEEDS[0], renderer)
+    task.close(another)
     differing = {name for seed in _SEEDS for name in first[seed].differences(again[seed])}
     differing |= set(first[_SEEDS[0]].differences(other))
     fix = (

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -111,12 +111,22 @@ def play(
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
     """
+    data = task.make_data()
+    try:
+        return _episode(task, data, renderer, seed, config)
+    finally:
+        task.close(data)
+
+
+def _episode(
+    task: Task, data: Any, renderer: Renderer, seed: int, config: RecordConfig
+) -> dict[str, np.ndarray] | None:
+    """An episode in a state of its own, see `play`."""
     # By the task's name too, or all tasks would get equal noise; crc32, since `hash` of a string
     # differs between processes.
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
     noise = config.noise if rng.random() < config.noisy_fraction else 0.0
     low, high = np.array(task.spec.action.low), np.array(task.spec.action.high)
-    data = task.make_data()
     episode = task.reset(data, seed, "train")
     rows: dict[str, list[np.ndarray | np.bool_]] = {}
     held, has_ended = 0, False

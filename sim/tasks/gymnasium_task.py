@@ -191,6 +191,10 @@ class GymnasiumTask(Task[GymnasiumState]):
             return self._unused.pop()
         return self._new_state()
 
+    def close(self, data: GymnasiumState) -> None:
+        """Close its environment, which may have processes or connections of its own."""
+        data.env.close()
+
     def _new_state(self) -> GymnasiumState:
         state = GymnasiumState(self.make_env())
         state.observation, state.info = state.env.reset(seed=0)

@@ -86,7 +86,7 @@ def test_unsuccessful_episode_is_dropped() -> None:
         ({"expert_action": lambda *_: np.zeros((1, 1))}, r"shape \(1, 1\).*has 1 numbers"),
         ({"expert_action": lambda *_: 0.0}, r"gives shape \(\)"),
         ({"proprio": lambda *_: np.array([np.inf])}, r"proprioception is not finite in .'x'"),
-        ({"privileged": lambda *_: np.array([0.0, np.nan])}, r"privileged state is not finite in .'goal_0'"),
+        ({"privileged": lambda *_: np.array([0.0, np.nan])}, r"privileged .* in .'goal_0'"),
     ],
 )
 def test_what_is_no_number_is_not_recorded(given: dict[str, Any], message: str) -> None:

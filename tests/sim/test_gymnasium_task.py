@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from line_task import Line, LineTask, Reacher, changed
 
+from sim.demonstrate import RecordConfig, play
 from sim.scenes import ScenesConfig, make_scenes
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.gymnasium_task import RENDERED, GymnasiumTask, Part, whole_observation
@@ -99,6 +101,51 @@ def test_an_end_inside_the_task_ends_the_episode() -> None:
         assert again.truncated.tolist() == [False, True]
         env.reset([0], [0])
         assert env.step(chunk[:, :1]).valid.tolist() == [[True], [False]]
+
+
+class Closing(Line):
+    """Its file says that it was closed; the first one of a folder fails at it."""
+
+    folder = Path()
+
+    def close(self) -> None:
+        """Let go of what would outlive the process."""
+        path = self.folder / f"{id(self)}"
+        path.touch()
+        if len([*self.folder.iterdir()]) == 1:
+            raise OSError("no such process")
+
+
+class ClosingTask(LineTask):
+    """For worker processes, which are told the folder by the environment."""
+
+    def make_env(self) -> gymnasium.Env:
+        """In the folder of the test."""
+        Closing.folder = Path(os.environ["CLOSING"])
+        return Closing()
+
+
+def test_environments_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have processes of their own; each one is, also after one that fails."""
+    monkeypatch.setenv("CLOSING", str(tmp_path))
+    with CpuVecEnv("test_gymnasium_task:ClosingTask", 3, 1, render=False) as env:
+        env.reset(range(3), [0, 1, 2])
+        assert not [*tmp_path.iterdir()]
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_each_demonstration_closes_what_it_has_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One environment an episode, closed before the next one is made."""
+    monkeypatch.setenv("CLOSING", str(tmp_path))
+    (tmp_path / "earlier").touch()
+    task = ClosingTask(16)
+    for seed in range(3):
+        renderer = task.make_renderer([RENDERED], 16)
+        assert play(task, renderer, seed, RecordConfig(("Line",), noise=0.0)) is not None
+        closed = len([*tmp_path.iterdir()]) - 1
+        assert 1 <= closed <= seed + 1  # by identity, which may be that of one before
 
 
 @pytest.mark.parametrize(
