@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.doctor import Check
 from sim.render import NoRendererError
-from sim.tasks.base import Episode, Renderer, Task
+from sim.tasks.base import Episode, Renderer, Task, TaskDeclarationError
 from sim.tasks.declaration import require_action
 from sim.tasks.registry import make_task
 
@@ -52,6 +52,7 @@ def check_task(name: str) -> Iterator[Check]:
         renderer = None
     yield from _check_seeds(task, data, renderer)
     yield from _check_limits(task, data)
+    yield _check_end(task, data)
     if renderer is not None:
         yield from _check_images(task, data, renderer)
         renderer.close()
@@ -160,6 +161,20 @@ def _check_limits(task: Task, data: Any) -> Iterator[Check]:
     yield Check("limits", "the lowest and the highest action are survived")
 
 
+def _check_end(task: Task, data: Any) -> Check:
+    """Play to the end: an environment may end an episode earlier than was declared.
+
+    Raises:
+        ValueError: it truncates one; the message names the mend.
+    """
+    episode, limits = task.reset(data, _SEEDS[0]), task.spec.action
+    rng = np.random.default_rng(_SEEDS[0])
+    while episode.steps < task.episode_length and not task.is_terminated(data, episode):
+        task.step(data, episode, rng.uniform(limits.low, limits.high).astype(np.float32))
+    how = "terminated" if task.is_terminated(data, episode) else "played to its end"
+    return Check("random actions", f"an episode is {how} after {episode.steps} steps")
+
+
 def _check_images(task: Task, data: Any, renderer: Renderer) -> Iterator[Check]:
     seen = _play(task, data, _SEEDS[0], renderer)
     moved = False
@@ -203,7 +218,11 @@ def _check_success(task: Task, data: Any) -> Iterator[Check]:
         return
     began, steps, first, at_end = time.perf_counter(), 0, [], 0
     for seed in range(_EXPERT_EPISODES):
-        reached, held, played = _expert_episode(task, data, seed)
+        try:
+            reached, held, played = _expert_episode(task, data, seed)
+        except TaskDeclarationError as error:
+            yield Check("success", f"{error}, in the episode of seed {seed}", "mend expert_action")
+            return
         steps += played
         at_end += held
         first += [reached] if reached else []

@@ -113,7 +113,8 @@ class GymnasiumTask(Task[GymnasiumState]):
         action_limits: low and high of every dimension, where those of the environment's action
             space are not finite or not meant.
         proprio_parts: what of the observation the robot measures of itself.
-        privileged_parts: what of the observation critics may see; by default all of it.
+        privileged_parts: what of the observation critics may see; by default all of it, apart from
+            images.
         camera_list: names of cameras in the MuJoCo model, views of it, or `RENDERED`.
         success_key: of `info`, where success stands.
         control_rate_hz: control steps a second; by default the environment's own.
@@ -150,6 +151,11 @@ class GymnasiumTask(Task[GymnasiumState]):
         self._check_parts(first.observation, self.proprio_parts, "proprio_parts")
         self._check_parts(first.observation, self._privileged, "privileged_parts")
         self.privileged_names = tuple(n for part in self._privileged for n in part.names)
+        if not self.privileged_names:
+            raise TaskDeclarationError(
+                f"{self.name}: the observation is images alone; define privileged(self, data, "
+                "episode) and name what it gives in privileged_parts"
+            )
         self.spec = RobotSpec(
             robot=self.robot,
             action=self._action(first.env),
@@ -215,6 +221,7 @@ class GymnasiumTask(Task[GymnasiumState]):
         data.terminated = False
         # A stream of its own, so that the phrasing changes nothing else.
         words = self.words(data, phrasing)
+        require_tuple(self.name, "words", words)
         choice = np.random.default_rng([seed, 1]).integers(len(words))
         return Episode(seed, words[choice], np.zeros(0))
 
@@ -364,9 +371,12 @@ class GymnasiumTask(Task[GymnasiumState]):
 
 
 def whole_observation(observation: Any) -> tuple[Part, ...]:
-    """Every number of an observation, named by its key and position."""
+    """Every number of an observation but those of images, named by its key and position."""
     parts = []
     for key, value in _leaves(observation).items():
+        # A million numbers, of which cameras show the same.
+        if np.ndim(value) == 3 and np.asarray(value).dtype == np.uint8:
+            continue
         label = key.replace("/", "_") or "observation"
         names = tuple(f"{label}_{position}" for position in range(np.size(value)))
         parts.append(Part(names, ("",) * len(names), key))

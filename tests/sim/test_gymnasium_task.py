@@ -103,6 +103,16 @@ def test_an_end_inside_the_task_ends_the_episode() -> None:
         assert env.step(chunk[:, :1]).valid.tolist() == [[True], [False]]
 
 
+PIXELS = (Part(("x",), ("m",)),)
+
+
+class Looking(Line):
+    """It shows an image, and says nothing else."""
+
+    def _seen(self) -> Any:
+        return self.render()
+
+
 class Closing(Line):
     """Its file says that it was closed; the first one of a folder fails at it."""
 
@@ -176,6 +186,8 @@ def test_each_demonstration_closes_what_it_has_opened(
         ({"make_env": lambda self: Saying({"success": "False"})}, "is 'False', which says neither"),
         ({"make_env": lambda self: Saying({"success": np.zeros(0)})}, "says neither yes nor no"),
         ({"make_env": lambda self: Telling("go left")}, "name mission, which holds 'go left' and"),
+        ({"words": lambda *_: "go left"}, "words is 'go left', not a tuple"),
+        ({"make_env": lambda self: Looking(), "proprio_parts": PIXELS}, "images alone; define"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_mend(
@@ -360,6 +372,9 @@ def test_every_number_of_an_observation_has_a_name() -> None:
     assert names == ["a_b_0", "a_b_1", "a_b_2", "a_b_3", "c_0"]
     assert whole_observation(np.zeros(2))[0].names == ("observation_0", "observation_1")
     # Keys with a slash of their own, as dm_control's are; and tuples.
+    # Images are left out: cameras show the same.
+    seen = {"pixels": np.zeros((4, 4, 3), np.uint8), "poses": np.zeros((2, 1, 3))}
+    assert [part.key for part in whole_observation(seen)] == ["poses"]
     slashed = {"arm/x": np.arange(2.0), "deep": ({"arm/x": 7}, np.zeros(1))}
     parts = whole_observation(slashed)
     assert [part.key for part in parts] == ["arm/x", "deep/0/arm/x", "deep/1"]
@@ -460,7 +475,9 @@ def test_the_worked_example_is_cloned_refined_and_evaluated(worked_example: str)
     few = ["--task", worked_example]
     assert cli.main(["collect", *few, "--episodes", "4", "--workers", "1"]) == 0
     small = ["--updates", "4", "--batch", "8", "--evaluate-every", "4", "--perception", "trained"]
-    assert cli.main(["pretrain", *few, *small, "--selection-episodes", "2"]) == 0
+    # A head with a likelihood, which refining needs.
+    chosen = ["--head", "gaussian", "--selection-episodes", "2"]
+    assert cli.main(["pretrain", *few, *small, *chosen]) == 0
     little = ["--iterations", "1", "--episodes", "4", "--selection-episodes", "2"]
     assert cli.main(["refine", *few, *little, "--num-envs", "2"]) == 0
     refined = "refined=runs/MyReacher/refined/best"
