@@ -284,6 +284,28 @@ def test_a_checkpoint_names_its_tower(policy: VLAPolicy, tmp_path: Path, folder:
     ) + "\n"
 
 
+def test_a_tower_that_has_moved_is_asked_for_where_it_was(tmp_path: Path, folder: Path) -> None:
+    """A checkpoint cannot be told of another place, so that one is named."""
+    shutil.copytree(folder, tmp_path / "tower")
+    torch.manual_seed(0)
+    made = with_tower(tiny_policy(CART), load_tower(str(tmp_path / "tower")), WORDS)
+    saved = made.save(tmp_path / "saved")
+    load_tower.cache_clear()
+    (tmp_path / "tower").rename(tmp_path / "elsewhere")
+    with pytest.raises(LanguageTowerError, match=f"or a link to that, at {tmp_path / 'tower'}"):
+        load_policy(saved)
+    (tmp_path / "tower").symlink_to(tmp_path / "elsewhere")
+    assert torch.equal(load_policy(saved).act(observe(CART)), made.act(observe(CART)))
+
+
+def test_words_are_read_alike_under_autocast(folder: Path) -> None:
+    """What is kept would else depend on who asked first."""
+    tower = load_tower(str(folder))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = TowerPrompts(tower, 16, 256).texts(WORDS)["words"]
+    assert torch.equal(first, TowerPrompts(tower, 16, 256).texts(WORDS)["words"])
+
+
 def test_another_tower_of_that_name_is_refused(policy: VLAPolicy, tmp_path: Path) -> None:
     """Weights are compared, wherever they lie; the message says both digests."""
     saved = policy.save(tmp_path / "saved")

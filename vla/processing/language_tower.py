@@ -146,7 +146,16 @@ def read_tower(folder: Path) -> LanguageTower:
         LanguageTowerError: its package or folder is missing, or holds another model.
     """
     about = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    tower = load_tower(about["name"], about["layer"])
+    try:
+        tower = load_tower(about["name"], about["layer"])
+    except LanguageTowerError as error:
+        if about["name"] in PACKAGES:
+            raise  # it names the command that installs it
+        raise LanguageTowerError(
+            f"{folder} reads words with the language tower {about['name']!r}, which is not here: "
+            f"put its folder, or a link to that, at {Path(about['name']).absolute()}, or load it "
+            f"while the hub can be reached ({error})"
+        ) from error
     if tower.sha256 != about["sha256"]:
         raise LanguageTowerError(
             f"{folder} was trained with another {about['name']} than the one found here: SHA-256 "

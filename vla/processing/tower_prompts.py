@@ -87,4 +87,6 @@ class TowerPrompts:
         ids = torch.tensor([*self.tower.tokens(fitting), END])
         # No model reads nothing: the end token stands for the words of an empty instruction.
         read = ids[: max(len(ids) - 1, 1)]
-        return ids, self.tower.states(read[None])[0, -len(ids) :]
+        # What is kept must not depend on who asked first: a training may run under autocast.
+        with torch.autocast("cpu", enabled=False):
+            return ids, self.tower.states(read[None])[0, -len(ids) :]
