@@ -79,7 +79,7 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
         text = traceback.format_exc()
         try:
             # Of other people's classes some cannot be sent, and some not be made again.
-            ForkingPickler.loads(ForkingPickler.dumps(error))
+            ForkingPickler.loads(ForkingPickler.dumps(error))  # pyright: ignore[reportAttributeAccessIssue]
         except Exception:  # noqa: BLE001 whatever their methods raise
             return WorkerError(f"in a worker process:\n{text}"), None
         # A traceback cannot be pickled, so it travels as a note.
