@@ -261,8 +261,8 @@ class GymnasiumTask(Task[GymnasiumState]):
                 "is_success(self, data, episode)"
             )
         found = np.asarray(data.info[self.success_key])
-        # NaN, a text and an empty array would all count as true.
-        if found.dtype.kind not in "biuf" or not found.size or not np.isfinite(found).all():
+        # NaN, a share, a text and an empty array would all count as true.
+        if found.dtype.kind not in "biuf" or not found.size or not np.isin(found, (0, 1)).all():
             raise TaskDeclarationError(
                 f"{self.name}: info[{self.success_key!r}] is {data.info[self.success_key]!r}, "
                 "which says neither yes nor no; define is_success(self, data, episode)"
@@ -308,6 +308,11 @@ class GymnasiumTask(Task[GymnasiumState]):
         limits = self.action_limits or tuple(
             zip(space.low.tolist(), space.high.tolist(), strict=True)
         )
+        if not all(np.shape(ends) == (2,) for ends in limits):
+            raise TaskDeclarationError(
+                f"{self.name}: action_limits are {limits}; every dimension has a (low, high), as "
+                "in ((-1.0, 1.0), (-1.0, 1.0))"
+            )
         counts = {len(self.action_names), len(self.action_units), len(limits), space.shape[0]}
         if len(counts) != 1 or not limits:
             raise TaskDeclarationError(

@@ -183,6 +183,8 @@ def test_each_demonstration_closes_what_it_has_opened(
         ({"goals": GoalSpec(("x",), ("goal_0",), 0.1)}, r"goals names \['x'\].*'robot_x_0'"),
         ({"make_env": lambda self: Saying({"success": None})}, "is None, which says neither"),
         ({"make_env": lambda self: Saying({"success": np.nan})}, "is nan, which says neither"),
+        ({"make_env": lambda self: Saying({"success": 0.5})}, "is 0.5, which says neither"),
+        ({"action_limits": (-1.0, 1.0)}, r"action_limits are \(-1.0, 1.0\); every dimension"),
         ({"make_env": lambda self: Saying({"success": "False"})}, "is 'False', which says neither"),
         ({"make_env": lambda self: Saying({"success": np.zeros(0)})}, "says neither yes nor no"),
         ({"make_env": lambda self: Telling("go left")}, "name mission, which holds 'go left' and"),
