@@ -200,6 +200,7 @@ class Grounder:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self.checkpoints = Checkpoints(folder, policy)
 

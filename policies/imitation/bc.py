@@ -157,7 +157,7 @@ class Cloner:
             rate = config.perception_learning_rate
             groups.append({"params": others, "lr": 1e-4 if rate is None else rate})
         self._trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
         # The optimizer's own are overwritten at every step.
         self._rates = [group["lr"] for group in groups]
         # One model; each view of it has its robot's processor.
