@@ -11,7 +11,8 @@ import numpy as np
 
 from scripts.doctor import Check
 from sim.render import NoRendererError
-from sim.tasks.base import Episode, Renderer, Task
+from sim.tasks.base import Episode, Renderer, Task, TaskDeclarationError
+from sim.tasks.declaration import require_action
 from sim.tasks.registry import make_task
 
 _SEEDS = (0, 1, 2)
@@ -51,10 +52,12 @@ def check_task(name: str) -> Iterator[Check]:
         renderer = None
     yield from _check_seeds(task, data, renderer)
     yield from _check_limits(task, data)
+    yield _check_end(task, data)
     if renderer is not None:
         yield from _check_images(task, data, renderer)
         renderer.close()
     yield from _check_success(task, data)
+    task.close(data)
 
 
 def _check_contract(task: Task) -> Iterator[Check]:
@@ -79,7 +82,9 @@ def _check_contract(task: Task) -> Iterator[Check]:
 def _check_seeds(task: Task, data: Any, renderer: Renderer | None) -> Iterator[Check]:
     first = {seed: _play(task, data, seed, renderer) for seed in _SEEDS}
     again = {seed: _play(task, data, seed, renderer) for seed in reversed(_SEEDS)}
-    other = _play(task, task.make_data(), _SEEDS[0], renderer)
+    another = task.make_data()
+    other = _play(task, another, _SEEDS[0], renderer)
+    task.close(another)
     differing = {name for seed in _SEEDS for name in first[seed].differences(again[seed])}
     differing |= set(first[_SEEDS[0]].differences(other))
     fix = (
@@ -156,6 +161,20 @@ def _check_limits(task: Task, data: Any) -> Iterator[Check]:
     yield Check("limits", "the lowest and the highest action are survived")
 
 
+def _check_end(task: Task, data: Any) -> Check:
+    """Play to the end: an environment may end an episode earlier than was declared.
+
+    Raises:
+        ValueError: it truncates one; the message names the mend.
+    """
+    episode, limits = task.reset(data, _SEEDS[0]), task.spec.action
+    rng = np.random.default_rng(_SEEDS[0])
+    while episode.steps < task.episode_length and not task.is_terminated(data, episode):
+        task.step(data, episode, rng.uniform(limits.low, limits.high).astype(np.float32))
+    how = "terminated" if task.is_terminated(data, episode) else "played to its end"
+    return Check("random actions", f"an episode is {how} after {episode.steps} steps")
+
+
 def _check_images(task: Task, data: Any, renderer: Renderer) -> Iterator[Check]:
     seen = _play(task, data, _SEEDS[0], renderer)
     moved = False
@@ -199,7 +218,11 @@ def _check_success(task: Task, data: Any) -> Iterator[Check]:
         return
     began, steps, first, at_end = time.perf_counter(), 0, [], 0
     for seed in range(_EXPERT_EPISODES):
-        reached, held, played = _expert_episode(task, data, seed)
+        try:
+            reached, held, played = _expert_episode(task, data, seed)
+        except TaskDeclarationError as error:
+            yield Check("success", f"{error}, in the episode of seed {seed}", "mend expert_action")
+            return
         steps += played
         at_end += held
         first += [reached] if reached else []
@@ -224,7 +247,8 @@ def _expert_episode(task: Task, data: Any, seed: int) -> tuple[int | None, bool,
     episode = task.reset(data, seed)
     limits, first, holds = task.spec.action, None, False
     while episode.steps < task.episode_length and not task.is_terminated(data, episode):
-        action = np.clip(task.expert_action(data, episode), limits.low, limits.high)
+        action = require_action(task, task.expert_action(data, episode))
+        action = np.clip(action, limits.low, limits.high)
         task.step(data, episode, action.astype(np.float32))
         holds = task.is_success(data, episode)
         if holds and first is None:

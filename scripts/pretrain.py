@@ -129,6 +129,11 @@ class PretrainConfig:
                 "--language makes a new model, with --start scratch; to give a language tower to "
                 "one that has learned to point: `vla ground --start CHECKPOINT --language NAME`"
             )
+        if self.vlm is not None and self.start != GROUNDED:
+            raise ValueError(
+                f"--vlm brings its own weights, and --start {self.start} would not be read: give "
+                "one of them"
+            )
         counts = ("episodes", "chunk_length", "num_envs", "selection_episodes")
         require_numbers(self, at_least_1=counts, above_0=("weights",), any_sign=("language_layer",))
         if self.language_layer is not None and self.language is None:

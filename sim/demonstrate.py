@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
 
 from sim.seeds import DEMONSTRATIONS
 from sim.tasks.base import Renderer, Task
+from sim.tasks.declaration import require_action, require_finite
 from sim.tasks.registry import make_task, member_names, short_name
 from vla.settings import require_numbers
 
@@ -110,12 +111,22 @@ def play(
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
     """
+    data = task.make_data()
+    try:
+        return _episode(task, data, renderer, seed, config)
+    finally:
+        task.close(data)
+
+
+def _episode(
+    task: Task, data: Any, renderer: Renderer, seed: int, config: RecordConfig
+) -> dict[str, np.ndarray] | None:
+    """An episode in a state of its own, see `play`."""
     # By the task's name too, or all tasks would get equal noise; crc32, since `hash` of a string
     # differs between processes.
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
     noise = config.noise if rng.random() < config.noisy_fraction else 0.0
     low, high = np.array(task.spec.action.low), np.array(task.spec.action.high)
-    data = task.make_data()
     episode = task.reset(data, seed, "train")
     rows: dict[str, list[np.ndarray | np.bool_]] = {}
     held, has_ended = 0, False
@@ -123,7 +134,7 @@ def play(
         task.place_markers(data, episode)
         # The observation before the action, as a policy has it.
         images = renderer.images(data)
-        clean = np.clip(task.expert_action(data, episode), low, high)
+        clean = np.clip(require_action(task, task.expert_action(data, episode)), low, high)
         disturbed = np.clip(clean + noise * rng.standard_normal(clean.shape), low, high)
         row = {f"image.{camera}": image for camera, image in images.items()} | {
             "proprio": task.proprio(data),
@@ -131,6 +142,9 @@ def play(
             "action": clean.astype(np.float32),
             "executed": disturbed.astype(np.float32),
         }
+        # Nobody could be trained on such data, and the recording may take hours.
+        require_finite(task, "proprioception", task.spec.proprio.names, row["proprio"])
+        require_finite(task, "privileged state", task.privileged_names, row["privileged"])
         # float32, as it is recorded: a replay of `executed` is the same episode to the last bit.
         task.step(data, episode, row["executed"])
         success = task.is_success(data, episode)

@@ -75,6 +75,11 @@ def record(config: RecordConfig) -> RecordSummary:
                 f"{task.name} has no expert to record: define expert_action in its class, or clone "
                 "demonstrations that were recorded elsewhere"
             )
+        if not task.spec.cameras:
+            raise TaskDeclarationError(
+                f"{task.name} has no camera, and demonstrations are images too: name one in "
+                "camera_list (docs/tasks/gymnasium.md)"
+            )
     with (
         _explained(config.folder),
         RecordingStore.open(config.folder, config.settings, tasks) as store,

@@ -5,6 +5,7 @@ Numpy only, so that a spawned worker starts without loading torch.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from vla_runtime.shared_arrays import SharedArrays
 
 from sim.instruction_swap import swap_instruction
 from sim.tasks.base import Episode, Phrasing, Task, TaskDeclarationError
+from sim.tasks.declaration import require_action
 from sim.tasks.mujoco_task import MujocoTask, pack_state
 from sim.tasks.registry import TaskChoice
 from sim.worker_channel import WorkerChannel
@@ -121,7 +123,8 @@ class Worker:
         """The scripted expert's action for every environment."""
         for index in self._config.indices:
             data, episode = self._data[index], self._episodes[index]
-            self._arrays["expert"][index] = self._task.expert_action(data, episode)
+            action = self._task.expert_action(data, episode)
+            self._arrays["expert"][index] = require_action(self._task, action)
 
     def state(self) -> dict[int, np.ndarray]:
         """Packed states, see `sim.tasks.mujoco_task.pack_state`."""
@@ -137,20 +140,25 @@ class Worker:
         }
 
     def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
+        """Free the renderer, and what the environments hold."""
+        # Each of them, also after one that fails.
+        with contextlib.ExitStack() as stack:
+            for data in self._data.values():
+                stack.callback(self._task.close, data)
+            if self._renderer is not None:
+                stack.callback(self._renderer.close)
 
 
 def serve(channel: WorkerChannel, config: WorkerConfig, shared: SharedArrays) -> None:
     """Answer (method, argument) messages with ("ok", result) until `None` arrives."""
     try:
         worker = Worker(config, config.task.make(config.image_size), shared.arrays)
-        # The parent waits for this before it sends anything: compiling a model takes seconds.
-        channel.send(("ok", None))
-        while (message := channel.receive(_SPIN_S)) is not None:
-            channel.send(("ok", _call(worker, *message)))
-        worker.close()
+        # However it ends: an environment may have processes of its own, which would stay.
+        with contextlib.closing(worker):
+            # The parent waits for this before it sends anything: compiling a model takes seconds.
+            channel.send(("ok", None))
+            while (message := channel.receive(_SPIN_S)) is not None:
+                channel.send(("ok", _call(worker, *message)))
     finally:
         shared.close()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
 
 from sim.worker_channel import WorkerChannel
-from sim.worker_process import WorkerProcess
+from sim.worker_process import WorkerError, WorkerProcess
 
 
 class WorkerPool:
@@ -36,7 +37,8 @@ class WorkerPool:
     def submit[T](self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Have a worker call `function`, which it must be able to import.
 
-        The future raises what the function raises, or `WorkerError` where its process has died.
+        The future raises what the function raises, or `WorkerError` with the traceback where its
+        process has died or that error cannot be sent.
         """
         return self._threads.submit(self._call, function, arguments)
 
@@ -74,6 +76,12 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
     try:
         return None, function(*arguments)
     except Exception as error:  # noqa: BLE001 raised again in the parent
+        text = traceback.format_exc()
+        try:
+            # Of other people's classes some cannot be sent, and some not be made again.
+            ForkingPickler.loads(ForkingPickler.dumps(error))  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception:  # noqa: BLE001 whatever their methods raise
+            return WorkerError(f"in a worker process:\n{text}"), None
         # A traceback cannot be pickled, so it travels as a note.
-        error.add_note(f"In the worker process:\n{traceback.format_exc()}")
+        error.add_note(f"In the worker process:\n{text}")
         return error, None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from line_task import Line, LineTask, changed
 
 from scripts import cli, doctor_task
 from scripts.doctor import Check
-from sim.tasks.base import TaskDeclarationError
+from sim.tasks.base import Task, TaskDeclarationError
 
 
 def faults(monkeypatch: pytest.MonkeyPatch, task: type[LineTask]) -> dict[str, Check]:
@@ -35,11 +36,8 @@ def test_a_sound_task_passes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"make_env": lambda self: Line(leak=True)}, "seeding", "nothing kept from the episode"),
         ({"is_success": lambda self, data, episode: False}, "success", "mend expert_action"),
         ({"is_success": lambda *_: True}, "success at the start", "other initial states"),
-        (
-            {"expert_action": lambda *_: np.zeros(1, np.float32)},
-            "success",
-            "mend expert_action",
-        ),
+        ({"expert_action": lambda *_: np.zeros(1, np.float32)}, "success", "mend expert_action"),
+        ({"expert_action": lambda *_: np.full(1, np.nan)}, "success", "mend expert_action"),
     ],
 )
 def test_each_fault_is_named(
@@ -89,10 +87,17 @@ def test_success_that_is_nowhere_ends_the_check(monkeypatch: pytest.MonkeyPatch)
         faults(monkeypatch, changed(success_key="solved"))
 
 
+def test_an_episode_that_ends_early_is_found_without_an_expert(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At its twentieth step, where the other checks have long ended."""
+    limited = {"make_env": lambda self: gymnasium.wrappers.TimeLimit(Line(), 20)}
+    with pytest.raises(TaskDeclarationError, match="after 20 steps, but episode_length is 30"):
+        faults(monkeypatch, changed(**limited, expert_action=Task.expert_action))
+
+
 def test_a_task_without_an_expert_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     """It can still be learned from demonstrations."""
-    from sim.tasks.base import Task
-
     found = faults(monkeypatch, changed(expert_action=Task.expert_action))
     assert not found["success"].essential
     assert "nobody knows whether it can be reached" in found["success"].finding

@@ -91,11 +91,17 @@ class PointingBatch:
 
 
 class GroundingSampler:
-    """Draws frames with a prompt each, and the points that they ask for."""
+    """Draws frames with a prompt each, and the points that they ask for.
+
+    Raises:
+        ValueError: the model knows points that a set has not, or in another frame.
+    """
 
     def __init__(
         self, sets: Sequence[GroundingSet], model: VLA, processor: Processor, heldout: float
     ):
+        for source in sets:
+            source.require_points(model.config.points)
         self._sets = sets
         self._model_config = model.config
         self._processor = processor
@@ -145,7 +151,7 @@ class GroundingSampler:
         # [n, points], columns of `source.points`
         column = source.phrases.index
         asked = np.array([[column(p.phrase(name)) for name in config.names] for p in prompts])
-        # [n, points, 3], world, metres
+        # [n, points, 3], metres
         points = torch.from_numpy(source.points[rows[:, None], asked])
         # To the model's units, in which positions are of order 1.
         scaled = (points - torch.tensor(config.center_m)) / config.scale_m

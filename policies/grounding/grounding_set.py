@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vla.contract import ObservationBatch, RobotSpec
+from vla.model.points import WORLD, PointsConfig
 
 # A callback: what a scene holds is known in `sim`, which this package does not import.
 Ask = Callable[[int, str, Literal["train", "heldout"], np.random.Generator], tuple[str, str]]
@@ -38,13 +39,14 @@ class GroundingSet:
         name: the task's.
         images: uint8 [n, cameras, h, w, 3].
         proprio: float32 [n, proprio].
-        points: float32 [n, phrases, 3], world, metres.
+        points: float32 [n, phrases, 3], metres, in `frame`.
         image_points: float32 [n, phrases, cameras, 2], image coordinates, NaN outside.
         phrases: names of `points`, "gripper" among them.
         prompts: what can be pointed at; any may be asked of any frame.
         unseen: prompts that are never trained on, only measured with, by what is new in them.
         kinds: of questions that are answered in words.
         ask: makes such a question and its answer for a row, a kind and a phrasing.
+        frame: of `points`.
     """
 
     name: str
@@ -57,6 +59,25 @@ class GroundingSet:
     unseen: Mapping[str, tuple[Prompt, ...]]
     kinds: tuple[str, ...]
     ask: Ask
+    frame: str = WORLD
+
+    def require_points(self, config: PointsConfig) -> None:
+        """Refuse a model whose points these are not.
+
+        Raises:
+            ValueError: a point is in another frame, or nothing here has its name.
+        """
+        if other := {spec.name: spec.frame for spec in config.specs if spec.frame != self.frame}:
+            raise ValueError(
+                f"{self.name} has positions in the frame {self.frame!r}, the model's points are in "
+                f"others: {other}"
+            )
+        # What the words name has another phrase in every prompt.
+        if unknown := sorted({*config.names} - {"object", "target", *self.phrases}):
+            raise ValueError(
+                f"{self.name} has no positions of the model's points {unknown}; it has "
+                f"{[*self.phrases]}, and object and target, which the words name"
+            )
 
     def kept(self, heldout: float) -> int:
         """Frames that are trained on; this share, the last ones, is kept for measuring.

@@ -31,7 +31,8 @@ def fit_instruction(instruction: str, count: Callable[[str], int], limit: int) -
 
     Raises:
         ValueError: it does not fit, and the limit is so low that ordinary instructions would be
-            cut, which could then mean something else.
+            cut, which could then mean something else; or not even its first word fits, as of a
+            long text without spaces.
     """
     if (tokens := count(instruction)) <= limit:
         return instruction
@@ -43,6 +44,12 @@ def fit_instruction(instruction: str, count: Callable[[str], int], limit: int) -
     words = instruction.split()
     # The number of tokens grows with the number of words, so the last that fit are found by halves.
     kept = bisect_right(range(1, len(words) + 1), limit, key=lambda n: count(" ".join(words[:n])))
+    if words and not kept:
+        # Nothing would be left, and the robot would act on what nobody said.
+        raise ValueError(
+            f"instruction has {tokens} tokens without a space to cut it at, this model reads "
+            f"{limit}; shorten it: {shorten(instruction, 80)!r}"
+        )
     fitting = " ".join(words[:kept])
     _log.warning(
         "instruction of %d tokens is cut to its first %d words, since the model reads %d tokens: "

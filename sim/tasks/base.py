@@ -137,6 +137,10 @@ class Task[State](ABC):
     def make_data(self) -> State:
         """The state of a new environment, in the settled initial configuration."""
 
+    def close(self, data: State) -> None:
+        """Free what a state holds beside memory; it is not used again. By default nothing."""
+        return
+
     @abstractmethod
     def make_renderer(self, cameras: Sequence[str], size: int, antialias: bool = False) -> Renderer:
         """What draws states of this task; `place_markers` is called before every image.

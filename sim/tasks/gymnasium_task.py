@@ -16,6 +16,7 @@ import numpy as np
 
 from sim.camera import Camera, as_cameras
 from sim.tasks.base import Episode, Phrasing, Renderer, Task, TaskDeclarationError
+from sim.tasks.declaration import require_tuple
 from vla.contract import CameraSpec, RobotSpec, VectorSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 RENDERED = "rendered"
 """Name of the camera that is the environment's own `render()`."""
+
+_UNLIMITED = 1e12
+"""From here on a limit stands for none: many environments write the largest float32."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class Part:
         names: one a number.
         units: one a number.
         key: of the observation, where that is a dictionary; "a/b" is key "b" of what is at "a".
+            Those of a tuple are "0", "1" and so on.
         start: position of the first of them.
+
+    Raises:
+        TaskDeclarationError: names or units that are no tuple.
     """
 
     names: tuple[str, ...]
@@ -41,9 +49,13 @@ class Part:
     key: str = ""
     start: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("names", "units"):
+            require_tuple("Part", name, getattr(self, name))
+
     def read(self, observation: Any) -> np.ndarray:
         """Float32 [names]."""
-        numbers = np.ravel(_at(observation, self.key))
+        numbers = np.ravel(_leaves(observation)[self.key])
         return numbers[self.start : self.start + len(self.names)].astype(np.float32)
 
 
@@ -79,7 +91,10 @@ class GymnasiumState:
     @property
     def has_mujoco(self) -> bool:
         """Whether MuJoCo simulates it, through its Python bindings."""
-        return isinstance(getattr(self.env.unwrapped, "model", None), mujoco.MjModel)
+        env = self.env.unwrapped
+        return isinstance(getattr(env, "model", None), mujoco.MjModel) and isinstance(
+            getattr(env, "data", None), mujoco.MjData
+        )
 
 
 class GymnasiumTask(Task[GymnasiumState]):
@@ -98,7 +113,8 @@ class GymnasiumTask(Task[GymnasiumState]):
         action_limits: low and high of every dimension, where those of the environment's action
             space are not finite or not meant.
         proprio_parts: what of the observation the robot measures of itself.
-        privileged_parts: what of the observation critics may see; by default all of it.
+        privileged_parts: what of the observation critics may see; by default all of it, apart from
+            images.
         camera_list: names of cameras in the MuJoCo model, views of it, or `RENDERED`.
         success_key: of `info`, where success stands.
         control_rate_hz: control steps a second; by default the environment's own.
@@ -135,6 +151,11 @@ class GymnasiumTask(Task[GymnasiumState]):
         self._check_parts(first.observation, self.proprio_parts, "proprio_parts")
         self._check_parts(first.observation, self._privileged, "privileged_parts")
         self.privileged_names = tuple(n for part in self._privileged for n in part.names)
+        if not self.privileged_names:
+            raise TaskDeclarationError(
+                f"{self.name}: the observation is images alone; define privileged(self, data, "
+                "episode) and name what it gives in privileged_parts"
+            )
         self.spec = RobotSpec(
             robot=self.robot,
             action=self._action(first.env),
@@ -151,16 +172,15 @@ class GymnasiumTask(Task[GymnasiumState]):
         """A new environment; by default `gymnasium.make` of what is declared."""
         import gymnasium
 
+        # Its time limit is replaced by `episode_length`.
+        arguments: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
+        # Many environments that MuJoCo simulates, and that we draw, cannot be asked for images.
+        if any(camera.name == RENDERED for camera in self.cameras):
+            arguments["render_mode"] = "rgb_array"
         try:
-            # Its time limit is replaced by `episode_length`.
-            return gymnasium.make(
-                self.env_id,
-                max_episode_steps=-1,
-                disable_env_checker=True,
-                render_mode="rgb_array",
-                **self.env_arguments,
-            )
-        except gymnasium.error.Error as error:
+            return gymnasium.make(self.env_id, **{**arguments, **self.env_arguments})
+        # A TypeError is of an argument that the environment does not take.
+        except (gymnasium.error.Error, TypeError) as error:
             raise TaskDeclarationError(
                 f"{type(self).__name__}: gymnasium cannot make {self.env_id!r}: {error} An id of "
                 "a package is module:Id, or needs that package to be imported"
@@ -176,6 +196,10 @@ class GymnasiumTask(Task[GymnasiumState]):
         if self._unused:
             return self._unused.pop()
         return self._new_state()
+
+    def close(self, data: GymnasiumState) -> None:
+        """Close its environment, which may have processes or connections of its own."""
+        data.env.close()
 
     def _new_state(self) -> GymnasiumState:
         state = GymnasiumState(self.make_env())
@@ -197,6 +221,7 @@ class GymnasiumTask(Task[GymnasiumState]):
         data.terminated = False
         # A stream of its own, so that the phrasing changes nothing else.
         words = self.words(data, phrasing)
+        require_tuple(self.name, "words", words)
         choice = np.random.default_rng([seed, 1]).integers(len(words))
         return Episode(seed, words[choice], np.zeros(0))
 
@@ -208,8 +233,11 @@ class GymnasiumTask(Task[GymnasiumState]):
         """One step of the environment; what it calls truncated has to be the episode's end."""
         limits = self.spec.action
         space = data.env.action_space
-        clipped = np.clip(action, limits.low, limits.high).astype(space.dtype or np.float32)
-        data.observation, _, data.terminated, truncated, data.info = data.env.step(clipped)
+        clipped = np.clip(action, limits.low, limits.high)
+        if np.issubdtype(space.dtype, np.integer):
+            clipped = np.rint(clipped)  # a mere cast would cut off, and pull every action to 0
+        command = clipped.astype(space.dtype or np.float32)
+        data.observation, _, data.terminated, truncated, data.info = data.env.step(command)
         episode.steps += 1
         if truncated and not data.terminated and episode.steps < self.episode_length:
             raise TaskDeclarationError(
@@ -232,7 +260,14 @@ class GymnasiumTask(Task[GymnasiumState]):
                 f"{sorted(data.info)}; set success_key to one of these, or define "
                 "is_success(self, data, episode)"
             )
-        return bool(np.all(data.info[self.success_key]))
+        found = np.asarray(data.info[self.success_key])
+        # NaN, a share, a text and an empty array would all count as true.
+        if found.dtype.kind not in "biuf" or not found.size or not np.isin(found, (0, 1)).all():
+            raise TaskDeclarationError(
+                f"{self.name}: info[{self.success_key!r}] is {data.info[self.success_key]!r}, "
+                "which says neither yes nor no; define is_success(self, data, episode)"
+            )
+        return bool(found.all())
 
     def proprio(self, data: GymnasiumState) -> np.ndarray:
         """What `proprio_parts` name."""
@@ -253,8 +288,13 @@ class GymnasiumTask(Task[GymnasiumState]):
         lacking = [one for one in needed if not hasattr(self, one)]
         if lacking:
             raise TaskDeclarationError(f"{type(self).__name__} does not declare {lacking}")
-        if missing := [p for p in ("train", "heldout") if not self.templates.get(p)]:
-            raise TaskDeclarationError(f"{self.name}: templates have no instruction for {missing}")
+        for name in ("action_names", "action_units", "proprio_parts", "camera_list"):
+            require_tuple(self.name, name, getattr(self, name))
+        if not self.proprio_parts:
+            raise TaskDeclarationError(
+                f"{self.name}: proprio_parts are none; name what of the observation the robot "
+                "measures of itself, which a policy needs beside images"
+            )
 
     def _action(self, env: gymnasium.Env) -> VectorSpec:
         from gymnasium.spaces import Box
@@ -268,35 +308,48 @@ class GymnasiumTask(Task[GymnasiumState]):
         limits = self.action_limits or tuple(
             zip(space.low.tolist(), space.high.tolist(), strict=True)
         )
+        if not all(np.shape(ends) == (2,) for ends in limits):
+            raise TaskDeclarationError(
+                f"{self.name}: action_limits are {limits}; every dimension has a (low, high), as "
+                "in ((-1.0, 1.0), (-1.0, 1.0))"
+            )
         counts = {len(self.action_names), len(self.action_units), len(limits), space.shape[0]}
-        if len(counts) != 1:
+        if len(counts) != 1 or not limits:
             raise TaskDeclarationError(
                 f"{self.name}: {len(self.action_names)} action_names, {len(self.action_units)} "
                 f"action_units and {len(limits)} action_limits for the {space.shape[0]} dimensions "
                 f"of the action space {space}"
             )
         low, high = zip(*limits, strict=True)
-        if unlimited := [
-            name
-            for name, ends in zip(self.action_names, limits, strict=True)
-            if not np.isfinite(ends).all()
-        ]:
+        named = [*zip(self.action_names, limits, strict=True)]
+        # Not `abs >= _UNLIMITED`, which NaN would pass.
+        if unlimited := [n for n, ends in named if not all(abs(e) < _UNLIMITED for e in ends)]:
             raise TaskDeclarationError(
                 f"{self.name}: the actions {unlimited} have no limits in the action space; declare "
                 "action_limits, the (low, high) of every dimension, so that nothing can be "
                 "commanded that the robot must not do"
             )
+        if fixed := [name for name, (least, most) in named if not least < most]:
+            raise TaskDeclarationError(
+                f"{self.name}: the actions {fixed} have a low limit that is not below the high "
+                "one; mend action_limits, or wrap the environment so that it does not take them"
+            )
         return VectorSpec(self.action_names, self.action_units, low, high)
 
     def _check_parts(self, observation: Any, parts: Sequence[Part], label: str) -> None:
+        leaves = _leaves(observation)
         for part in parts:
-            try:
-                count = np.size(_at(observation, part.key))
-            except KeyError as error:
+            if part.key not in leaves:
                 raise TaskDeclarationError(
                     f"{self.name}: {label} name the key {part.key!r} of the observation, which has "
-                    f"{_keys(observation)}"
-                ) from error
+                    f"{[*leaves]}"
+                )
+            if np.asarray(leaves[part.key]).dtype.kind not in "biuf":
+                raise TaskDeclarationError(
+                    f"{self.name}: {label} name {part.key or 'the observation'}, which holds "
+                    f"{leaves[part.key]!r:.80} and no numbers; declare {label} without it"
+                )
+            count = np.size(leaves[part.key])
             if part.start + len(part.names) > count or len(part.units) != len(part.names):
                 raise TaskDeclarationError(
                     f"{self.name}: {label} name {len(part.names)} numbers ({len(part.units)} "
@@ -323,31 +376,28 @@ class GymnasiumTask(Task[GymnasiumState]):
 
 
 def whole_observation(observation: Any) -> tuple[Part, ...]:
-    """Every number of an observation, named by its key and position."""
+    """Every number of an observation but those of images, named by its key and position."""
     parts = []
-    for key in _keys(observation):
-        count = np.size(_at(observation, key))
+    for key, value in _leaves(observation).items():
+        # A million numbers, of which cameras show the same.
+        if np.ndim(value) == 3 and np.asarray(value).dtype == np.uint8:
+            continue
         label = key.replace("/", "_") or "observation"
-        names = tuple(f"{label}_{position}" for position in range(count))
-        parts.append(Part(names, ("",) * count, key))
+        names = tuple(f"{label}_{position}" for position in range(np.size(value)))
+        parts.append(Part(names, ("",) * len(names), key))
     return tuple(parts)
 
 
-def _keys(observation: Any, before: str = "") -> list[str]:
-    """Keys of all arrays of an observation, see `Part.key`."""
+def _leaves(observation: Any, before: str = "") -> dict[str, Any]:
+    """What an observation consists of, by key, see `Part.key`."""
+    if isinstance(observation, tuple):
+        observation = {str(index): value for index, value in enumerate(observation)}
     if not isinstance(observation, Mapping):
-        return [before]
-    return [
-        key
-        for name, value in observation.items()
-        for key in _keys(value, f"{before}/{name}" if before else str(name))
-    ]
-
-
-def _at(observation: Any, key: str) -> Any:
-    for name in key.split("/") if key else ():
-        observation = observation[name]
-    return observation
+        return {before: observation}
+    found: dict[str, Any] = {}
+    for name, value in observation.items():
+        found |= _leaves(value, f"{before}/{name}" if before else str(name))
+    return found
 
 
 def _sensors(parts: Sequence[Part]) -> VectorSpec:

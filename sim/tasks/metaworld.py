@@ -132,6 +132,10 @@ class MetaWorld(GymnasiumTask):
         self.reset(state, 0)
         return state
 
+    def close(self, data: GymnasiumState) -> None:
+        """Keep its environment for the next state: an episode's demonstration makes one."""
+        self._idle.setdefault(data.geometry, []).append(data.env)
+
     def reset(self, data: GymnasiumState, seed: int, phrasing: Phrasing = "train") -> Episode:
         """The task that the seed decides, in the initial state that it decides."""
         member = self._member(seed)

@@ -13,11 +13,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from typing import cast
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
 
 from sim.tasks import adroit, fetch, kitchen, metaworld, point_maze, shadow_hand, tabletop
 from sim.tasks.base import Task, TaskDeclarationError
+from sim.tasks.declaration import require_sound
 
 ENTRY_POINTS = "vla_sim.tasks"
 """Entry point group in which other packages name their tasks, one line each in pyproject.toml."""
@@ -27,14 +28,41 @@ def index_by_name(classes: Iterable[type[Task]]) -> dict[str, type[Task]]:
     """Registry name → class.
 
     Raises:
-        ValueError: two classes claim one name.
+        ValueError: two classes claim one name, or a name could not be asked for.
     """
     registry: dict[str, type[Task]] = {}
     for cls in classes:
-        if cls.name in registry:
-            raise ValueError(f"task name {cls.name!r} is claimed by {registry[cls.name]} and {cls}")
-        registry[cls.name] = cls
+        name = getattr(cls, "name", "")
+        if not name or any(mark in name for mark in "/:@"):
+            raise ValueError(
+                f"{cls} has the task name {name!r}; a name is needed, without / : and @, which "
+                "stand for a variant, a module and a length"
+            )
+        if name in registry:
+            raise ValueError(
+                f"task name {name!r} is claimed by {registry[name]} and {cls}: rename yours, or "
+                "uninstall one of their packages"
+            )
+        registry[name] = cls
     return registry
+
+
+def load_entry_point(point: EntryPoint) -> type[Task]:
+    """The task of another package.
+
+    Raises:
+        TaskDeclarationError: it cannot be imported, or is no task; names the package.
+    """
+    whose = f"the package {point.dist.name}" if point.dist else "a package"
+    try:
+        found = point.load()
+    except Exception as error:
+        # Left out in silence its tasks would be missing, and nobody would know why.
+        raise TaskDeclarationError(
+            f"{whose} names a task that cannot be imported, {point.value} "
+            f"({type(error).__name__}: {error}): mend or uninstall it"
+        ) from error
+    return _require_task(found, f"{whose} names {point.value}, which")
 
 
 # Worker processes import this module, too, so a task that stands here or is an entry point is known
@@ -49,7 +77,7 @@ TASKS = index_by_name(
         *shadow_hand.TASKS,
         *point_maze.TASKS,
         # a new family: one more line here, `*family.TASKS,`
-        *(point.load() for point in entry_points(group=ENTRY_POINTS)),
+        *(load_entry_point(point) for point in entry_points(group=ENTRY_POINTS)),
     )
 )
 
@@ -71,13 +99,18 @@ class TaskChoice:
     episode_length: int | None = None
 
     def make(self, image_size: int = 96) -> Task:
-        """Build it, with square images of `image_size` pixels."""
+        """Build it, with square images of `image_size` pixels.
+
+        Raises:
+            TaskDeclarationError: the class states what it cannot mean.
+        """
         # Only families take a variant, which `Task.__init__` does not know.
         build = cast(Callable[..., Task], self.task)
         made = build(image_size, self.variant) if self.variant else build(image_size)
         made.name = self.name
         if self.episode_length is not None:
             made.episode_length = self.episode_length
+        require_sound(made)
         return made
 
 
@@ -144,6 +177,11 @@ def _shown_names() -> list[str]:
 def _import(place: str) -> type[Task]:
     """The class at `module:Class`."""
     module, _, cls = place.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise TaskDeclarationError(
+            f"task {place!r}: {module!r} is no module's name; a task of yours is named as in "
+            "my_package.my_task:MyTask"
+        )
     # An installed command does not look into the folder that it is called from.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -157,11 +195,15 @@ def _import(place: str) -> type[Task]:
             f"task {place!r}: there is no module {error.name!r}; install its package, or call the "
             f"command from the folder that holds it (now {os.getcwd()})"
         ) from error
+    # The file, since a module of another package may have the name that was meant.
+    file = getattr(sys.modules[module], "__file__", None)
+    return _require_task(found, f"task {place!r}: {cls!r} in {module} ({file})")
+
+
+def _require_task(found: Any, what: str) -> type[Task]:
     if not (inspect.isclass(found) and issubclass(found, Task)):
-        raise TaskDeclarationError(
-            f"task {place!r}: {cls!r} in {module} is no class derived from sim.tasks.base.Task"
-        )
+        raise TaskDeclarationError(f"{what} is no class derived from sim.tasks.base.Task")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
-        raise TaskDeclarationError(f"task {place!r}: the class lacks {lacking}")
+        raise TaskDeclarationError(f"{what} is abstract: the class lacks {lacking}")
     return found

@@ -312,6 +312,17 @@ def test_two_instructions_of_one_task_are_refused(image: Path) -> None:
     refuse(image, "has no meta/tasks.parquet")
 
 
+def test_one_instruction_of_two_tasks_is_told(
+    image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of Meta-World's push and push-back; but it may be one task that is listed twice."""
+    assert read_frames(image).instructions()
+    assert not caplog.records
+    edit_column(image, "task", lambda texts: [texts[0]] * 2, "meta/tasks.parquet")
+    assert len(set(read_frames(image).instructions())) == 1
+    assert re.search(r"one instruction for several tasks, by task_index: .*\[0, 1\]", caplog.text)
+
+
 @pytest.mark.parametrize("key", ["episode_index", "frame_index"])
 @pytest.mark.parametrize(("bad", "what"), [(None, "is null in row 3"), (0.5, "whole numbers")])
 def test_a_key_that_is_no_number_is_named(

@@ -24,6 +24,7 @@ from sim.tasks.tabletop import Tabletop
 from sim.tasks.tabletop_scene import BLOCKS, ZONES
 from vla.checkpoint.initialisation import GROUNDED
 from vla.model.embedded import EmbeddedConfig
+from vla.model.points import PointsConfig, PointSpec
 from vla.policy import VLAPolicy, load_policy
 
 PHRASES = ("gripper", "target", "red block", "blue zone")
@@ -88,6 +89,21 @@ def test_each_prompt_is_answered_with_its_own_points(policy: VLAPolicy) -> None:
     expected = (away - torch.tensor(POINTS.center_m)) / POINTS.scale_m
     assert torch.allclose(asked.world, expected.expand(3, -1, -1), atol=1e-5)
     assert asked.image_points.shape == (3, len(POINTS), len(policy.spec.cameras), 2)
+
+
+def test_points_that_scenes_cannot_teach_are_refused(policy: VLAPolicy) -> None:
+    """Another frame, also where only one of several sets has it; a name that nothing has."""
+    made, config = make_set(policy), policy.model.config
+    moved = replace(made, name="Moved", frame="base")
+    with pytest.raises(ValueError, match=r"Moved has positions in the frame 'base'.*'world'"):
+        GroundingSampler([made, moved], policy.model, policy.processor, 0.1)
+    specs = tuple(replace(spec, frame="base") for spec in POINTS.specs)
+    policy.model.config = replace(config, points=replace(POINTS, specs=specs))
+    GroundingSampler([moved], policy.model, policy.processor, 0.1)
+    cup = PointsConfig((PointSpec("cup"), PointSpec("object")))
+    policy.model.config = replace(config, points=cup)
+    with pytest.raises(ValueError, match=r"Made has no positions of the model's points \['cup'\]"):
+        GroundingSampler([made], policy.model, policy.processor, 0.1)
 
 
 def test_what_was_never_trained_on_is_measured_apart(policy: VLAPolicy, tmp_path: Path) -> None:

@@ -138,6 +138,10 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     """Before anything is trained."""
     with pytest.raises(ValueError, match="images of 24 px give 0 positions a side"):
         ConvTower(24, 2, 16)
+    with pytest.raises(ValueError, match="17 cameras, and a convolutional tower tells 16 apart"):
+        ConvTower(96, 2, 16)(torch.zeros(1, 17, 3, 96, 96))
+    with pytest.raises(ValueError, match=r"width 36 .* 4 heads: give a multiple of 8"):
+        EmbeddedConfig(width=36)
     with pytest.raises(ValueError, match=r"sees square images, image_size_px is .48, 64."):
         scratch_policy(
             {"arm": Embodiment(ARM, measure(ARM))},

@@ -38,9 +38,11 @@ def test_an_extreme_is_cut_behind_a_word(caplog: pytest.LogCaptureFixture) -> No
     assert "instruction of 101 tokens is cut to its first 63 words" in caplog.text
 
 
-def test_a_single_endless_word_leaves_nothing() -> None:
-    """Half a word would be another word."""
-    assert fit_instruction("x" * 1000, lambda text: len(text) + 1, 64) == ""
+def test_a_single_endless_word_is_refused() -> None:
+    """Half a word would be another word, and no word is what nobody said."""
+    with pytest.raises(ValueError, match="has 1001 tokens without a space to cut it at"):
+        fit_instruction("x" * 1000, lambda text: len(text) + 1, 64)
+    assert fit_instruction(" " * 100, lambda text: len(text) + 1, 64) == ""
 
 
 def test_a_model_that_reads_little_refuses() -> None:

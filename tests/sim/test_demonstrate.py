@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from line_task import changed
 
 from sim.demonstrate import RecordConfig, play
+from sim.tasks.base import TaskDeclarationError
 from sim.tasks.registry import find_task, make_task
 
 
@@ -75,6 +77,23 @@ def test_success_that_is_lost_again_is_kept_if_reaching_counts(
 def test_unsuccessful_episode_is_dropped() -> None:
     """Noise that no expert survives."""
     assert play_blind("FetchPush", 0, noisy_fraction=1.0, noise=50.0) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"expert_action": lambda *_: np.array([np.nan])}, r"expert_action is not finite in .'dx'"),
+        ({"expert_action": lambda *_: np.zeros((1, 1))}, r"shape \(1, 1\).*has 1 numbers"),
+        ({"expert_action": lambda *_: 0.0}, r"gives shape \(\)"),
+        ({"proprio": lambda *_: np.array([np.inf])}, r"proprioception is not finite in .'x'"),
+        ({"privileged": lambda *_: np.array([0.0, np.nan])}, r"privileged .* in .'goal_0'"),
+    ],
+)
+def test_what_is_no_number_is_not_recorded(given: dict[str, Any], message: str) -> None:
+    """Success or not: such an episode could not be trained on."""
+    task = changed(**given, is_success=lambda *_: True)(16)
+    with pytest.raises(TaskDeclarationError, match=message):
+        play(task, NoCameras(), 0, RecordConfig(("Line",)))  # pyright: ignore[reportArgumentType]
 
 
 def test_episode_is_a_function_of_its_seed() -> None:

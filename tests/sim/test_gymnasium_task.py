@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 from line_task import Line, LineTask, Reacher, changed
 
+from sim.demonstrate import RecordConfig, play
 from sim.scenes import ScenesConfig, make_scenes
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.gymnasium_task import RENDERED, GymnasiumTask, Part, whole_observation
 from sim.tasks.registry import TaskChoice, find_task, make_task, member_names, short_name
 from sim.vector import CpuVecEnv
+from vla.contract import GoalSpec
 
 DOCS = Path(__file__).parents[2] / "docs" / "tasks" / "gymnasium.md"
 
 
 LINE = "line_task:LineTask"
+
+
+class Saying(Line):
+    """Its `info` is what it is given."""
+
+    def __init__(self, info: dict[str, Any]):
+        super().__init__()
+        self._info = info
+
+    def step(self, action: np.ndarray) -> Any:
+        """Move, and say so."""
+        return *super().step(action)[:4], self._info
+
+
+class Telling(Line):
+    """Its observation has one entry more."""
+
+    def __init__(self, mission: Any):
+        super().__init__()
+        self._mission = mission
+
+    def _seen(self) -> Any:
+        return {**super()._seen(), "mission": self._mission}
 
 
 def test_the_contract_is_what_was_declared() -> None:
@@ -76,6 +103,61 @@ def test_an_end_inside_the_task_ends_the_episode() -> None:
         assert env.step(chunk[:, :1]).valid.tolist() == [[True], [False]]
 
 
+PIXELS = (Part(("x",), ("m",)),)
+
+
+class Looking(Line):
+    """It shows an image, and says nothing else."""
+
+    def _seen(self) -> Any:
+        return self.render()
+
+
+class Closing(Line):
+    """Its file says that it was closed; the first one of a folder fails at it."""
+
+    folder = Path()
+
+    def close(self) -> None:
+        """Let go of what would outlive the process."""
+        path = self.folder / f"{id(self)}"
+        path.touch()
+        if len([*self.folder.iterdir()]) == 1:
+            raise OSError("no such process")
+
+
+class ClosingTask(LineTask):
+    """For worker processes, which are told the folder by the environment."""
+
+    def make_env(self) -> gymnasium.Env:
+        """In the folder of the test."""
+        Closing.folder = Path(os.environ["CLOSING"])
+        return Closing()
+
+
+def test_environments_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have processes of their own; each one is, also after one that fails."""
+    monkeypatch.setenv("CLOSING", str(tmp_path))
+    with CpuVecEnv("test_gymnasium_task:ClosingTask", 3, 1, render=False) as env:
+        env.reset(range(3), [0, 1, 2])
+        assert not [*tmp_path.iterdir()]
+    assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_each_demonstration_closes_what_it_has_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One environment an episode, closed before the next one is made."""
+    monkeypatch.setenv("CLOSING", str(tmp_path))
+    (tmp_path / "earlier").touch()
+    task = ClosingTask(16)
+    for seed in range(3):
+        renderer = task.make_renderer([RENDERED], 16)
+        assert play(task, renderer, seed, RecordConfig(("Line",), noise=0.0)) is not None
+        closed = len([*tmp_path.iterdir()]) - 1
+        assert 1 <= closed <= seed + 1  # by identity, which may be that of one before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,7 +167,29 @@ def test_an_end_inside_the_task_ends_the_episode() -> None:
         ({"camera_list": ("front",)}, "no camera 'front', since the environment has no MuJoCo"),
         ({"proprio_parts": (Part(("x",), ("m",), "arm"),)}, r"key 'arm'.*\['robot/x', 'goal'\]"),
         ({"proprio_parts": (Part(("x", "y"), ("m", "m"), "goal"),)}, "2 numbers.*which has 1"),
-        ({"templates": {"train": ("go",)}}, r"no instruction for \['heldout'\]"),
+        ({"make_env": lambda self: Line(np.finfo(np.float32).max)}, r"\['dx'\] have no limits"),
+        ({"make_env": lambda self: Line(0.0)}, r"\['dx'\] have a low limit that is not below"),
+        ({"camera_list": RENDERED}, "camera_list is 'rendered', not a tuple.*comma"),
+        ({"camera_list": (RENDERED, RENDERED)}, r"two of cameras have one name: \['rendered'\]"),
+        ({"proprio_parts": ()}, "proprio_parts are none"),
+        ({"proprio_parts": Part(("x",), ("m",))}, "proprio_parts is .*, not a tuple"),
+        ({"proprio_parts": (Part(("x",), ("m",)),)}, r"key '' .*\['robot/x', 'goal'\]"),
+        ({"templates": {"train": ("go",)}}, "no instruction for heldout"),
+        ({"templates": {"train": "go", "heldout": ("on",)}}, r"templates\['train'\] is 'go', not"),
+        ({"templates": {"train": ("go", " "), "heldout": ("on",)}}, "template of train is no text"),
+        ({"episode_length": 0}, "episode_length is 0"),
+        ({"control_rate_hz": -5.0}, "control_rate_hz is -5.0"),
+        ({"grip_actions": ("hand",)}, r"grip_actions names \['hand'\].*it has \['dx'\]"),
+        ({"goals": GoalSpec(("x",), ("goal_0",), 0.1)}, r"goals names \['x'\].*'robot_x_0'"),
+        ({"make_env": lambda self: Saying({"success": None})}, "is None, which says neither"),
+        ({"make_env": lambda self: Saying({"success": np.nan})}, "is nan, which says neither"),
+        ({"make_env": lambda self: Saying({"success": 0.5})}, "is 0.5, which says neither"),
+        ({"action_limits": (-1.0, 1.0)}, r"action_limits are \(-1.0, 1.0\); every dimension"),
+        ({"make_env": lambda self: Saying({"success": "False"})}, "is 'False', which says neither"),
+        ({"make_env": lambda self: Saying({"success": np.zeros(0)})}, "says neither yes nor no"),
+        ({"make_env": lambda self: Telling("go left")}, "name mission, which holds 'go left' and"),
+        ({"words": lambda *_: "go left"}, "words is 'go left', not a tuple"),
+        ({"make_env": lambda self: Looking(), "proprio_parts": PIXELS}, "images alone; define"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_mend(
@@ -94,7 +198,7 @@ def test_a_wrong_declaration_is_refused_with_its_mend(
     """Before anything is recorded; success as soon as it is asked for."""
 
     def play() -> None:
-        task = changed(**changes)(16)
+        task = TaskChoice("Line", changed(**changes)).make(16)
         data = task.make_data()
         episode = task.reset(data, 0)
         task.step(data, episode, np.zeros(1, np.float32))
@@ -136,6 +240,88 @@ def test_a_discrete_action_space_is_refused() -> None:
         changed(make_env=lambda self: Buttons())(16)
 
 
+def test_success_may_be_any_kind_of_number() -> None:
+    """One flag, or one of each thing, all of which have to hold."""
+    for said, expected in (
+        (np.bool_(True), True),
+        (0.0, False),
+        (np.array([True, False]), False),
+        (np.array([1]), True),
+    ):
+        task = changed(make_env=lambda self, said=said: Saying({"success": said}))(16)
+        data = task.make_data()
+        episode = task.reset(data, 0)
+        assert not task.is_success(data, episode)
+        task.step(data, episode, np.zeros(1, np.float32))
+        assert task.is_success(data, episode) is expected
+
+
+def test_whole_numbers_are_commanded_rounded() -> None:
+    """A cast would cut 2.6 to 2, and -0.9 to 0."""
+    taken = []
+
+    class Steps(Line):
+        def __init__(self):
+            super().__init__()
+            self.action_space = gymnasium.spaces.Box(-3, 3, (1,), np.int64)
+
+        def step(self, action: np.ndarray) -> Any:
+            taken.append(action)
+            return super().step(action)
+
+    task = changed(make_env=lambda self: Steps())(16)
+    data = task.make_data()
+    episode = task.reset(data, 0)
+    for wanted in (2.6, -0.9, 9.0):
+        task.step(data, episode, np.array([wanted], np.float32))
+    assert [a.tolist() for a in taken] == [[3], [-1], [3]]
+    assert taken[0].dtype == np.int64
+
+
+class Bare(gymnasium.Env):
+    """Nobody can ask it for images; `gravity` is its one argument."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "render_fps": 10}
+
+    def __init__(self, gravity: float = 1.0):
+        self.gravity = gravity
+
+    def reset(self, *, seed=None, options=None):
+        """At rest."""
+        return np.zeros(1), {}
+
+
+def test_an_environment_is_asked_for_images_only_where_they_are_its_own() -> None:
+    """And what is declared for it counts, also what would be given by default."""
+    gymnasium.register("Bare-v0", Bare)
+    declared = {"make_env": GymnasiumTask.make_env, "env_id": "Bare-v0", "camera_list": ()}
+    declared |= {"proprio_parts": (Part(("x",), ("m",)),)}
+    given = {"gravity": 2.0, "max_episode_steps": 7}
+    env = changed(**declared, env_arguments=given)(16).make_data().env
+    assert env.unwrapped.gravity == 2.0
+    assert env.spec.max_episode_steps == 7
+    said = {"env_id": "Pendulum-v1", "env_arguments": {"render_mode": "rgb_array"}}
+    assert changed(**declared | said)(16).make_data().env.render_mode == "rgb_array"
+    with pytest.raises(TaskDeclarationError, match=r"cannot make 'Bare-v0'.*'render_mode'"):
+        changed(**declared | {"camera_list": (RENDERED,)})(16)
+    with pytest.raises(TaskDeclarationError, match=r"cannot make 'Bare-v0'.*'wind'"):
+        changed(**declared, env_arguments={"wind": 1})(16)
+
+
+def test_a_model_without_data_is_not_taken_for_mujoco() -> None:
+    """Another library may keep its state elsewhere."""
+
+    class Half(Line):
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
+
+    task = changed(make_env=lambda self: Half())(16)
+    data = task.make_data()
+    assert not data.has_mujoco
+    task.reset(data, 0)
+
+
 def test_a_shorter_time_limit_of_the_environment_is_refused() -> None:
     """It would end episodes that learners take for unfinished."""
     limited = changed(make_env=lambda self: gymnasium.wrappers.TimeLimit(Line(), 5))
@@ -152,7 +338,9 @@ def test_a_shorter_time_limit_of_the_environment_is_refused() -> None:
     ("name", "message"),
     [
         ("nowhere.tasks:Mine", "no module 'nowhere'; install its package, or call the command"),
-        ("line_task:Line", "no class derived from sim.tasks.base.Task"),
+        ("line_task:Line", r"line_task.py\) is no class derived from sim.tasks.base.Task"),
+        (":LineTask", "'' is no module's name; a task of yours"),
+        (".line_task:LineTask", "'.line_task' is no module's name"),
         ("line_task:Nothing", "no class derived"),
         ("sim.tasks.base:Task", "the class lacks .*is_success"),
         ("FetchPush@soon", "the number of control steps, as in @100"),
@@ -185,6 +373,14 @@ def test_every_number_of_an_observation_has_a_name() -> None:
     names = [name for part in parts for name in part.names]
     assert names == ["a_b_0", "a_b_1", "a_b_2", "a_b_3", "c_0"]
     assert whole_observation(np.zeros(2))[0].names == ("observation_0", "observation_1")
+    # Keys with a slash of their own, as dm_control's are; and tuples.
+    # Images are left out: cameras show the same.
+    seen = {"pixels": np.zeros((4, 4, 3), np.uint8), "poses": np.zeros((2, 1, 3))}
+    assert [part.key for part in whole_observation(seen)] == ["poses"]
+    slashed = {"arm/x": np.arange(2.0), "deep": ({"arm/x": 7}, np.zeros(1))}
+    parts = whole_observation(slashed)
+    assert [part.key for part in parts] == ["arm/x", "deep/0/arm/x", "deep/1"]
+    assert [part.read(slashed).tolist() for part in parts] == [[0, 1], [7], [0]]
 
 
 def test_cameras_that_the_model_lacks_are_refused_with_those_it_has() -> None:
@@ -281,7 +477,9 @@ def test_the_worked_example_is_cloned_refined_and_evaluated(worked_example: str)
     few = ["--task", worked_example]
     assert cli.main(["collect", *few, "--episodes", "4", "--workers", "1"]) == 0
     small = ["--updates", "4", "--batch", "8", "--evaluate-every", "4", "--perception", "trained"]
-    assert cli.main(["pretrain", *few, *small, "--selection-episodes", "2"]) == 0
+    # A head with a likelihood, which refining needs.
+    chosen = ["--head", "gaussian", "--selection-episodes", "2"]
+    assert cli.main(["pretrain", *few, *small, *chosen]) == 0
     little = ["--iterations", "1", "--episodes", "4", "--selection-episodes", "2"]
     assert cli.main(["refine", *few, *little, "--num-envs", "2"]) == 0
     refined = "refined=runs/MyReacher/refined/best"

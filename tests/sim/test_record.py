@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from demo_folder import SETTINGS, die, made_up_episode, spool, write_folder
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from line_task import changed
 from vla_runtime import dataset_files
 
 from scripts import collect
@@ -25,6 +26,7 @@ from sim import record as record_module
 from sim.demonstrate import RecordConfig
 from sim.record import _SeedPlan, record
 from sim.recording_store import RecordingStore
+from sim.tasks.base import TaskDeclarationError
 from sim.tasks.registry import make_task
 from vla.contract import RobotSpec
 
@@ -257,6 +259,16 @@ def test_full_disk_is_refused_before_anything_is_played(
         record(RecordConfig(task=("FetchReach",), root=tmp_path / "demos"))
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "demos" / "meta").exists()
+
+
+def test_a_task_without_a_camera_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is written."""
+    monkeypatch.setattr(record_module, "make_task", lambda *_: changed(camera_list=())(16))
+    with pytest.raises(TaskDeclarationError, match="has no camera, and demonstrations are images"):
+        record(RecordConfig(("FetchReach",), 1, tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_linked_folder_is_recorded_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

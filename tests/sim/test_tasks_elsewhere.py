@@ -6,12 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sim.tasks.registry import TASKS, groundable_names, index_by_name, make_task
+from sim.tasks.base import TaskDeclarationError
+from sim.tasks.registry import (
+    TASKS,
+    groundable_names,
+    index_by_name,
+    load_entry_point,
+    make_task,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,5 +135,31 @@ def test_what_a_task_states_fits_its_scenes(name: str) -> None:
 
 def test_two_tasks_of_one_name_are_refused() -> None:
     """Also where one of them comes from another package."""
-    with pytest.raises(ValueError, match="task name 'FetchPush' is claimed by"):
+    with pytest.raises(ValueError, match=r"'FetchPush' is claimed by .*: rename yours, or"):
         index_by_name((*TASKS.values(), TASKS["FetchPush"]))
+
+
+@pytest.mark.parametrize("name", ["", "arm/reach", "arm:reach", "reach@50"])
+def test_a_name_that_nobody_could_ask_for_is_refused(name: str) -> None:
+    """Its marks mean something else in a task's name."""
+    kind = type("Mine", (TASKS["FetchPush"],), {"name": name})
+    with pytest.raises(ValueError, match=f"Mine.* has the task name '{name}'; a name is needed"):
+        index_by_name([kind])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("line_task:Missing", "cannot be imported, line_task:Missing .AttributeError"),
+        ("no_such_package.tasks:Task", "cannot be imported, no_such.* .ModuleNotFoundError"),
+        ("line_task:Line", "names line_task:Line, which is no class derived"),
+        ("sim.tasks.base:Task", "which is abstract: the class lacks"),
+    ],
+)
+def test_another_package_whose_task_fails_is_named(value: str, message: str) -> None:
+    """It would end every command, so people have to know which one to mend or uninstall."""
+    point = EntryPoint("mine", value, "vla_sim.tasks")
+    with pytest.raises(TaskDeclarationError, match=f"a package .*{message}"):
+        load_entry_point(point)
+    found = load_entry_point(EntryPoint("mine", "line_task:LineTask", "vla_sim.tasks"))
+    assert index_by_name([found])["Line"] is found

@@ -39,6 +39,39 @@ def run_script(folder: Path, text: str, *before: str) -> subprocess.CompletedPro
     )
 
 
+# --- errors
+
+
+class OddError(Exception):
+    """Cannot be made from its message alone, hence not be sent."""
+
+    def __init__(self, first: int, second: int):
+        super().__init__(f"{first} and {second}")
+
+
+def raise_odd() -> None:
+    """As somebody's environment might."""
+    raise OddError(1, 2)
+
+
+def raise_plain() -> None:
+    """An error as any other one."""
+    raise ValueError("no such goal")
+
+
+def test_an_error_that_cannot_be_sent_is_told_with_its_place() -> None:
+    """Of a class with arguments of its own; the worker lives on, and any other error is itself."""
+    pool = WorkerPool(1, prepare=os.getpid)
+    try:
+        with pytest.raises(WorkerError, match=r"(?s)in raise_odd\n.*OddError: 1 and 2"):
+            pool.submit(raise_odd).result()
+        with pytest.raises(ValueError, match="no such goal") as caught:
+            pool.submit(raise_plain).result()
+        assert "in raise_plain" in caught.value.__notes__[0]
+    finally:
+        pool.close()
+
+
 # --- shared memory
 
 

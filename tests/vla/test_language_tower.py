@@ -16,7 +16,7 @@ from example_robot import SPEC, make_statistics
 from tiny_models import make, make_tokenizer
 from tokenizers import processors
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, CLIPConfig, T5Config
 from two_robots import CART, WORDS, observe, tiny_policy
 from vla_runtime.exported.policy import ExportedPolicy
 
@@ -31,7 +31,7 @@ from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig
 from vla.model.vla import VLAConfig
 from vla.model.vqa import with_answers
 from vla.policy import VLAPolicy, load_policy
-from vla.processing import language_tower
+from vla.processing import language_tower, tower_prompts
 from vla.processing.embodiments import Embodiment
 from vla.processing.language_tower import LanguageTower, LanguageTowerError, load_tower
 from vla.processing.model_inputs import ModelInputs
@@ -105,6 +105,32 @@ def test_a_layer_that_is_not_there(folder: Path, layer: int) -> None:
     """Is refused with those that are."""
     with pytest.raises(ValueError, match=r"no layer .*: give 1 to 3, or -1 to -3"):
         load_tower(str(folder), layer)
+
+
+def test_what_is_no_text_model_of_one_stack_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Two stacks, and two towers."""
+    for name, kind in (("t5", T5Config), ("clip", CLIPConfig)):
+        sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+        part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        part |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+        sizes = sizes if name == "t5" else {"text_config": part, "vision_config": part}
+        model = AutoModel.from_config(kind(**sizes))
+        with pytest.raises(ValueError, match=f"is a {name}, .* text model with one stack"):
+            LanguageTower(name, model, make_tokenizer(), -1)
+
+
+def test_ever_new_instructions_take_no_more_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in tokens, since a long one takes as much as twenty others; nothing else changes."""
+    prompts = TowerPrompts(load_tower(str(folder)), 16, 256)
+    first = prompts.texts([WORDS[0]])["words"]
+    monkeypatch.setattr(tower_prompts, "_CACHED_TOKENS", 60)
+    for count in range(20):
+        prompts.texts([f"push block {count}"])
+        kept = sum(len(ids) for ids, _ in prompts._rows.values())
+        assert kept == prompts._cached <= 60
+    torch.testing.assert_close(prompts.texts([WORDS[0]])["words"], first)
 
 
 def test_words_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +282,28 @@ def test_a_checkpoint_names_its_tower(policy: VLAPolicy, tmp_path: Path, folder:
     assert (again.save(tmp_path / "again") / "language_tower.json").read_text() == json.dumps(
         about, indent=1
     ) + "\n"
+
+
+def test_a_tower_that_has_moved_is_asked_for_where_it_was(tmp_path: Path, folder: Path) -> None:
+    """A checkpoint cannot be told of another place, so that one is named."""
+    shutil.copytree(folder, tmp_path / "tower")
+    torch.manual_seed(0)
+    made = with_tower(tiny_policy(CART), load_tower(str(tmp_path / "tower")), WORDS)
+    saved = made.save(tmp_path / "saved")
+    load_tower.cache_clear()
+    (tmp_path / "tower").rename(tmp_path / "elsewhere")
+    with pytest.raises(LanguageTowerError, match=f"or a link to that, at {tmp_path / 'tower'}"):
+        load_policy(saved)
+    (tmp_path / "tower").symlink_to(tmp_path / "elsewhere")
+    assert torch.equal(load_policy(saved).act(observe(CART)), made.act(observe(CART)))
+
+
+def test_words_are_read_alike_under_autocast(folder: Path) -> None:
+    """What is kept would else depend on who asked first."""
+    tower = load_tower(str(folder))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = TowerPrompts(tower, 16, 256).texts(WORDS)["words"]
+    assert torch.equal(first, TowerPrompts(tower, 16, 256).texts(WORDS)["words"])
 
 
 def test_another_tower_of_that_name_is_refused(policy: VLAPolicy, tmp_path: Path) -> None:

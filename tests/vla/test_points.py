@@ -83,6 +83,10 @@ def test_points_come_back_from_plain_data_and_are_checked() -> None:
         PointsConfig((PointSpec("cup"), PointSpec("cup")))
     with pytest.raises(ValueError, match=r"no points \['hand'\]; the model knows: cup"):
         PointsConfig((PointSpec("cup"),), relative=(("hand", "cup"),))
+    mixed = (PointSpec("cup"), PointSpec("hand", frame="base"))
+    with pytest.raises(ValueError, match=r"one frame for both.*'cup': 'world', 'hand': 'base'"):
+        PointsConfig(mixed, relative=(("cup", "hand"),))
+    assert PointsConfig(mixed).names == ("cup", "hand")
     tiny = tiny_policy(ARM, points=NONE).model
     with pytest.raises(ValueError, match=r"3 points and the actor need 4 readouts, .* has 1"):
         VLA(tiny.backbone, tiny.dims, VLAConfig(points=POINTS))
@@ -110,6 +114,17 @@ def test_features_of_longer_prompts_are_joined() -> None:
     both = Features.concatenate(parts)
     expected = torch.cat([policy.actor.act(part) for part in parts])
     torch.testing.assert_close(policy.actor.act(both), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_card_says_which_points_and_over_which_workspace(tmp_path: Path) -> None:
+    """Names, frames and what is averaged; none is said, too."""
+    policy = tiny_policy(ARM)
+    policy.model.average_static_points(["target"])
+    card = (policy.save(tmp_path / "points") / "README.md").read_text()
+    named = "gripper (world), object (world), target (world, averaged over an episode)"
+    assert f"| points | {named}; workspace 0.2 m around (1.3, 0.75, 0.5) m |" in card
+    card = (tiny_policy(ARM, points=NONE).save(tmp_path / "none") / "README.md").read_text()
+    assert "| points | none |" in card
 
 
 def test_without_points_every_head_still_learns() -> None:

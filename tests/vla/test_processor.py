@@ -306,6 +306,12 @@ def test_cameras_of_different_sizes_need_a_common_one():
     assert (right == torch.tensor([10, 200, 255], dtype=torch.uint8)[:, None, None]).all()
 
 
+def test_a_robot_without_a_camera_is_refused():
+    """Alone or among others: there would be nothing to see."""
+    with pytest.raises(ValueError, match="'example' has no camera"):
+        Processor(replace(SPEC, cameras=()), make_statistics(), tokenizer())
+
+
 def test_pixels_become_minus_one_to_one():
     """By hand, also in bfloat16."""
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)

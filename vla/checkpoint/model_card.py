@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla.contract import RobotSpec
+from vla.model.points import PointsConfig
 
 _TEMPLATE = """\
 # Vision-language-action policy for {robots}
@@ -17,6 +18,7 @@ Load it with `vla.policy.load_policy({call})`. Every file is listed with its SHA
 |---|---|
 | vision-language model | {backbone} |
 | chunk | {chunk_length} control steps |
+| points | {points} |
 {rows}
 | trained by | {command} |
 
@@ -57,6 +59,7 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
         call='"<this folder>"' if len(specs) == 1 else '"<this folder>", embodiment="<name>"',
         backbone=description,
         chunk_length=config["vla"]["chunk_length"],
+        points=_points(PointsConfig.from_dict(config["vla"]["points"])),
         rows="\n".join(
             f"| {what if len(specs) == 1 else f'`{name}`: {what}'} | {value} |"
             for name, spec in specs.items()
@@ -65,6 +68,18 @@ def model_card(config: dict[str, Any], specs: Mapping[str, RobotSpec], command: 
         command="not recorded" if command is None else f"`{command}`",
         licence=licence,
     )
+
+
+def _points(points: PointsConfig) -> str:
+    """Which positions the model estimates, in which frame and over which workspace."""
+    if not len(points):
+        return "none"
+    named = ", ".join(
+        f"{spec.name} ({spec.frame}{', averaged over an episode' if spec.static else ''})"
+        for spec in points.specs
+    )
+    centre = ", ".join(f"{number:g}" for number in points.center_m)
+    return f"{named}; workspace {points.scale_m:g} m around ({centre}) m"
 
 
 def _describe(spec: RobotSpec) -> dict[str, str]:

@@ -8,6 +8,7 @@ error that names data set, episode and frame.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import pyarrow.parquet as pq
 
 from vla.contract import VectorSpec
 from vla.data.dataset_info import read_info, recompute_command, vector_names
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class RecordedFrames:
         return self.vectors(key)[:, 0]
 
     def instructions(self) -> list[str]:
-        """The instruction of every frame.
+        """The instruction of every frame; a warning where one stands for several tasks.
 
         Raises:
             ValueError: a frame has no `task_index`, or one that `meta/tasks.parquet` does not list.
@@ -133,6 +136,18 @@ class RecordedFrames:
             raise ValueError(
                 f"data set {self.root}: {self.name(row)} has no instruction: its task_index "
                 f"{keys[row]} in meta/tasks.parquet {what}"
+            )
+        told: dict[str, list[int]] = {}
+        for key, text in sorted(set(zip(keys, instructions, strict=True))):
+            told.setdefault(text, []).append(key)
+        if repeated := {text: tasks for text, tasks in told.items() if len(tasks) > 1}:
+            # No error: one task may have been listed twice, or the scenes may tell them apart.
+            _LOG.warning(
+                "data set %s has one instruction for several tasks, by task_index: %s. A policy "
+                "can tell those apart by what it sees alone; where that is not enough, give each "
+                "words of its own in meta/tasks.parquet",
+                self.root,
+                repeated,
             )
         return instructions
 

@@ -67,8 +67,16 @@ class ConvTower(nn.Module):
 
         Args:
             pixels: [n, cameras, 3, size, size], from -1 to 1.
+
+        Raises:
+            ValueError: more cameras than the model has embeddings for.
         """
         count, cameras = pixels.shape[:2]
+        if cameras > _MOST_CAMERAS:
+            raise ValueError(
+                f"{cameras} cameras, and a convolutional tower tells {_MOST_CAMERAS} apart: name "
+                "those that matter with --cameras"
+            )
         found = self.convolutions(pixels.flatten(0, 1))  # [n * cameras, channels, side, side]
         used = self.cell * self.grid
         # [n * cameras, channels, grid, cell, grid, cell]

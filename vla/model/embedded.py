@@ -66,6 +66,12 @@ class EmbeddedConfig:
             self,
             at_least_1=("width", "vision_layers", "text_layers", "heads", "patch_size", "shuffle"),
         )
+        # Rotary positions turn a head's numbers in pairs.
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width {self.width} does not divide into an even number for each of "
+                f"{self.heads} heads: give a multiple of {2 * self.heads}"
+            )
 
     def image_tokens(self, image_size: int) -> int:
         """Tokens that one square image becomes.

@@ -8,6 +8,9 @@ from typing import Any
 
 from vla.settings import require_numbers
 
+WORLD = "world"
+"""Frame of a simulator's own coordinates."""
+
 
 @dataclass(frozen=True)
 class PointSpec:
@@ -17,12 +20,12 @@ class PointSpec:
         name: what it is, such as "gripper"; it is supervised with the data's point of that name.
         static: it does not move while the instruction stays the same: its position is averaged
             over the episode, weighted by inverse variances.
-        frame: coordinate frame of its position.
+        frame: coordinate frame of its position; it is supervised with points of this frame alone.
     """
 
     name: str
     static: bool = False
-    frame: str = "world"
+    frame: str = WORLD
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class PointsConfig:
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"points have different names, got {', '.join(self.names)}")
         self._require_known({name for pair in self.relative for name in pair})
+        frames = {spec.name: spec.frame for spec in self.specs}
+        if mixed := [pair for pair in self.relative if len({frames[name] for name in pair}) > 1]:
+            raise ValueError(
+                f"a position relative to another needs one frame for both, which {mixed} do not "
+                f"have: {frames}"
+            )
 
     def __len__(self) -> int:
         return len(self.specs)

@@ -73,7 +73,8 @@ class LanguageTower:
         sha256: of weights and tokenizer: equal ones are equal, whatever file they came from.
 
     Raises:
-        ValueError: no such layer, or a tokenizer that no robot could run.
+        ValueError: no text model of one stack, no such layer, or a tokenizer that no robot could
+            run.
     """
 
     def __init__(
@@ -81,6 +82,12 @@ class LanguageTower:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"the tokenizer of {name} computes in Python; give a fast one")
+        sizes = [getattr(model.config, n, None) for n in ("num_hidden_layers", "hidden_size")]
+        if None in sizes or model.config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} is a {model.config.model_type}, and a language tower is a text model with "
+                "one stack of layers, such as bert or llama"
+            )
         try:
             cut_layers(model, int(model.config.num_hidden_layers), layer)
         except ValueError as error:
@@ -139,7 +146,16 @@ def read_tower(folder: Path) -> LanguageTower:
         LanguageTowerError: its package or folder is missing, or holds another model.
     """
     about = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    tower = load_tower(about["name"], about["layer"])
+    try:
+        tower = load_tower(about["name"], about["layer"])
+    except LanguageTowerError as error:
+        if about["name"] in PACKAGES:
+            raise  # it names the command that installs it
+        raise LanguageTowerError(
+            f"{folder} reads words with the language tower {about['name']!r}, which is not here: "
+            f"put its folder, or a link to that, at {Path(about['name']).absolute()}, or load it "
+            f"while the hub can be reached ({error})"
+        ) from error
     if tower.sha256 != about["sha256"]:
         raise LanguageTowerError(
             f"{folder} was trained with another {about['name']} than the one found here: SHA-256 "

@@ -196,7 +196,8 @@ class Processor:
             "proprio", spec.proprio, proprio, config.proprio_normalisation, config.proprio_dim
         )
         self.limits = Limits("action", spec.action)
-        own = len(spec.cameras)
+        if not (own := len(spec.cameras)):
+            raise ValueError(f"{spec.robot!r} has no camera, and this model acts on what it sees")
         self.cameras = own if config.camera_slots is None else config.camera_slots
         if self.cameras < own:
             raise ValueError(f"{spec.robot!r} has {own} cameras, {self.cameras} slots are too few")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from vla_runtime.instructions import fit_instruction, prompt_width
 
 from vla.processing.language_tower import LanguageTower
 
-_CACHED_INSTRUCTIONS = 16384  # some twenty kilobytes each
+_CACHED_TOKENS = 2**18  # some two kilobytes each
 END = 0
 """Stands behind the words, for the mean of their hidden states."""
 
@@ -35,7 +34,8 @@ class TowerPrompts:
         self.tower, self.max_text_tokens = tower, max_text_tokens
         self.most_tokens = min(most_tokens, tower.longest + 1)
         # Few distinct instructions, many calls.
-        self._row = lru_cache(_CACHED_INSTRUCTIONS)(self._read)
+        self._rows: dict[str, tuple[Tensor, Tensor]] = {}
+        self._cached = 0  # tokens in them
 
     @property
     def length(self) -> int:
@@ -68,6 +68,17 @@ class TowerPrompts:
         """Write which tower it is."""
         self.tower.save(folder)
 
+    def _row(self, instruction: str) -> tuple[Tensor, Tensor]:
+        if (row := self._rows.get(instruction)) is not None:
+            return row
+        row = self._read(instruction)
+        self._cached += len(row[0])
+        # By tokens: pages of text, each another one, would fill the memory. Dropped as a whole.
+        if self._cached > _CACHED_TOKENS:
+            self._rows, self._cached = {}, len(row[0])
+        self._rows[instruction] = row
+        return row
+
     def _read(self, instruction: str) -> tuple[Tensor, Tensor]:
         """Tokens int64 [tokens], an end token behind them, and their states [tokens, width]."""
         fitting = fit_instruction(
@@ -76,4 +87,6 @@ class TowerPrompts:
         ids = torch.tensor([*self.tower.tokens(fitting), END])
         # No model reads nothing: the end token stands for the words of an empty instruction.
         read = ids[: max(len(ids) - 1, 1)]
-        return ids, self.tower.states(read[None])[0, -len(ids) :]
+        # What is kept must not depend on who asked first: a training may run under autocast.
+        with torch.autocast("cpu", enabled=False):
+            return ids, self.tower.states(read[None])[0, -len(ids) :]
