@@ -47,6 +47,15 @@ def index_by_name(classes: Iterable[type[Task]]) -> dict[str, type[Task]]:
     return registry
 
 
+def _require_task(found: Any, what: str) -> type[Task]:
+    if not (inspect.isclass(found) and issubclass(found, Task)):
+        raise TaskDeclarationError(f"{what} is no class derived from sim.tasks.base.Task")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise TaskDeclarationError(f"{what} is abstract: the class lacks {lacking}")
+    return found
+
+
 def load_entry_point(point: EntryPoint) -> type[Task]:
     """The task of another package.
 
@@ -198,12 +207,3 @@ def _import(place: str) -> type[Task]:
     # The file, since a module of another package may have the name that was meant.
     file = getattr(sys.modules[module], "__file__", None)
     return _require_task(found, f"task {place!r}: {cls!r} in {module} ({file})")
-
-
-def _require_task(found: Any, what: str) -> type[Task]:
-    if not (inspect.isclass(found) and issubclass(found, Task)):
-        raise TaskDeclarationError(f"{what} is no class derived from sim.tasks.base.Task")
-    if inspect.isabstract(found):
-        lacking = ", ".join(sorted(found.__abstractmethods__))
-        raise TaskDeclarationError(f"{what} is abstract: the class lacks {lacking}")
-    return found

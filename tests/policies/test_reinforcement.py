@@ -378,7 +378,9 @@ def test_divergence_stops_and_names_the_last_good_checkpoint(tmp_path: Path) -> 
     make_trainer(tmp_path / "reward", iterations=1).run([0])
     before = files(tmp_path / "reward" / "step_000001") | files(tmp_path / "reward" / "best")
     broken = make_trainer(tmp_path / "reward", reward=nan_reward)
-    with pytest.raises(DivergedError, match=r"at step 2: the loss is nan\..*step_000001"):
+    with pytest.raises(
+        DivergedError, match=r"at step 2: the reward that is learned from is nan\..*step_000001"
+    ):
         broken.run([0])
     assert before == files(tmp_path / "reward" / "step_000001") | files(
         tmp_path / "reward" / "best"
