@@ -123,17 +123,19 @@ def test_perception_learns_where_things_are(
 ) -> None:
     """From the demonstrations' positions: the held-out error falls, without them it does not."""
     data = demonstrations(monkeypatch, made_up())
-    settings = {"updates": 60, "batch": 32, "evaluate_every": 20, "perception_learning_rate": 3e-3}
-    make_cloner(data, tmp_path / "with", **settings).run(None, [])
-    entries = logged(tmp_path / "with")
-    errors = [entry["points/cup_median_cm"] for entry in entries]
-    assert errors[-1] < 0.4 * 50  # of the 50 cm or more by which one guess for all is wrong
-    assert entries[-1]["loss/points"] < 0.5 * entries[0]["loss/points"]
-    without = make_cloner(data, tmp_path / "without", point_weight=0.0, **settings)
+    settings = {"updates": 120, "batch": 32, "perception_learning_rate": 1e-2}
+    make_cloner(data, tmp_path / "with", evaluate_every=40, **settings).run(None, [])
+    first, *_, last = logged(tmp_path / "with")
+    # One guess for all would be wrong by 70 cm.
+    assert last["points/cup_median_cm"] < 20
+    assert last["loss/points"] < 0.5 * first["loss/points"]
+    settings |= {"updates": 20, "point_weight": 0.0}
+    without = make_cloner(data, tmp_path / "without", **settings)
     without.run(None, [])
     assert not any("points" in key for key in logged(tmp_path / "without")[-1])
-    features = without._frozen("heldout")[0]
-    assert heldout_errors(CUP, data, features)["points/cup_median_cm"] > 2 * errors[-1]
+    with torch.no_grad():
+        features, _, _ = without._frozen("heldout")
+    assert heldout_errors(CUP, data, features)["points/cup_median_cm"] > 40
 
 
 def test_the_head_loss_is_logged_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
