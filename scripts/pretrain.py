@@ -24,7 +24,6 @@ from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.checkpoint.initialisation import (
     GROUNDED,
-    default_head,
     encode_chunks,
     load_start,
     scratch_policy,
@@ -34,6 +33,7 @@ from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig
 from vla.model.heads.base import HeadConfig
+from vla.model.heads.l1 import L1HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.points import PointsConfig
 from vla.model.vla import VLAConfig
@@ -241,8 +241,8 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     policy.model.to(config.device)
     # Tokenised action heads fit their codes to the demonstrations' chunks, hence only now.
     chunks = encode_chunks(policy.embodiments, data.chunks())
-    # Not the compact head, which acts by points alone: these are yet to be learned.
-    policy.model.replace_actor(chunks, head or default_head(PointsConfig()))
+    # It attends to all tokens, also where there are points: those are yet to be learned.
+    policy.model.replace_actor(chunks, head or L1HeadConfig())
     return policy, training
 
 
