@@ -24,7 +24,6 @@ from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.checkpoint.initialisation import (
     GROUNDED,
-    default_head,
     encode_chunks,
     load_start,
     scratch_policy,
@@ -34,7 +33,9 @@ from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig
 from vla.model.heads.base import HeadConfig
+from vla.model.heads.l1 import L1HeadConfig
 from vla.model.heads.registry import HEADS
+from vla.model.points import PointsConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.language_tower import load_tower
@@ -63,12 +64,14 @@ class PretrainConfig:
         episodes: use only so many, the first ones of each data folder; None uses all.
         without: leave out instructions that name all parts of one of these, with the parts joined
             by "+", such as "red block+purple zone".
+        points: names of things whose positions the data have (docs/embodiments.md); the model that
+            "scratch" makes estimates them, and learns that too where they are known.
         cameras: names of the cameras that are used; by default all, which have to be RGB: an
             infrared or depth camera is left out by naming the others.
         tolerance_s: seconds by which a frame's time may differ from that of its video image.
         start: checkpoint whose vision-language model and pointer are used; "scratch" makes a new
-            small model for the data's own robots, without points, which learns to see from the
-            demonstrations alone.
+            small model for the data's own robots, which learns to see from the demonstrations
+            alone.
         embedded: sizes of the model that "scratch" makes.
         language: a pretrained text model that reads the words for the model that "scratch" makes:
             one of `vla.processing.language_tower.PACKAGES`, a folder, or a hub id; a checkpoint
@@ -81,8 +84,8 @@ class PretrainConfig:
         head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
             off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
             `gaussian:help` shows them all. A start with another head gets an untrained one. None
-            takes gaussian for a model that knows points, and l1, which attends to the whole prompt,
-            for one that does not.
+            takes gaussian for a start that knows points, and l1, which attends to the whole prompt,
+            for one that does not and for a new model.
         chunk_length: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
@@ -103,6 +106,7 @@ class PretrainConfig:
     reword: bool = False
     episodes: int | None = None
     without: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
     tolerance_s: float = TOLERANCE_S
     # The checkpoint that ships with the package.
@@ -128,6 +132,11 @@ class PretrainConfig:
             raise ValueError(
                 "--language makes a new model, with --start scratch; to give a language tower to "
                 "one that has learned to point: `vla ground --start CHECKPOINT --language NAME`"
+            )
+        if self.points and (self.vlm is not None or self.start != "scratch"):
+            raise ValueError(
+                "--points are of a new model, with --start scratch; a checkpoint keeps the points "
+                "that it knows, and learns them with --perception trained where the data have them"
             )
         if self.vlm is not None and self.start != GROUNDED:
             raise ValueError(
@@ -213,7 +222,10 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
             _require_known_cameras(start, data)
         return start_policy(start, data.embodiments(), data.chunks(), head), config.training
     # Neither has been grounded: frozen, it would give the head nothing to act by.
-    robots, made = data.embodiments(), VLAConfig(config.chunk_length)
+    robots, points = data.embodiments(), PointsConfig()
+    if config.points:
+        points = data.points(config.points)
+    made = VLAConfig(config.chunk_length, points=points)
     if config.vlm is None:
         made = replace(made, readout_dim=_SCRATCH_READOUT)
         training = config.training.from_scratch()
@@ -229,7 +241,8 @@ def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, Clo
     policy.model.to(config.device)
     # Tokenised action heads fit their codes to the demonstrations' chunks, hence only now.
     chunks = encode_chunks(policy.embodiments, data.chunks())
-    policy.model.replace_actor(chunks, head or default_head(made.points))
+    # It attends to all tokens, also where there are points: those are yet to be learned.
+    policy.model.replace_actor(chunks, head or L1HeadConfig())
     return policy, training
 
 

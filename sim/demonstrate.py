@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from sim.seeds import DEMONSTRATIONS
-from sim.tasks.base import Renderer, Task
+from sim.tasks.base import ROLES, Episode, Renderer, Task
 from sim.tasks.declaration import require_action, require_finite
 from sim.tasks.registry import make_task, member_names, short_name
+from vla.data.dataset_info import POINT
 from vla.settings import require_numbers
 
 # Failures for each success (and one more) at which the expert is declared unfit.
@@ -110,6 +111,7 @@ def play(
         One row per control step, or None when the episode is not to be kept. `image.<camera>`
         uint8 [t, h, w, 3], `proprio`, `action` (the expert's, clean), `executed` (with noise) and
         `privileged` float32 [t, ...], `success` bool [t] after the step; `instruction` is a string.
+        If the task has points, `points.<role>` float32 [t, 3] for each of `ROLES`.
     """
     data = task.make_data()
     try:
@@ -142,6 +144,7 @@ def _episode(
             "action": clean.astype(np.float32),
             "executed": disturbed.astype(np.float32),
         }
+        row |= _named_points(task, data, episode)
         # Nobody could be trained on such data, and the recording may take hours.
         require_finite(task, "proprioception", task.spec.proprio.names, row["proprio"])
         require_finite(task, "privileged state", task.privileged_names, row["privileged"])
@@ -159,6 +162,28 @@ def _episode(
         return None
     stacked = {key: np.stack(values) for key, values in rows.items()}
     return stacked | {"instruction": np.array(episode.instruction)}
+
+
+def _named_points(task: Task, data: Any, episode: Episode) -> dict[str, np.ndarray]:
+    """Where the things are that the instruction names; NaN at roles that nothing has."""
+    if not task.can_be_grounded():
+        return {}
+    there = task.points(data, episode)
+    unknown = np.full(3, np.nan)
+    return {POINT + role: there.get(role, unknown).astype(np.float32) for role in ROLES}
+
+
+def known_roles(tasks: Sequence[Task], seed: int) -> tuple[str, ...]:
+    """Which of `ROLES` have a position in any of these tasks; seen in the episode `seed`."""
+    known: set[str] = set()
+    for task in tasks:
+        if task.can_be_grounded():
+            data = task.make_data()
+            try:
+                known |= task.points(data, task.reset(data, seed)).keys()
+            finally:
+                task.close(data)
+    return tuple(role for role in ROLES if role in known)
 
 
 @dataclass(frozen=True)

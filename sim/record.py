@@ -22,7 +22,13 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from vla_runtime.dataset_files import import_lerobot
 
-from sim.demonstrate import FAILURES_PER_EPISODE, RecordConfig, play_into, prepare_worker
+from sim.demonstrate import (
+    FAILURES_PER_EPISODE,
+    RecordConfig,
+    known_roles,
+    play_into,
+    prepare_worker,
+)
 from sim.recording_store import EpisodeKey, RecordingStore
 from sim.tasks.base import Task, TaskDeclarationError
 from sim.tasks.registry import make_task
@@ -80,9 +86,10 @@ def record(config: RecordConfig) -> RecordSummary:
                 f"{task.name} has no camera, and demonstrations are images too: name one in "
                 "camera_list (docs/tasks/gymnasium.md)"
             )
+    points = known_roles(tasks, config.first_seed)
     with (
         _explained(config.folder),
-        RecordingStore.open(config.folder, config.settings, tasks) as store,
+        RecordingStore.open(config.folder, config.settings, tasks, points) as store,
     ):
         # After reopening: what earlier runs left is no longer to be done.
         before = len(store.episodes)

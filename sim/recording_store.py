@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,12 @@ from vla_runtime.dataset_files import (
 from sim.demonstrate import read_spool_name, spool_name
 from sim.tasks.base import Task
 from vla.contract import RobotSpec
+from vla.data.dataset_info import POINT
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+_LOG = logging.getLogger(__name__)
 
 EpisodeKey = tuple[str, int]
 """Task name and seed."""
@@ -40,8 +44,15 @@ class RecordingStore:
         spool: where workers leave finished episodes.
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, object], tasks: Sequence[Task]):
+    def __init__(
+        self,
+        root: Path,
+        settings: Mapping[str, object],
+        tasks: Sequence[Task],
+        points: Sequence[str],
+    ):
         self._root = root
+        self._points = list(points)
         self._settings = dict(settings)
         self._spec = tasks[0].spec
         self._privileged_names = list(tasks[0].privileged_names)
@@ -55,9 +66,20 @@ class RecordingStore:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, root: Path, settings: Mapping[str, object], tasks: Sequence[Task]
+        cls,
+        root: Path,
+        settings: Mapping[str, object],
+        tasks: Sequence[Task],
+        points: Sequence[str] = (),
     ) -> Iterator[RecordingStore]:
         """Create or reopen a recording, for this process alone.
+
+        Args:
+            root: of the data set.
+            settings: what must be equal to continue it.
+            tasks: that it holds episodes of.
+            points: names of those whose positions every episode brings, as `points.<name>`. A
+                recording that was begun before there were such columns goes on without them.
 
         Raises:
             ValueError: `root` holds something else, other settings or another contract, or the
@@ -69,7 +91,7 @@ class RecordingStore:
             raise ValueError(
                 f"{root} exists and is no recording of ours; choose another --root or move it away"
             )
-        store = cls(root, settings, tasks)
+        store = cls(root, settings, tasks, points)
         store.spool.mkdir(parents=True, exist_ok=True)
         with recording_lock(root, store._work):
             store._recover()
@@ -83,12 +105,12 @@ class RecordingStore:
         """Append spooled episodes to the data set; it is readable before and after."""
         if not keys:
             return
-        features = _features(self._spec, self._privileged_names)
+        features = _features(self._spec, self._privileged_names, self._points)
 
         def add(writer: LeRobotDataset, meta: Path) -> None:
             for key in keys:
                 with np.load(self._spooled(key), allow_pickle=False) as arrays:
-                    _add_episode(writer, dict(arrays))
+                    _add_episode(writer, dict(arrays), self._points)
             self._describe(meta, keys)
 
         add_episodes(self._root, self._work, self._spec, features, add)
@@ -116,7 +138,15 @@ class RecordingStore:
             self.register(read_spool_name(path), succeeded=path.suffix == ".npz")
         settings = self._work / "settings.json"
         if self.succeeded or self.failed:
-            self._require_equal_settings(json.loads(settings.read_text()))
+            recorded = json.loads(settings.read_text())
+            if self._points and "points" not in recorded:
+                _LOG.warning(
+                    "%s was begun without positions of things and goes on without them; with "
+                    "another --root they are recorded",
+                    self._root,
+                )
+                self._points = []
+            self._require_equal_settings(recorded)
         else:  # nothing was recorded yet, so there is nothing to differ from
             write_atomically(settings, json.dumps(self._stamp(), indent=1))
 
@@ -125,6 +155,7 @@ class RecordingStore:
             "settings": self._settings,
             "contract": self._spec.to_dict(),
             "privileged_names": self._privileged_names,
+            "points": self._points,
         }
         return json.loads(json.dumps(stamp))  # tuples become lists, as they do in the file
 
@@ -138,6 +169,8 @@ class RecordingStore:
         differences += RobotSpec.from_dict(recorded["contract"]).differences(self._spec)
         if recorded["privileged_names"] != ours["privileged_names"]:
             differences.append("privileged state has other dimensions")
+        if (there := recorded.get("points", [])) != self._points:
+            differences.append(f"points: {there} recorded, {self._points} now")
         if differences:
             listed = "\n  ".join(differences)
             raise ValueError(
@@ -178,22 +211,28 @@ def _require_one_contract(tasks: Sequence[Task]) -> None:
             )
 
 
-def _features(spec: RobotSpec, privileged_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _features(
+    spec: RobotSpec, privileged_names: Sequence[str], points: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     # LeRobot gives a policy every `observation.*` and trains on every `action*`; the names of what
     # neither may see begin otherwise.
     return robot_features(spec) | {
         "executed.action": vector_feature(spec.action.names),
         "privileged.state": vector_feature(privileged_names),
         "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+        **{POINT + name: vector_feature(("x", "y", "z")) for name in points},
     }
 
 
-def _add_episode(writer: LeRobotDataset, arrays: dict[str, np.ndarray]) -> None:
+def _add_episode(
+    writer: LeRobotDataset, arrays: dict[str, np.ndarray], points: Sequence[str]
+) -> None:
     names = {
         "proprio": "observation.state",
         "action": "action",
         "executed": "executed.action",
         "privileged": "privileged.state",
+        **{POINT + name: POINT + name for name in points},
     }
     names |= {
         key: f"observation.images.{key.removeprefix('image.')}"

@@ -33,6 +33,7 @@ def made_up_episode(task: Task, seed: int, length: int) -> dict[str, np.ndarray]
         "executed": action + np.float32(0.5),
         "privileged": privileged.astype(np.float32),
         "success": np.arange(length) >= length - 2,
+        "points.gripper": rng.normal(size=(length, 3)).astype(np.float32),
         "instruction": np.array(f"do thing {seed % 2}"),
     }
 

@@ -96,14 +96,23 @@ def tiny_policy(
     return VLAPolicy(model, embodiments, name)
 
 
-def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> Path:
-    """A LeRobotDataset of random episodes, with its contract; an episode has two instructions."""
+def record(
+    root: Path,
+    spec: RobotSpec,
+    lengths: Sequence[int] = (5, 4, 6),
+    points: Sequence[str] = (),
+) -> Path:
+    """A LeRobotDataset of random episodes, with its contract; an episode has two instructions.
+
+    Positions of the points are random, and not known in the first frame of an episode.
+    """
     # Here, so that the models above can be used where LeRobot is not installed.
     from lerobot_folder import Frame, camera, vector, write_episodes
 
     features = {f"observation.images.{c.name}": camera(c.height, c.width) for c in spec.cameras} | {
         "observation.state": vector(spec.proprio.names),
         "action": vector(spec.action.names),
+        **{f"points.{name}": vector("xyz") for name in points},
     }
     rng = np.random.default_rng(0)
 
@@ -118,6 +127,9 @@ def record(root: Path, spec: RobotSpec, lengths: Sequence[int] = (5, 4, 6)) -> P
             key: rng.uniform(limits.low, limits.high).astype(np.float32)
             for key, limits in (("observation.state", spec.proprio), ("action", spec.action))
         }
+        for name in points:
+            there = rng.uniform(0, 1, 3).astype(np.float32)
+            numbers[f"points.{name}"] = there if step else there * np.float32("nan")
         return images | numbers | {"task": WORDS[step >= length // 2]}
 
     episodes = ((frame(step, length) for step in range(length)) for length in lengths)

@@ -153,12 +153,11 @@ class GroundingSampler:
         asked = np.array([[column(p.phrase(name)) for name in config.names] for p in prompts])
         # [n, points, 3], metres
         points = torch.from_numpy(source.points[rows[:, None], asked])
-        # To the model's units, in which positions are of order 1.
-        scaled = (points - torch.tensor(config.center_m)) / config.scale_m
         # [n, points, cameras, 2]
         image_points = torch.from_numpy(source.image_points[rows[:, None], asked])
         inputs = self._processor.encode_observation(observation)
-        return PointingBatch(inputs, scaled.float(), image_points)
+        # To the model's units, in which positions are of order 1.
+        return PointingBatch(inputs, config.scaled(points), image_points)
 
 
 class Grounder:

@@ -11,7 +11,7 @@ Demonstrations of several robots train one model: a batch holds samples of all o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,14 @@ from policies.evaluation.evaluate import evaluate
 from policies.imitation.augmentation import Augmentation
 from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
+from policies.imitation.points import heldout_errors, share_points, true_points
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
 from vla.model.cloning_loss import cloning_loss
 from vla.model.features import Features
 from vla.model.point_filter import PolicyState
+from vla.model.pointer import world_loss
 from vla.policy import VLAPolicy
 from vla.settings import require_numbers
 
@@ -54,6 +56,9 @@ class CloningConfig:
         learning_rate: of AdamW for the head; falls to 0 along a cosine.
         perception_learning_rate: of AdamW for perception when it is trained; None chooses 1e-4,
             which a pretrained model stands, and for a model from scratch `learning_rate`.
+        point_weight: of the loss of the points that both the data and the model know, beside the
+            head's, where perception is trained; 0 leaves it out. It is about a mean absolute error
+            of numbers in [-1, 1], as the l1 head's of actions is, so 1 weighs both alike.
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
             units: later it has to act near the demonstrated states, not exactly in them.
@@ -79,6 +84,7 @@ class CloningConfig:
     perception: Literal["frozen", "trained"] = "frozen"
     learning_rate: float = 1e-3
     perception_learning_rate: float | None = None
+    point_weight: float = 1.0
     weight_decay: float = 0.01
     feature_noise: float = 0.02
     max_grad_norm: float = 1.0
@@ -149,6 +155,9 @@ class Cloner:
         self.step = 0
         self.checkpoints = Checkpoints(folder, policy)
         self._rng = torch.Generator().manual_seed(config.seed)
+        # Where not, all is as it is without points.
+        can_learn = config.perception == "trained" and config.point_weight > 0
+        self._learns_points = can_learn and share_points(model.config.points, data)
         # Two rates: steps that suit a new head would destroy pretrained perception.
         actor = [*model.actor.parameters()]
         groups: list[dict[str, Any]] = [{"params": actor, "lr": config.learning_rate}]
@@ -192,7 +201,7 @@ class Cloner:
             self._load_state(state)
         else:
             self._count_demonstrations()
-        losses: list[float] = []
+        losses: list[dict[str, float]] = []
         while self.step < self.config.updates:
             with self.checkpoints.stop_on_nan(self.step + 1):
                 losses.append(self._update())
@@ -203,23 +212,29 @@ class Cloner:
                 # Before `save`, so that the state of a resume knows the best score.
                 self.checkpoints.offer_best(score)
             self.checkpoints.save(self.step, self._state())
-            values = {"loss/train": float(np.mean(losses)), **values}
-            # The logged loss is a mean since the last entry.
+            # The logged losses are means since the last entry.
+            values = _means(losses) | values
             losses.clear()
             self.folder.log(self.step, values | self.policy.ledger.metrics())
             progress(self.step, values)
         return self.checkpoints.best
 
-    def _update(self) -> float:
+    def _update(self) -> dict[str, float]:
+        """One step; its losses, by key of the log."""
         self.model.train()
         # Set at every step and not by a scheduler: a longer run then has the longer cosine.
         factor = cosine(self.step, self.config.updates)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
+        encoded, truth = self._sample()
         # Features carry gradients to perception only where it is trained.
-        loss = cloning_loss(self.model.actor, *self._sample(), self.config.feature_noise, self._rng)
+        loss = cloning_loss(self.model.actor, *encoded, self.config.feature_noise, self._rng)
+        losses = {"loss/train": loss}
+        if truth is not None:
+            losses["loss/points"] = world_loss(encoded[0].points, truth)
+            loss = loss + self.config.point_weight * losses["loss/points"]
         optimizer_step(self._optimizer, loss, self.config.max_grad_norm)
-        return float(loss.detach())
+        return {name: float(part.detach()) for name, part in losses.items()}
 
     def _measure(
         self, env: VecEnv | None, selection_seeds: Sequence[int]
@@ -236,7 +251,8 @@ class Cloner:
         # With nothing held out there is nothing to choose by, and the last checkpoint is kept.
         return values, -values["loss/heldout"] if "loss/heldout" in values else float(self.step)
 
-    def _sample(self) -> Encoded:
+    def _sample(self) -> tuple[Encoded, Tensor | None]:
+        """A batch, and its true points [batch, points, 3] if any is known and to be learned."""
         size = self.config.batch
         if self.config.perception == "frozen":
             features, actions, is_pad = self._frozen("train")
@@ -247,14 +263,18 @@ class Cloner:
                 # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
             # [batch, chunk_length, action] and [batch, chunk_length]
-            return features.select(rows), actions[rows], is_pad[rows]
+            return (features.select(rows), actions[rows], is_pad[rows]), None
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
             for batch in batches.values():
                 # uint8 [b, h, w, 3]
                 for camera, images in batch.images.items():
                     batch.images[camera] = augmentation.apply(images, self._rng)
-        return _join(self._encode(n, b) for n, b in batches.items())
+        encoded = _join(self._encode(n, b) for n, b in batches.items())
+        if not self._learns_points:
+            return encoded, None
+        truth = true_points(self.model.config.points, batches)
+        return encoded, None if truth is None else truth.to(self.policy.device)
 
     def _encode(self, name: str, batch: DemoBatch) -> Encoded:
         policy = self._policies[name]
@@ -338,6 +358,7 @@ class Cloner:
     def heldout_losses(self) -> dict[str, float]:
         """Mean loss over the held-out episodes, and of each robot where there are several.
 
+        Where points are learned, with the median error of each in centimetres.
         Without dropout, and with the same random numbers each time, drawn apart from those of
         training: measuring changes nothing. Empty where nothing is held out.
         """
@@ -361,12 +382,15 @@ class Cloner:
         # Heads that draw noise in their loss: the same noise each time, and none of training's.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
-            return {
+            losses = {
                 name: float(
                     self.model.actor.loss(features.select(rows), actions[rows], is_pad[rows])
                 )
                 for name, rows in parts.items()
             }
+        if self._learns_points:
+            losses |= heldout_errors(self.model.config.points, self.data, features)
+        return losses
 
     def _count_demonstrations(self) -> None:
         """Add them to the ledger, those that are held out among them."""
@@ -380,8 +404,12 @@ class Cloner:
 
     def _settings(self, selection_seeds: Sequence[int] | None) -> dict[str, Any]:
         """What a resumed run is compared with, beside what the policy is."""
+        training = asdict(self.config)
+        if not self._learns_points:
+            # It weighs nothing then, and runs from before it existed go on.
+            del training["point_weight"]
         return {
-            "training": self.config,
+            "training": training,
             "demonstrations": {
                 "frames": {
                     name: {split: len(robot.rows(split)) for split in _SPLITS}
@@ -406,6 +434,12 @@ class Cloner:
         self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._rng.set_state(state["generator"])
+
+
+def _means(entries: Sequence[dict[str, float]]) -> dict[str, float]:
+    """By key, over the entries that have it."""
+    keys = dict.fromkeys(key for entry in entries for key in entry)
+    return {key: float(np.mean([e[key] for e in entries if key in e])) for key in keys}
 
 
 def _join(parts: Iterable[Encoded]) -> Encoded:

@@ -34,6 +34,7 @@ class DemoBatch:
         is_pad: bool [b, k], True where that happened.
         instructions: `b` strings.
         time_s: float32 [b], since the episode began.
+        points: by name, float32 [b, 3], world, metres; NaN where one is not known.
     """
 
     images: dict[str, Tensor]
@@ -42,6 +43,7 @@ class DemoBatch:
     is_pad: Tensor
     instructions: list[str]
     time_s: Tensor
+    points: dict[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -78,6 +80,8 @@ class DemoDataset:
     Attributes:
         spec: the contract that all folders share.
         chunk_length: actions a sample.
+        points: by name, float32 [frames, 3], world, metres; NaN where one is not known, as in
+            all frames of a folder that does not have it.
 
     Raises:
         FileNotFoundError: no data set there, or one without a contract.
@@ -119,6 +123,7 @@ class DemoDataset:
         self._proprio = np.concatenate([part.proprio for part in parts])
         self._actions = np.concatenate([part.action for part in parts])
         self._instructions = [text for part in parts for text in part.instructions]
+        self.points = _join_points(parts)
         self._number_episodes(parts)
         kept = self._select(episodes, without)
         self._rows = self._split(kept, heldout_fraction, seed)
@@ -218,7 +223,12 @@ class DemoDataset:
                 # From the number of control steps, so that every episode begins at 0.
                 ((rows - self._begin[rows]) / self.spec.control_rate_hz).astype(np.float32)
             ),
+            points=self.points_at(rows),
         )
+
+    def points_at(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Of these frames (int64 [b]) the points, by name [b, 3]; see `points`."""
+        return {name: torch.from_numpy(found[rows]) for name, found in self.points.items()}
 
     def sample(
         self, generator: np.random.Generator | torch.Generator, size: int, split: Split = "train"
@@ -247,7 +257,8 @@ class DemoDataset:
         first = np.unique(self._begin)
         first = first[:: len(first) // 100 + 1]
         images = [self._gather_images(camera.name, first).numpy() for camera in self.spec.cameras]
-        for array in (self._proprio, self._actions, self._episode, *images):
+        points = [self.points[name] for name in sorted(self.points)]
+        for array in (self._proprio, self._actions, self._episode, *images, *points):
             found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return found.hexdigest()
 
@@ -278,6 +289,16 @@ class DemoDataset:
             mine = source == index
             out[mine] = images[rows[mine] - self._starts[index]]
         return torch.from_numpy(out)
+
+
+def _join_points(parts: Sequence[Frames]) -> dict[str, np.ndarray]:
+    """The points of all folders, by name [frames, 3]; NaN where a folder does not have one."""
+    return {
+        name: np.concatenate(
+            [part.points.get(name, np.full((len(part), 3), np.nan, np.float32)) for part in parts]
+        )
+        for name in dict.fromkeys(name for part in parts for name in part.points)
+    }
 
 
 class WeightedSampler:

@@ -14,6 +14,7 @@ from policies.imitation.images import TOLERANCE_S
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
 from vla.data.paraphrases import Paraphrases
+from vla.model.points import PointsConfig
 from vla.processing.embodiments import Embodiment
 
 
@@ -108,6 +109,32 @@ class Demonstrations:
     def chunks(self) -> dict[str, Tensor]:
         """Of each robot the expert's chunk at every training frame, [n, k, action.dim]."""
         return {name: data.chunks() for name, data in self.robots.items()}
+
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        """Of all points that have a position in any of the data."""
+        return (*dict.fromkeys(name for data in self.robots.values() for name in data.points),)
+
+    def points(self, names: Sequence[str]) -> PointsConfig:
+        """These points for a new model, with the origin and the unit of the training frames.
+
+        Raises:
+            ValueError: a name that the data do not have, or one whose position is never known.
+        """
+        if unknown := [name for name in names if name not in self.point_names]:
+            raise ValueError(
+                f"the data have no positions of {unknown}; they have: "
+                f"{', '.join(self.point_names) or 'none'}. A position is a column points.NAME of "
+                "three numbers (docs/embodiments.md#positions-of-things)"
+            )
+        found = {}
+        for name in names:
+            having = [data for data in self.robots.values() if name in data.points]
+            positions = np.concatenate([data.points[name][data.rows("train")] for data in having])
+            found[name] = positions[np.isfinite(positions).all(1)]
+        if never := [name for name, positions in found.items() if not len(positions)]:
+            raise ValueError(f"the position of {never} is not known in any training frame")
+        return PointsConfig.measured(found)
 
     def draw(self, generator: torch.Generator, size: int) -> np.ndarray:
         """Positions in the training frames of all robots, one robot after another; by weight."""

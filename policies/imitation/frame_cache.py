@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from rich.progress import Progress
 from policies.imitation.images import TOLERANCE_S, open_images
 from vla.contract import RobotSpec
 from vla.data.dataset_contract import read_contract
+from vla.data.dataset_info import point_keys
 from vla.data.recorded_frames import RecordedFrames, list_files, read_frames
 
-_ARRAYS = ("proprio", "action", "episode", "frame", "task")
+_ARRAYS = ("proprio", "action", "episode", "frame", "task", "points")
 _SOURCES = ("data/*/*", "meta/*", "meta/episodes/*/*", "videos/*/*/*", "images/*/*/*")
 
 
@@ -43,6 +44,7 @@ class Frames:
         episode: int64 [frames], ascending; numbers may be left out.
         frame: int64 [frames], within the episode, ascending in each.
         instructions: one string a frame.
+        points: by name, float32 [frames, 3], world, metres; NaN where one is not known.
     """
 
     spec: RobotSpec
@@ -52,6 +54,7 @@ class Frames:
     episode: np.ndarray
     frame: np.ndarray
     instructions: list[str]
+    points: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.episode)
@@ -85,9 +88,11 @@ def open_frames(
 
 
 def _load(cache: Path, spec: RobotSpec) -> Frames:
-    texts = json.loads((cache / "manifest.json").read_text())["instructions"]
+    manifest = json.loads((cache / "manifest.json").read_text())
+    texts = manifest["instructions"]
     # Numbers into memory, images only mapped: those are gigabytes.
     arrays = {name: np.load(cache / f"{name}.npy") for name in _ARRAYS}
+    points = arrays.pop("points")  # [points, frames, 3]
     return Frames(
         spec=spec,
         images={
@@ -95,6 +100,7 @@ def _load(cache: Path, spec: RobotSpec) -> Frames:
             for index, camera in enumerate(spec.cameras)
         },
         instructions=[texts[index] for index in arrays.pop("task")],
+        points=dict(zip(manifest["points"], points, strict=True)),
         **arrays,
     )
 
@@ -104,7 +110,7 @@ def _fingerprint(root: Path, spec: RobotSpec, tolerance_s: float) -> str:
 
     The first part changes whenever a file is added, replaced or rewritten, links included.
     """
-    source = hashlib.sha256(b"frame cache 3")  # raise the number when the layout changes
+    source = hashlib.sha256(b"frame cache 4")  # raise the number when the layout changes
     for path in (path for pattern in _SOURCES for path in list_files(root, pattern)):
         if path.is_file():
             # Size and time, not the content: hashing videos would take minutes at every start.
@@ -160,12 +166,15 @@ def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: fl
     texts = frames.instructions()
     # Each text once; a frame stores its index.
     numbers = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    points = point_keys(frames.info)
+    positions = [frames.vectors(key, may_lack=True) for key in points.values()]
     arrays = {
         "proprio": frames.vectors(spec.features.proprio),
         "action": frames.vectors(spec.features.action),
         "episode": frames.episode,
         "frame": frames.frame,
         "task": np.array([numbers[text] for text in texts], np.int64),
+        "points": np.array(positions, np.float32).reshape(len(points), len(frames), 3),
     }
     if not (frames.root / "meta" / "contract.json").is_file():
         # Derived limits; those of a recorded contract are the robot's, whatever an expert asked.
@@ -189,7 +198,8 @@ def _fill(folder: Path, frames: RecordedFrames, spec: RobotSpec, tolerance_s: fl
             if decoded != len(frames):
                 raise RuntimeError(f"{keys[index]}: {decoded} of {len(frames)} images were decoded")
             images.flush()
-    (folder / "manifest.json").write_text(json.dumps({"instructions": [*numbers]}, indent=1))
+    manifest = {"instructions": [*numbers], "points": [*points]}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _reserve(folder: Path, shapes: Sequence[tuple[int, ...]]) -> None:

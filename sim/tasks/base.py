@@ -19,6 +19,9 @@ from vla.contract import GoalSpec, RobotSpec
 
 Phrasing = Literal["train", "heldout"]
 
+ROLES = ("gripper", "object", "target")
+"""Keys of `Task.points` for what the instruction names, whichever thing of the scene that is."""
+
 
 class TaskDeclarationError(ValueError):
     """What a task states of itself cannot be used; the message names the mend."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from line_task import changed
+from line_task import LineTask, changed
 
-from sim.demonstrate import RecordConfig, play
+from sim.demonstrate import RecordConfig, known_roles, play
 from sim.tasks.base import TaskDeclarationError
 from sim.tasks.registry import find_task, make_task
 
@@ -34,6 +34,31 @@ def test_episode_ends_hold_steps_after_success_first_holds() -> None:
     first = int(episode["success"].argmax())
     assert episode["success"][first:].all()
     assert len(episode["success"]) == first + 1 + 4
+
+
+def test_positions_are_those_of_what_the_words_name_at_every_frame() -> None:
+    """Where a replay of the episode has them; a task without an object has it nowhere."""
+    episode = play_blind("FetchPush", 3, noisy_fraction=0.0)
+    assert episode is not None
+    task = make_task("FetchPush", 16)
+    data = task.make_data()
+    state = task.reset(data, 3)
+    for step, executed in enumerate(episode["executed"]):
+        for name, position in task.points(data, state).items():
+            recorded = episode[f"points.{name}"][step]
+            np.testing.assert_array_equal(recorded, position.astype(np.float32))
+        task.step(data, state, executed)
+    reach = play_blind("FetchReach", 3)
+    assert reach is not None
+    assert np.isnan(reach["points.object"]).all()
+
+
+def test_roles_are_those_that_any_of_the_tasks_has() -> None:
+    """Blocks and zones that the words choose from are told by their role alone."""
+    reach, table = make_task("FetchReach", 16), make_task("Tabletop", 16)
+    assert known_roles([reach], 0) == ("gripper", "target")
+    assert known_roles([reach, table], 0) == ("gripper", "object", "target")
+    assert known_roles([LineTask(16)], 0) == ()
 
 
 def test_label_is_clean_and_executed_is_noisy() -> None:

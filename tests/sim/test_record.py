@@ -207,6 +207,40 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     assert sorted(path.stat().st_mtime_ns for path in root.rglob("*.*")) == before
 
 
+def test_positions_of_things_are_columns(tmp_path: Path) -> None:
+    """As many numbers as a point has, the same in every episode; other columns are refused."""
+    root, task = tmp_path / "demos", make_task("FetchReach", 16)
+    with RecordingStore.open(root, SETTINGS, [task], ("gripper",)) as store:
+        store.write([spool(store, task, seed, 3) for seed in (0, 1)])
+    dataset = open_lerobot(root)
+    assert dataset.features["points.gripper"]["shape"] == (3,)
+    wanted = made_up_episode(task, seed=1, length=3)["points.gripper"]
+    np.testing.assert_array_equal(dataset[4]["points.gripper"].numpy(), wanted[1])
+    with (
+        pytest.raises(ValueError, match=r"points: \['gripper'\] recorded, \['target'\] now"),
+        RecordingStore.open(root, SETTINGS, [task], ("target",)),
+    ):
+        pass
+
+
+def test_a_recording_from_before_there_were_positions_goes_on_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of it has one layout, and who records is told."""
+    root = tmp_path / "demos"
+    task = write_folder(root, [3])
+    stamp = root / ".recording" / "settings.json"
+    kept = json.loads(stamp.read_text())
+    assert kept.pop("points") == []
+    stamp.write_text(json.dumps(kept))
+    with RecordingStore.open(root, SETTINGS, [task], ("gripper",)) as store:
+        store.write([spool(store, task, 1, 4)])
+    assert "goes on without them; with another --root they are recorded" in caplog.text
+    dataset = open_lerobot(root)
+    assert len(dataset) == 7
+    assert "points.gripper" not in dataset.features
+
+
 def test_settings_may_change_while_nothing_is_recorded(tmp_path: Path) -> None:
     """After a refusal for want of space, say; the last ones then hold."""
     task = make_task("FetchReach", 16)

@@ -265,6 +265,9 @@ def test_a_known_robot_goes_on_pointing_as_it_did() -> None:
     assert before is not None
     assert after is not None
     torch.testing.assert_close(after.world, before.world, rtol=1e-4, atol=1e-5)
+    # Nothing teaches it to point for the larger one: no gain on what it says there.
+    assert policy.model.config.points.names == ("gripper", "object", "target")
+    assert policy.model.config.points.relative == ()
     policy.act(observation)
     later = start_policy(policy, {"fetch": robots["fetch"]}, {"fetch": chunks["fetch"]}, head)
     assert later.model.dims.shared  # so that the actor of before is kept

@@ -41,7 +41,9 @@ def start_policy(
     """Give `start` other contracts; its model is changed in place.
 
     The actor starts untrained unless it is of the same kind for the same sizes. A start that knows
-    none of the robots forgets its points: it has never seen their cameras.
+    none of the robots forgets its points: it has never seen their cameras. One that knows some of
+    them points on, but its actor reads no relative positions: of the other robots the points are
+    features like any others, and a gain would multiply what they begin with, noise.
 
     Args:
         start: brings the vision-language model and its tokenizer.
@@ -53,7 +55,8 @@ def start_policy(
     """
     old = start.embodiments.processors
     specs = [robot.spec for robot in robots.values()]
-    is_known = any(same_inputs(spec, p.spec) for spec in specs for p in old.values())
+    known = [any(same_inputs(spec, p.spec) for p in old.values()) for spec in specs]
+    is_known = any(known)
     config = _conversions(start.processor, specs, is_known)
     scaled = {name: _keep_scale(name, robot, old) for name, robot in robots.items()}
     # The tokenizer stays that of the start: new ids would make its word embeddings useless.
@@ -62,6 +65,8 @@ def start_policy(
     # Points and sizes first: the actor is built for them.
     if not is_known:
         start.model.drop_points()
+    elif not all(known):
+        start.model.drop_relative()
     start.model.replace_dims(ModelDims.of(conversions[first]))
     start.model.replace_actor(
         encode_chunks(conversions, chunks), head or default_head(start.model.config.points)

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+POINT = "points."
+"""Begins the key of a position: `points.cup` is where the cup is, [3], world, in metres."""
+
 
 def read_info(root: Path) -> dict[str, Any]:
     """`meta/info.json` of a data set.
@@ -48,6 +51,16 @@ def read_info(root: Path) -> dict[str, Any]:
     if not (isinstance(fps := info["fps"], int | float) and 0 < fps < math.inf):
         raise ValueError(f"data set {root}: meta/info.json has fps {fps}, a rate above 0 is needed")
     return info
+
+
+def point_keys(info: Mapping[str, Any]) -> dict[str, str]:
+    """Name → key of the points whose positions a data set has."""
+    # Another shape is none of ours, such as a cloud of points: nobody asked for it.
+    return {
+        key.removeprefix(POINT): key
+        for key, feature in info["features"].items()
+        if key.startswith(POINT) and key != POINT and feature["shape"] == [3]
+    }
 
 
 def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:

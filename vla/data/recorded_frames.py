@@ -69,11 +69,15 @@ class RecordedFrames:
             yield file, position[begin : begin + count], _read_column(self.root, file, key)
             begin += count
 
-    def vectors(self, key: str) -> np.ndarray:
+    def vectors(self, key: str, may_lack: bool = False) -> np.ndarray:
         """A feature of numbers, [frames, dim].
 
         float32, or float64 where the stored type holds more than float32 does: whoever subtracts
         an offset of 16,777,217 must do so before rounding.
+
+        Args:
+            key: of the feature.
+            may_lack: frames may lack it: a null is NaN then, and NaN stays.
 
         Raises:
             ValueError: a frame lacks it, has another number of dimensions, or holds a null, NaN or
@@ -83,7 +87,7 @@ class RecordedFrames:
         names = vector_names(feature.get("names"), int(np.prod(feature["shape"])))
         parts = [self._matrix(key, rows, array, len(names)) for _, rows, array in self.tables(key)]
         values = np.concatenate(parts)[self.order]  # [frames, dim]
-        bad = ~np.isfinite(values)
+        bad = np.isinf(values) if may_lack else ~np.isfinite(values)
         # All frames are read before the check, so that the message can count the bad ones.
         if bad.any():
             row, column = map(int, np.argwhere(bad)[0])

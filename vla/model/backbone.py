@@ -76,7 +76,7 @@ class Hidden:
     """Hidden states of the chosen layer.
 
     Attributes:
-        images: at the image tokens.
+        images: at the image tokens that are places in an image, a square grid row by row.
         readout: at the learned positions after the prompt: one asks for each point, the last is
             read by the actor.
         prompt: of the whole prompt without the learned positions, in the model's own precision: a
@@ -110,6 +110,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: ModelInputs) -> Hidden:
         """Hidden states."""
+
+    def placed_tokens(self, image_tokens: int) -> int:
+        """How many of an image's tokens `Hidden.images` has: those that are places in it."""
+        return image_tokens
 
     def keep_last_readout(self) -> None:
         """Drop the readouts that ask for points: the last one stays, which the actor reads."""

@@ -174,6 +174,10 @@ class EmbeddedBackbone(Backbone):
         with reduced, nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
             return self._hidden(inputs)
 
+    def placed_tokens(self, image_tokens: int) -> int:
+        """As in `Backbone`; one token of a convolutional tower is of the whole image."""
+        return image_tokens if self.tower is None else image_tokens - 1
+
     def _hidden(self, inputs: ModelInputs) -> Hidden:
         model = self.language_model.model
         count, cameras = inputs.pixel_values.shape[:2]
@@ -200,6 +204,9 @@ class EmbeddedBackbone(Backbone):
         ).last_hidden_state.float()
         prompt = hidden[:, :-readouts]
         at_images = prompt.gather(1, positions).unflatten(1, (cameras, -1))
+        if self.tower is not None:
+            # The last token is of the whole image, so nothing can be pointed at with it.
+            at_images = at_images[:, :, :-1]
         readout = hidden[:, -readouts:]
         if summary is not None:
             # The actor's readout, the last one, needs no attention to see the images.

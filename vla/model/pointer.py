@@ -60,9 +60,20 @@ class Pointing:
         guess = self.token_points[visible].gather(1, token[:, None, None].expand(-1, 1, 2))
         # In widths of a token, so that the weight does not depend on the grid.
         offset_loss = F.smooth_l1_loss(guess.squeeze(1) * side / 2, truth * side / 2, beta=0.05)
-        known = world.isfinite().all(-1)
-        world_loss = F.smooth_l1_loss(self.world[known], world[known], beta=0.05)
-        return token_loss + 4.0 * offset_loss + 9.0 * world_loss
+        return token_loss + 4.0 * offset_loss + 9.0 * world_loss(self.world, world)
+
+
+def world_loss(
+    guess: Float32[Tensor, "n p 3"], world: Float32[Tensor, "n p 3"]
+) -> Float32[Tensor, ""]:
+    """Smooth L1 of estimated points in the world, in the model's units, a scalar.
+
+    Args:
+        guess: estimated points [n, p, 3].
+        world: true points [n, p, 3]; NaN where one is not known, and at least one is.
+    """
+    known = world.isfinite().all(-1)
+    return F.smooth_l1_loss(guess[known], world[known], beta=0.05)
 
 
 class Pointer(nn.Module):

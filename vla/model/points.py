@@ -6,10 +6,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from vla.settings import require_numbers
 
 WORLD = "world"
 """Frame of a simulator's own coordinates."""
+
+_LEAST_SCALE_M = 0.01
+"""Unit of points that hardly move; that of points that never do would be 0."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,38 @@ class PointsConfig:
         return replace(
             self, specs=tuple(replace(spec, static=spec.name in names) for spec in self.specs)
         )
+
+    def scaled(self, positions: Tensor) -> Tensor:
+        """Positions [..., 3] in metres, float32 in the model's units."""
+        return ((positions - torch.tensor(self.center_m)) / self.scale_m).float()
+
+    def truth(self, positions: Mapping[str, Tensor], count: int) -> Tensor:
+        """These points of some observations, float32 [count, points, 3], in the model's units.
+
+        Args:
+            positions: by name [count, 3], in the world, in metres; NaN where one is not known.
+            count: of the observations.
+
+        Returns:
+            The known positions; NaN at all others, and at points in another frame.
+        """
+        unknown = torch.full((count, 3), torch.nan)
+        found = [
+            positions.get(spec.name, unknown) if spec.frame == WORLD else unknown
+            for spec in self.specs
+        ]
+        return self.scaled(torch.stack(found, dim=1))
+
+    @classmethod
+    def measured(cls, positions: Mapping[str, np.ndarray]) -> PointsConfig:
+        """Points for a new model, by name, with origin and unit of these positions [m, 3]."""
+        # Without the outermost hundredth: a thing that once fell off the table sets no unit.
+        low, high = np.quantile(np.concatenate([*positions.values()]), (0.01, 0.99), axis=0)
+        x, y, z = ((low + high) / 2).tolist()
+        scale_m = max(float((high - low).max()) / 2, _LEAST_SCALE_M)
+        # No relative positions: a gain on them pays where pointing is exact to millimetres, and
+        # multiplies the noise of a pointer that has yet to learn. The head can subtract by itself.
+        return cls(tuple(PointSpec(name) for name in positions), (x, y, z), scale_m)
 
     def _require_known(self, names: set[str]) -> None:
         if unknown := sorted(names - {*self.names}):

@@ -117,7 +117,8 @@ class VLA(nn.Module):
         dims, count = self.dims, len(self.config.points)
         if not count:
             return None
-        return Pointer(count, self.backbone.width, dims.cameras, dims.image_tokens, dims.proprio)
+        tokens = self.backbone.placed_tokens(dims.image_tokens)
+        return Pointer(count, self.backbone.width, dims.cameras, tokens, dims.proprio)
 
     def _make_actor(self) -> Actor:
         config, dims = self.config, self.dims
@@ -195,6 +196,14 @@ class VLA(nn.Module):
         self.config = replace(self.config, points=PointsConfig(), action_bound=())
         self.pointer = None
         self.backbone.keep_last_readout()
+        self.actor = self._make_actor().to(self.backbone.readout.device)
+
+    def drop_relative(self) -> None:
+        """Read no relative positions from now on; the actor starts untrained if it did."""
+        if not self.config.points.relative:
+            return
+        points = replace(self.config.points, relative=(), relative_gain=1.0)
+        self.config = replace(self.config, points=points, action_bound=())
         self.actor = self._make_actor().to(self.backbone.readout.device)
 
     def perception_parameters(self) -> list[nn.Parameter]:
