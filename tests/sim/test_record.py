@@ -421,7 +421,8 @@ def _kill_a_recording(root: Path, after_episodes: int) -> None:
     )
     deadline_s = time.monotonic() + 120
     journal = root / "meta" / "recording.json"
-    while not journal.exists():
+    # LeRobot reads what is there without a repair once `info.json` is, which comes last.
+    while not (journal.exists() and (root / "meta" / "info.json").exists()):
         assert process.poll() is None, "the recording ended before it could be killed"
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
