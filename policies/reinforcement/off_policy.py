@@ -135,7 +135,6 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._space = OFF_POLICY[name].space(policy, method)
         # Simulator states are what both this actor and a critic read: stored once.
         self._reads_state = isinstance(policy, StatePolicy)
-        self._reward: Reward | None = None  # of the rollout that runs
         features = self._first_features()
         with torch.no_grad():
             # Drawn for its shape alone, by a generator of its own: [1, chunk_length, width].
@@ -219,8 +218,8 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         self._measured, self._learning_s, self._actor_steps = [], 0.0, 0
         seeds = self._collection_seeds(self.iteration)
         player = _Player(self.policy, self._space, self.replay, self.env.num_envs, self._generator)
-        self._reward = self._watch.begin(len(seeds))
-        episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step))
+        reward = self._watch.begin(len(seeds))
+        episodes = rollout(self.env, player, seeds, lambda step: self._keep(player, step, reward))
         require_finite_weights(self.policy.actor.parameters())
         newest = self.replay.newest(min(len(seeds), self.method.capacity))
         # Once: statistics that move under a trained network change what it has learned.
@@ -241,7 +240,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
             "time/learn_s": self._learning_s,
         }
 
-    def _keep(self, player: _Player[State], transition: Transition) -> None:
+    def _keep(self, player: _Player[State], transition: Transition, reward: Reward | None) -> None:
         """Store a macro-step of every environment that plays, and learn."""
         step, device = transition.step, self.policy.device
         if self.method.hindsight and (step.terminated & step.success.any(1)).any():
@@ -258,7 +257,7 @@ class OffPolicyTrainer[State: PolicyState](Refinement[State]):
         rewards, valid, terminated, ended = (
             column.to(device)[rows]
             for column in (
-                step.rewards if self._reward is None else self._reward(transition),
+                step.rewards if reward is None else reward(transition),
                 step.valid,
                 step.terminated,
                 step.terminated | step.truncated,

@@ -78,6 +78,18 @@ def assert_same_weights(one: VLAPolicy, other: VLAPolicy) -> None:
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-5, msg=name)
 
 
+def cut_and_resumed[T: (Cloner, OnPolicyTrainer, OffPolicyTrainer)](
+    learn: Callable[..., T], at: int, whole: VLAPolicy
+) -> T:
+    """A run that was cut and called again, which has to end as the whole one did."""
+    with pytest.raises(CutError):
+        learn("cut", progress=cut_after(at))
+    torch.manual_seed(99)  # another process has other random states
+    resumed = learn("cut")
+    assert_same_weights(whole, resumed.policy)
+    return resumed
+
+
 def assert_loads_on_the_cpu(checkpoint: Path, policy: VLAPolicy) -> None:
     """What was trained anywhere decides alike here."""
     here = load_policy(checkpoint)
@@ -129,12 +141,7 @@ def test_cloning_resumes_to_the_same_weights(
         return made
 
     whole = clone("whole")
-    with pytest.raises(CutError):
-        clone("cut", progress=cut_after(2))
-    torch.manual_seed(99)  # another process has other random states
-    resumed = clone("cut")
-    assert resumed.step == 4
-    assert_same_weights(whole.policy, resumed.policy)
+    assert cut_and_resumed(clone, 2, whole.policy).step == 4
     assert_loads_on_the_cpu(tmp_path / "whole" / "step_000004", whole.policy)
 
 
@@ -161,12 +168,7 @@ def test_refining_resumes_to_the_same_weights(algorithm: str, device: str, tmp_p
     whole = refine("whole")
     moved = zip(before, whole.policy.actor.parameters(), strict=True)
     assert any(not torch.equal(old, new) for old, new in moved)
-    with pytest.raises(CutError):
-        refine("cut", progress=cut_after(1))
-    torch.manual_seed(99)
-    resumed = refine("cut")
-    assert resumed.iteration == 2
-    assert_same_weights(whole.policy, resumed.policy)
+    assert cut_and_resumed(refine, 1, whole.policy).iteration == 2
     assert_loads_on_the_cpu(tmp_path / "whole" / "step_000002", whole.policy)
 
 
@@ -180,6 +182,7 @@ def test_off_policy_methods_resume_to_the_same_weights(
     method = SACConfig(**settings) if kind == "sac" else DSRLConfig(**settings, steering=8)
 
     def refine(name: str, **run: Callable[..., None]) -> OffPolicyTrainer:
+        torch.manual_seed(5)  # of an untrained flow head
         policy = start(device)
         if kind == "dsrl":
             policy.model.replace_actor(torch.zeros(1, CHUNK, 1), FlowHeadConfig(_EXPERT, steps=2))
@@ -194,16 +197,9 @@ def test_off_policy_methods_resume_to_the_same_weights(
         made.run([1, 2], **run)
         return made
 
-    torch.manual_seed(5)
     whole = refine("whole")
     assert whole.replay.lengths.device.type == device
-    torch.manual_seed(5)  # of an untrained flow head
-    with pytest.raises(CutError):
-        refine("cut", progress=cut_after(2))
-    torch.manual_seed(5)
-    resumed = refine("cut")
-    assert resumed.iteration == 3
-    assert_same_weights(whole.policy, resumed.policy)
+    assert cut_and_resumed(refine, 2, whole.policy).iteration == 3
     assert_loads_on_the_cpu(tmp_path / "whole" / "step_000003", whole.policy)
 
 

@@ -66,7 +66,7 @@ def entropy(run: RunMetrics) -> Iterator[Finding]:
     values = run.values("policy/entropy")
     if not values:
         return
-    if is_off_policy(run):
+    if run.is_off_policy:
         yield from _against_target(run, values[-1])
         return
     # A head of tokens draws from a discrete distribution, whose entropy is 0 at least.
@@ -164,7 +164,7 @@ def advantage(run: RunMetrics) -> Iterator[Finding]:
                 "the critics tell no action from another",
                 "check that they see the action; a larger critic_learning_rate, another reward",
             )
-            if is_off_policy(run)
+            if run.is_off_policy
             else (
                 "all episodes are worth the same",
                 "easier start states (--curriculum), more exploration, or another reward",
@@ -193,15 +193,9 @@ def _planned(run: RunMetrics) -> float:
     spread, temperatures = run.series.get("policy/std", {}), run.values("policy/temperature")
     if spread:
         return math.exp(_ceiling(run, max(spread)) - _ceiling(run, min(spread)))
-    if not temperatures or is_off_policy(run):
+    if not temperatures or run.is_off_policy:
         return 1.0
     return math.sqrt(temperatures[-1] / temperatures[0])
-
-
-def is_off_policy(run: RunMetrics) -> bool:
-    """Whether it learned from a replay buffer."""
-    # Its "temperature" is the weight of the entropy, not that of tokens.
-    return "replay/steps" in run.series
 
 
 def _kept(what: str, values: list[float], planned: float, shares: tuple[float, float]) -> Finding:

@@ -60,6 +60,11 @@ class RunMetrics:
                 series.setdefault(name, {})[step] = value
         return cls(series, _settings(folder))
 
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether it learned from a replay buffer; its "temperature" then weighs the entropy."""
+        return "replay/steps" in self.series
+
     def values(self, name: str) -> list[float]:
         """A metric's values by ascending step; empty where it was not logged."""
         points = self.series.get(name, {})

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator
 
-from policies.evaluation.habits.learning_checks import is_off_policy
 from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.evaluation.habits.verdict import Finding, graded
 from policies.evaluation.proxy import SIGNIFICANT, difference_error, parted
@@ -161,7 +160,7 @@ def prediction(run: RunMetrics) -> Iterator[Finding]:
         return
     # Where all returns are alike there is nothing to explain. Advantages of critics of actions are
     # no returns.
-    alike = run.late("calibration/std" if is_off_policy(run) else "advantage/std")
+    alike = run.late("calibration/std" if run.is_off_policy else "advantage/std")
     if alike is not None and alike < 1e-6 and explained <= 0:
         yield Finding("amber", "returns do not vary, so nothing can be predicted of them")
         return
