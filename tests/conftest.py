@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes.util
+import fcntl
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import tensor_shapes
@@ -47,3 +49,21 @@ def _render_trouble() -> str:
     from scripts.doctor import probe_rendering
 
     return probe_rendering().reason
+
+
+@pytest.fixture(scope="session")
+def exported_grounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped policy as an exported folder, made once for all processes of a test run."""
+    from scripts import cli
+    from vla.checkpoint.initialisation import GROUNDED
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each process has a folder of its own below it
+    folder = root / "exported_grounded"
+    with (root / "exported_grounded.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            words = ["export", str(GROUNDED), "--out", str(folder), "--observations", "1"]
+            assert cli.main(words) == 0
+    return folder

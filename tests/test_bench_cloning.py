@@ -53,6 +53,7 @@ def test_batch_norms_are_set_from_what_they_are_given() -> None:
         torch.testing.assert_close(norm.running_var, torch.full((3,), variance), atol=0.3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.render
 def test_it_runs_to_the_end_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

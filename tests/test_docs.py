@@ -14,7 +14,6 @@ from demo_folder import write_folder
 from docs_blocks import DOCUMENTS, LANGUAGES, ROOT, Block, blocks, check, commands, parse_vla
 from tiny_models import make
 
-from scripts import cli
 from vla.checkpoint.initialisation import GROUNDED
 
 SHELL = [block for block in blocks() if block.language == "bash"]
@@ -70,23 +69,15 @@ def test_flags_are_read_as_the_shell_reads_them(monkeypatch: pytest.MonkeyPatch)
     assert parse_vla(words[1:], monkeypatch).task == "FetchPush"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped policy without torch."""
-    folder = tmp_path_factory.mktemp("exported") / "push"
-    assert cli.main(["export", str(GROUNDED), "--out", str(folder), "--observations", "1"]) == 0
-    return folder
-
-
 @pytest.fixture
-def workplace(tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, exported_grounded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as a reader has it: data, a clone of it, its export, a pretrained model; offline."""
     write_folder(tmp_path / "data" / "FetchPush", [12, 12], "FetchPush", image_size=96)
     clone = tmp_path / "runs" / "FetchPush" / "clone" / "best"
     clone.parent.mkdir(parents=True)
     clone.symlink_to(GROUNDED)
     (tmp_path / "exported").mkdir()
-    (tmp_path / "exported" / "push").symlink_to(exported)
+    (tmp_path / "exported" / "push").symlink_to(exported_grounded)
     make("smolvlm", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -162,6 +162,7 @@ def test_what_would_stop_it_later_is_refused_first(
     assert not config.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.render
 def test_it_runs_to_the_end_and_repeats_nothing(
     clone: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,9 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts import cli
 from scripts.cli import COMMANDS
-from vla.checkpoint.initialisation import GROUNDED
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,16 +158,16 @@ def test_the_wheel_holds_what_the_packages_read(wheel: Path) -> None:
     assert {root for root in roots if not root.endswith(".dist-info")} == expected
 
 
-def test_a_robot_needs_the_runtime_alone(runtime_wheel: Path, tmp_path: Path) -> None:
+def test_a_robot_needs_the_runtime_alone(
+    runtime_wheel: Path, exported_grounded: Path, tmp_path: Path
+) -> None:
     """An exported policy acts without torch, in 200 MB of disk and 150 MB of memory."""
-    exported = tmp_path / "exported"
-    assert cli.main(["export", str(GROUNDED), "--out", str(exported), "--observations", "1"]) == 0
     needed = requirements(project_folder=ROOT / "runtime")
     python = environment(tmp_path / "robot", needed, runtime_wheel)
     check = run(python, "-m", "pip", "check")
     assert check.returncode == 0, check.stdout
 
-    acted = run(python, "-c", ACT_WITH_THE_RUNTIME, str(exported))
+    acted = run(python, "-c", ACT_WITH_THE_RUNTIME, str(exported_grounded))
     assert acted.returncode == 0, acted.stderr
     place, loaded, measured = acted.stdout.splitlines()
     assert place.startswith(str(tmp_path)), "not from the checkout"
@@ -212,6 +210,7 @@ def test_a_machine_loads_a_checkpoint_and_acts(
     assert "lerobot_policy_vla[sim,train,lerobot]" in refused.stderr
 
 
+@pytest.mark.slow
 def test_simulating_and_training_need_no_lerobot(
     wheel: Path, runtime_wheel: Path, tmp_path: Path
 ) -> None:

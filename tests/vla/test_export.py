@@ -152,6 +152,7 @@ def test_a_model_from_scratch_decides_alike(tmp_path: Path) -> None:
     assert ExportedPolicy(tmp_path / "out").initial_state().tensors == {}
 
 
+@pytest.mark.slow
 def test_graphs_of_tokens_compute_alike(tmp_path: Path) -> None:
     """Behind random features, also for the first token."""
     policy = with_head(tiny_policy(ARM, CART), HEADS["token"])

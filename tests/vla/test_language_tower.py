@@ -383,6 +383,7 @@ def test_a_model_from_scratch_may_have_one(folder: Path) -> None:
     assert made.act(observe(CART, 2)).shape == (2, 3, CART.action.dim)
 
 
+@pytest.mark.slow
 def test_it_is_exported_as_a_graph_of_its_own(policy: VLAPolicy, tmp_path: Path) -> None:
     """Which runs once an instruction; decisions are those of the checkpoint."""
     seen = observe(policy.spec, 3)

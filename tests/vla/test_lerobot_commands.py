@@ -76,6 +76,7 @@ def test_lerobot_eval_plays_our_checkpoint_in_our_environment(ours: Path, tmp_pa
     assert len(list((tmp_path / "eval").rglob("*.mp4"))) == 2
 
 
+@pytest.mark.slow
 def test_lerobot_rollout_moves_our_simulated_robot(ours: Path) -> None:
     """It connects, is commanded, and says how it ended."""
     assert 0 < roll_out(f"--policy.path={ours}") <= 26, "one a tick, and what the last tick began"
