@@ -8,7 +8,6 @@ error that names data set, episode and frame.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ import pyarrow.parquet as pq
 
 from vla.contract import VectorSpec
 from vla.data.dataset_info import read_info, recompute_command, vector_names
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,10 +122,11 @@ class RecordedFrames:
         return self.vectors(key)[:, 0]
 
     def instructions(self) -> list[str]:
-        """The instruction of every frame; a warning where one stands for several tasks.
+        """The instruction of every frame.
 
         Raises:
-            ValueError: a frame has no `task_index`, or one that `meta/tasks.parquet` does not list.
+            ValueError: a frame has no `task_index`, or one that `meta/tasks.parquet` does not list,
+                or one instruction stands for several tasks.
         """
         texts = read_tasks(self.root)
         keys = [int(key) for key in self.scalars("task_index")]
@@ -145,13 +143,10 @@ class RecordedFrames:
         for key, text in sorted(set(zip(keys, instructions, strict=True))):
             told.setdefault(text, []).append(key)
         if repeated := {text: tasks for text, tasks in told.items() if len(tasks) > 1}:
-            # No error: one task may have been listed twice, or the scenes may tell them apart.
-            _LOG.warning(
-                "data set %s has one instruction for several tasks, by task_index: %s. A policy "
-                "can tell those apart by what it sees alone; where that is not enough, give each "
-                "words of its own in meta/tasks.parquet",
-                self.root,
-                repeated,
+            raise ValueError(
+                f"data set {self.root}: meta/tasks.parquet has one instruction for several tasks, "
+                f"by task_index: {repeated}. Words alone tell a policy which task is meant: give "
+                "each words of its own there"
             )
         return instructions
 
