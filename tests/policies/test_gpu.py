@@ -1,6 +1,6 @@
-"""Training, refining, evaluating and compiling on CUDA; the same tests run on the CPU here.
+"""Training, refining, evaluating and compiling on CUDA; without one on an emulated GPU.
 
-Every test takes the device as a parameter, so that all but the device is known to be right where
+Every test takes the device as a parameter, so that all but the hardware is known to be right where
 there is no GPU. Neither simulator nor LeRobot is needed: the world is a point on a line.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 pytest.importorskip("av", reason="cloning reads data sets with PyAV")
 
+from emulated_cuda import emulate_cuda
 from point_env import PointVecEnv
 from two_robots import CART, observe, tiny_policy
 
@@ -44,7 +45,7 @@ from vla.model.heads.registry import HEADS, head_name, make_head
 from vla.model.heads.token import TokenHeadConfig
 from vla.policy import VLAPolicy, load_policy
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
 POINT = replace(CART, robot="point")  # the robot of PointVecEnv
 CHUNK = 3
 DIMS = HeadDims(vector=6, prompt=8, chunk_length=CHUNK, action=2)
@@ -52,8 +53,11 @@ _EXPERT = ExpertConfig(width=32, layers=1, heads=2)
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the test computes."""
+    if request.param == "emulated":
+        emulate_cuda(monkeypatch)
+        return "cuda"
     return request.param
 
 
