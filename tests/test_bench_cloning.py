@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
+from two_robots import ARM, WORDS, measure, observe
 
 from scripts.bench import cloning
 from scripts.bench.act_start import calibrate
 from scripts.bench.cloning import BenchCloningConfig, table
+from scripts.bench.plain_cnn import PlainCNN
+from vla.contract import CameraSpec
+from vla.processing.embodiments import Embodiment
 
 
 @pytest.mark.parametrize("methods", [("td4=10",), ("ours",), ("ours=ten",), ("ours=1", "ours=2")])
@@ -40,6 +45,13 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     assert rows["| A, at end"][3].startswith("cnn +100.0 [")
     assert rows["| B, ever"][3].startswith("cnn +100.0 [")
     assert rows["| all, at end"][1:3] == ["50.0% [22, 78]", "0.0% [0, 32]"]
+
+
+def test_cameras_of_the_plain_network_may_have_other_sizes() -> None:
+    """Each is read whole."""
+    robot = replace(ARM, cameras=(CameraSpec("front", 36, 52), CameraSpec("wrist", 44, 36)))
+    policy = PlainCNN(Embodiment(robot, measure(robot)), WORDS, 5)
+    assert policy(observe(robot, 2)).shape == (2, 5, robot.action.dim)
 
 
 def test_batch_norms_are_set_from_what_they_are_given() -> None:

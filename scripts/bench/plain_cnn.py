@@ -40,9 +40,11 @@ class PlainCNN(nn.Module):
         known = sorted({word for text in instructions for word in text.split()})
         self.words = {word: column for column, word in enumerate(known)}
         self.chunk_length = chunk_length
-        size = self.spec.cameras[0].height
         self.towers = nn.ModuleList(_tower() for _ in self.spec.cameras)
-        seen = sum(tower(torch.zeros(1, 3, size, size)).shape[1] for tower in self.towers)
+        seen = sum(
+            tower(torch.zeros(1, 3, camera.height, camera.width)).shape[1]
+            for camera, tower in zip(self.spec.cameras, self.towers, strict=True)
+        )
         proprio, action = self.spec.proprio, self.spec.action
         self.decide = nn.Sequential(
             nn.Linear(seen + proprio.dim + len(self.words), _HIDDEN),
