@@ -81,9 +81,7 @@ def tiny_policy(
 ) -> VLAPolicy:
     """An untrained model of a few thousand weights for these robots, in control of the first."""
     torch.manual_seed(0)
-    embedded = EmbeddedConfig(
-        32, 1, 1, heads=2, patch_size=6, grid=grid, keypoints=8 if grid else 0
-    )
+    embedded = EmbeddedConfig(32, 1, 1, heads=2, patch_size=6, grid=grid)
     tokenizer = train_tokenizer(WORDS)
     config = ProcessorConfig(
         image_size_px=(size, size),

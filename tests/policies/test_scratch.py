@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import make
-from torch import nn
 from two_robots import ARM, CART, WORDS, measure, observe, record
 
 from policies.imitation.bc import CloningConfig
@@ -16,8 +15,8 @@ from scripts.pretrain import PretrainConfig
 from scripts.pretrain import main as pretrain
 from vla.checkpoint.initialisation import default_head, scratch_policy
 from vla.contract import RobotSpec
-from vla.model.conv_tower import ConvTower, Keypoints
-from vla.model.embedded import EmbeddedBackbone, EmbeddedConfig
+from vla.model.conv_tower import ConvTower
+from vla.model.embedded import EmbeddedConfig
 from vla.model.points import PointsConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy
@@ -29,12 +28,12 @@ TINY = EmbeddedConfig(width=32, text_layers=1, heads=2, grid=2)
 SMALL_IMAGES = ProcessorConfig(image_size_px=(48, 48))
 
 
-def scratch(*specs: RobotSpec, sizes: EmbeddedConfig = TINY) -> VLAPolicy:
+def scratch(*specs: RobotSpec) -> VLAPolicy:
     """For these robots, with the head that it gets by default."""
     torch.manual_seed(0)
     robots = {spec.robot: Embodiment(spec, measure(spec)) for spec in specs}
     model = VLAConfig(3, head=default_head(PointsConfig()))
-    return scratch_policy(robots, WORDS, sizes, model, SMALL_IMAGES)
+    return scratch_policy(robots, WORDS, TINY, model, SMALL_IMAGES)
 
 
 def test_one_command_learns_from_demonstrations_alone(tmp_path: Path) -> None:
@@ -99,10 +98,9 @@ def test_several_robots_share_one_model_from_scratch() -> None:
         assert policy.embodied(spec).act(observe(spec)).shape == (3, 3, spec.action.dim)
 
 
-@pytest.mark.parametrize("keypoints", [0, 8])
-def test_it_overfits_what_is_in_the_images(keypoints: int) -> None:
+def test_it_overfits_what_is_in_the_images() -> None:
     """Actions that only the images tell, and that differ between the steps of a chunk."""
-    policy = scratch(ARM, sizes=replace(TINY, keypoints=keypoints))
+    policy = scratch(ARM)
     observation = observe(ARM, count=6)
     observation.instructions = [WORDS[0]] * 6
     observation.proprio[:] = 0.5
@@ -124,7 +122,7 @@ def test_it_overfits_what_is_in_the_images(keypoints: int) -> None:
 def test_every_token_of_the_tower_sees_its_own_square() -> None:
     """A pixel moves the token of its quarter and that of the whole image, of its camera alone."""
     torch.manual_seed(0)
-    tower = ConvTower(96, 2, 16, 8)
+    tower = ConvTower(96, 2, 16)
     pixels = torch.rand(1, 2, 3, 96, 96)
     changed = pixels.clone()
     changed[0, 1, :, 2, 2] += 1
@@ -136,51 +134,12 @@ def test_every_token_of_the_tower_sees_its_own_square() -> None:
     assert moved.tolist() == [[False] * 5, [True, False, False, False, True]]
 
 
-def test_keypoints_by_hand() -> None:
-    """A bright spot is found where it is, wherever it is; two of them give their middle."""
-    keypoints = Keypoints(1, 1)
-    with torch.no_grad():
-        keypoints.maps.weight.fill_(1.0)
-        keypoints.maps.bias.zero_()
-        keypoints.log_sharpness.fill_(3.0)
-        image = torch.zeros(3, 1, 3, 5)
-        image[0, 0, 0, 4] = 1.0
-        image[1, 0, 2, 1] = 1.0
-        image[2, 0, 1, [0, 4]] = 0.5
-        found = keypoints(image)
-    strengths = torch.tensor([1.0, 1.0, 0.5]).tanh()
-    expected = torch.tensor([[1.0, -1.0], [-0.5, 1.0], [0.0, 0.0]])  # column, row
-    torch.testing.assert_close(found[:, :2], expected, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found[:, 2], strengths)
-
-
-def test_a_tower_of_an_earlier_kind_still_reads_all_features() -> None:
-    """Its checkpoint says nothing of keypoints, and its weights' order stays."""
-    written = scratch(CART).model.backbone.to_dict()
-    del written["keypoints"]
-    tower = EmbeddedBackbone.from_dict(written, 1).tower
-    assert tower is not None
-    assert isinstance(tower.numbers, nn.Flatten)
-    with torch.no_grad():
-        tower.whole.weight.zero_()
-        tower.whole.bias.zero_()
-        # The first position of the last square, in its second channel.
-        tower.whole.weight[0, 3 * tower.local.in_features + tower.cell**2] = 1.0
-        pixels = torch.rand(1, 1, 3, 96, 96)
-        tokens, _ = tower(pixels)
-        seen = tower.convolutions(pixels[0])[0, 1, tower.cell, tower.cell]
-        expected = seen + tower.position[-1, 0] + tower.camera[0, 0, 0]
-    torch.testing.assert_close(tokens[0, 0, -1, 0], expected)
-
-
 def test_sizes_that_do_not_fit_are_refused() -> None:
     """Before anything is trained."""
     with pytest.raises(ValueError, match="images of 24 px give 0 positions a side"):
-        ConvTower(24, 2, 16, 8)
+        ConvTower(24, 2, 16)
     with pytest.raises(ValueError, match="17 cameras, and a convolutional tower tells 16 apart"):
-        ConvTower(96, 2, 16, 8)(torch.zeros(1, 17, 3, 96, 96))
-    with pytest.raises(ValueError, match="64 keypoints are read by a convolutional tower: give it"):
-        EmbeddedConfig(keypoints=64)
+        ConvTower(96, 2, 16)(torch.zeros(1, 17, 3, 96, 96))
     with pytest.raises(ValueError, match=r"width 36 .* 4 heads: give a multiple of 8"):
         EmbeddedConfig(width=36)
     with pytest.raises(ValueError, match=r"sees square images, image_size_px is .48, 64."):

@@ -51,8 +51,6 @@ class EmbeddedConfig:
         shuffle: patches a side that the connector packs into one token.
         grid: tokens a side of an image from a convolutional tower (`vla.model.conv_tower`), and one
             more of the whole image, in the place of patches and vision tower; 0 for those.
-        keypoints: of an image, which a convolutional tower reads in the place of all features,
-            position by position; 0 for those.
     """
 
     width: int = 128
@@ -62,18 +60,12 @@ class EmbeddedConfig:
     patch_size: int = 24
     shuffle: int = 1
     grid: int = 0
-    keypoints: int = 0
 
     def __post_init__(self) -> None:
         require_numbers(
             self,
             at_least_1=("width", "vision_layers", "text_layers", "heads", "patch_size", "shuffle"),
         )
-        if self.keypoints and not self.grid:
-            raise ValueError(
-                f"{self.keypoints} keypoints are read by a convolutional tower: give it a grid, "
-                "such as 2"
-            )
         # Rotary positions turn a head's numbers in pairs.
         if self.width % (2 * self.heads):
             raise ValueError(
@@ -114,9 +106,8 @@ def embedded_backbone(
             "scale_factor": config.shuffle,
             # The vocabulary head of `vla.model.vqa` is the embedding table, so it adds no weights.
             "tie_word_embeddings": True,
-            # The convolutional tower needs them to be rebuilt; other readers ignore them.
+            # The convolutional tower needs both to be rebuilt; other readers ignore them.
             "grid": config.grid,
-            "keypoints": config.keypoints,
             "image_size": image_size,
             "vision_config": {
                 **attention,
@@ -163,8 +154,7 @@ class EmbeddedBackbone(Backbone):
         self.width = int(config.get_text_config().hidden_size)
         self.tower: ConvTower | None = None
         if grid := getattr(config, "grid", 0):
-            size, keypoints = getattr(config, "image_size"), getattr(config, "keypoints", 0)  # noqa: B009
-            self.tower = ConvTower(size, grid, self.width, keypoints)
+            self.tower = ConvTower(getattr(config, "image_size"), grid, self.width)  # noqa: B009
             del self.language_model.model.vision_model, self.language_model.model.connector
         self.words: nn.Module | None = None
         if language_width := getattr(config, "language_width", 0):
