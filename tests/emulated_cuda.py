@@ -124,13 +124,12 @@ def _require_one_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     for leaf in leaves:
         if isinstance(leaf, torch._C.Generator) and _address(leaf) not in _GENERATORS_ON_CUDA:
             raise PlacementError(f"{func}: a generator of the CPU for a tensor on the GPU")
-    if func in (aten.copy_.default, aten._to_copy.default):
+    may_cross = func in (aten.copy_.default, aten._to_copy.default)
+    if may_cross or (func in _TAKE_INDICES_OF_THE_CPU and isinstance(args[0], OnCuda)):
         return
     here = [
         leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnCuda)
     ]
-    if func in _TAKE_INDICES_OF_THE_CPU and isinstance(args[0], OnCuda):
-        here = []
     if torch._C._current_autograd_node() is not None:
         # Autograd makes zeros of its own for outputs that nothing used, unseen from here.
         here = [tensor for tensor in here if tensor.any()]
