@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TextIO
 
+from vla_runtime.main_guard import exit_without_main_guard
+
 
 class FolderInUseError(OSError):
     """Another process writes this folder; nothing was changed."""
@@ -26,6 +28,8 @@ def lock_folder(folder: Path) -> TextIO:
         FolderInUseError: another process has it; names that process.
         OSError: the folder cannot be written.
     """
+    # Its parent has the lock, and says what is missing in the script.
+    exit_without_main_guard()
     file = (folder / ".lock").open("a+", encoding="utf-8")
     try:
         # A record lock: it belongs to the process and not, as flock's, to the open file.

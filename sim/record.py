@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from vla_runtime.dataset_files import import_lerobot
+from vla_runtime.main_guard import exit_without_main_guard
 
 from sim.demonstrate import (
     FAILURES_PER_EPISODE,
@@ -33,7 +34,7 @@ from sim.recording_store import EpisodeKey, RecordingStore
 from sim.tasks.base import Task, TaskDeclarationError
 from sim.tasks.registry import make_task
 from sim.worker_pool import WorkerPool
-from sim.worker_process import WorkerError, exit_without_main_guard
+from sim.worker_process import WorkerError
 
 # Episodes a write: fewer make more and smaller files, more make the folder lag behind.
 _GROUP = 25

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from vla_runtime.atomic_folder import write_atomically
+from vla_runtime.main_guard import exit_without_main_guard
 
 from sim.scene_episodes import FRAMES_PER_EPISODE, TARGET_MOVED, Projector, play
 from sim.seeds import grounding_seeds
@@ -116,6 +117,8 @@ def make_scenes(config: ScenesConfig) -> list[Scenes]:
         ValueError: a folder holds scenes that were drawn in another way, or damaged ones.
         WorkerError: a drawing process failed.
     """
+    # A worker that imports an unguarded script would wait for its parent's lock, for ever.
+    exit_without_main_guard()
     opened = []
     for name in config.tasks:
         folder = config.root / short_name(name)

@@ -10,11 +10,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from vla_runtime.main_guard import NO_MAIN_GUARD, exit_without_main_guard
+
 from sim.worker_channel import WorkerChannel, make_channel
 
 _PATIENCE_S = 5.0
-_NO_MAIN_GUARD = 99
-"""Exit code of a worker that was about to start workers while it imported the script."""
 
 
 class WorkerError(RuntimeError):
@@ -89,7 +89,7 @@ class WorkerProcess:
     def _how_it_ended(self) -> str:
         self._process.join(timeout=_PATIENCE_S)
         code = self._process.exitcode
-        if code == _NO_MAIN_GUARD:
+        if code == NO_MAIN_GUARD:
             return (
                 'the script that runs lacks a main guard, `if __name__ == "__main__":`. Worker '
                 "processes import that script, so what starts them must stand under the guard"
@@ -100,15 +100,6 @@ class WorkerProcess:
             hint = ", perhaps out of memory: use fewer workers" if killed else ""
             return f"{self._name} was ended by {signal.Signals(-code).name} ({code}{hint})"
         return f"{self._name} ended with exit code {code}; what it printed before says why"
-
-
-def exit_without_main_guard() -> None:
-    """End this process if it is a worker that only imports the script of its parent.
-
-    To start processes at that moment would run the script again in each of them, without an end.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(_NO_MAIN_GUARD)
 
 
 def _run(serve: Callable[..., None], channel: WorkerChannel, arguments: tuple[Any, ...]) -> None:

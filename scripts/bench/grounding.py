@@ -1,31 +1,41 @@
-"""What grounding contributes: cloning from the grounded start and from an untrained one.
+"""What grounding contributes: clones of a grounded start, and of starts that were not grounded.
 
-    python -m scripts.bench.grounding --grounded runs/ground/grounded
+    python -m scripts.bench.grounding
 
-With the grounded start perception is frozen; without it perception is trained with the head, from
-the demonstrations alone. Both train on equally many samples, with every head and every seed. The
-heads attend to all image tokens, so that the ungrounded start is not held back by points that
-nothing taught it. `--tabletop` adds the tabletop without two pairs of colours: success on
-instructions that were demonstrated, on held-out phrasings, and on those pairs. The start must not
-have learned the pairs either: `vla ground --keep-pairs-apart`.
+The grounded start's perception is frozen. Without grounding it is trained with the head, from the
+demonstrations alone: `scratch` is the network that `vla pretrain --start scratch` makes, built to
+learn that quickly; `untrained` is the grounded network itself with new weights. All train on
+equally many samples. The heads attend to all image tokens, so that no start is held back by points
+that nothing taught it. The best checkpoint, by the selection states, counts.
+
+Repeating the command goes on: what is cloned and played is kept. Several can run side by side, each
+with other heads or seeds; a last one with all of them prints the table.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import tyro
+from vla_runtime.atomic_folder import write_atomically
 
-from scripts import evaluate, ground, pretrain
+from policies.evaluation.statistics import paired_difference, wilson_interval
+from scripts import ground, pretrain
+from scripts.evaluate import EvaluateConfig
+from scripts.initial_states import States
+from scripts.outcomes import play_once
+from scripts.policy_loading import read_policy
 from scripts.presets import preset
-from sim.tasks.tabletop import Tabletop
+from scripts.results_table import in_points, percent
+from vla.checkpoint.initialisation import GROUNDED
 from vla.settings import require_numbers
 
-_STARTS = ("grounded", "ungrounded")
+Start = Literal["grounded", "scratch", "untrained"]
 
 
 @dataclass(frozen=True)
@@ -33,133 +43,139 @@ class BenchGroundingConfig:
     """What is cloned, and how often.
 
     Attributes:
-        grounded: made by `vla ground --keep-pairs-apart`.
+        starts: see above; the first is compared with the others.
+        grounded: a checkpoint of `vla ground`; by default the one that ships.
         task: a preset's name; its demonstrations lie in `data/<task>`.
-        demonstrations: how many; every count is cloned from both starts.
         heads: names in the registry.
         seeds: of the cloning; every one is run.
         batch: samples an update where perception is trained. There are as many more updates as it
-            is smaller than the preset's, so that both starts train on equally many samples.
-        tabletop: clone the tabletop, too.
-        episodes: initial states of the development range.
-        out: run folders and results.json.
+            is smaller than the preset's, so that all starts train on equally many samples.
+        image_shift: augmentation of `scratch` and `untrained`, see `CloningConfig`.
+        states: initial states that are played.
+        episodes: how many of them.
+        out: run folders and results.md.
     """
 
-    grounded: Path
+    starts: tuple[Start, ...] = ("grounded", "scratch", "untrained")
+    grounded: Path = GROUNDED
     task: str = "FetchPush"
-    demonstrations: tuple[int, ...] = (50,)
     heads: tuple[str, ...] = ("l1", "flow")
     seeds: tuple[int, ...] = (0, 1, 2)
-    batch: int = 32
-    tabletop: bool = False
+    batch: int = 64
+    image_shift: float = 0.08
+    states: States = "development"
     episodes: int = 200
     out: Path = Path("runs/grounding")
 
     def __post_init__(self) -> None:
-        require_numbers(self, at_least_1=("demonstrations", "batch", "episodes"))
+        require_numbers(self, at_least_1=("batch", "episodes"))
 
 
 def main(config: BenchGroundingConfig) -> int:
-    """Clone and evaluate; what has been done before is not done again."""
-    results: dict[str, dict[str, float]] = {}
-    # A finished cloning resumes at its end, so repeating the command clones only what is missing.
-    for head in config.heads:
-        for seed in config.seeds:
-            for start in _STARTS:
-                results |= _compare(config, head, seed, start)
-    (config.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    for name, found in results.items():
-        value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-        print(f"{value:5.1f}% [{low:.0f}, {high:.0f}]  {name}")
+    """Clone and play what is missing; print and write the table."""
+    results = {
+        (head, start, seed): _outcomes(config, head, start, seed)
+        for head in config.heads
+        for seed in config.seeds
+        for start in config.starts
+    }
+    text = table(config, results)
+    write_atomically(config.out / "results.md", text)
+    print(text)
     return 0
 
 
-def _compare(
-    config: BenchGroundingConfig, head: str, seed: int, start: str
-) -> dict[str, dict[str, float]]:
-    """All success rates of one head, seed and start, by what was asked."""
-    results = {}
-    label, run = f"{head}, {start}, seed {seed}", config.out / head / f"s{seed}"
-    for count in config.demonstrations:
-        folder = run / f"{config.task}-{count}-{start}"
-        _clone(config, config.task, head, seed, start, folder, episodes=count)
-        results[f"{count} demonstrations, {label}"] = _success(config, config.task, folder)
-    if not config.tabletop:
-        return results
-    folder = run / f"Tabletop-{start}"
-    # `PretrainConfig.without` takes pairs joined by "+".
-    pairs = tuple("+".join(pair) for pair in Tabletop.unseen_pairs)
-    _clone(config, "Tabletop", head, seed, start, folder, without=pairs)
-    results[f"tabletop, {label}"] = _success(config, "Tabletop", folder)
-    results[f"tabletop, {label}, held-out phrasing"] = _success(
-        config, "Tabletop", folder, phrasing="heldout"
+def _outcomes(config: BenchGroundingConfig, head: str, start: Start, seed: int) -> list[bool]:
+    """Success at the end of every initial state."""
+    run = config.out / head / f"{start}-s{seed}"
+    file = run / f"{config.states}-{config.episodes}.json"
+    name = f"{head}, {start}, seed {seed}"
+    print(name, flush=True)
+    settings = cloning(config, head, start, seed, run)
+    if start == "untrained" and not settings.start.is_dir():
+        _make_untrained(config)
+    # A finished cloning resumes at its end.
+    pretrain.main(settings)
+    playing = EvaluateConfig(
+        config.task, (name,), episodes=config.episodes, states=config.states, films=0
     )
-    # Half as many: only one state in twelve asks for such a pair.
-    for pair in Tabletop.unseen_pairs:
-        results[f"tabletop, {label}, {' to '.join(pair)}, never together"] = _success(
-            config, "Tabletop", folder, only=pair, episodes=config.episodes // 2
-        )
-    return results
+    candidate = partial(read_policy, f"{start}={run / 'best'}", "cpu", config.task)
+    return play_once(file, {"samples": samples(settings)}, candidate, playing)["at_end"]
 
 
-def _clone(
-    config: BenchGroundingConfig,
-    task: str,
-    head: str,
-    seed: int,
-    start: str,
-    folder: Path,
-    **changes: Any,
-) -> None:
-    settings = replace(
-        preset(task).pretrain, start=config.grounded, out=folder, head=head, **changes
-    )
-    # The presets' settings throughout: what differs between the starts is stated below.
+def cloning(
+    config: BenchGroundingConfig, head: str, start: Start, seed: int, out: Path
+) -> pretrain.PretrainConfig:
+    """The preset's settings, but for what differs between the starts."""
+    settings = replace(preset(config.task).pretrain, head=head, out=out)
     training = replace(settings.training, seed=seed)
-    if start == "ungrounded":
-        unseen = config.out / "start"
-        if not (unseen / "grounded").is_dir():
-            # Scenes give the normalisation of proprioception and nothing else.
-            ground.main(
-                replace(
-                    ground.GroundConfig(),
-                    frames=(100,) * len(ground.resolve(ground.GroundConfig()).tasks),
-                    scenes=config.out / "scenes",
-                    out=unseen,
-                    training=replace(ground.GroundConfig().training, updates=0),
-                )
-            )
-        # Equal samples: smaller batches, and as many more updates.
-        more = training.batch / config.batch
-        training = replace(
-            training,
-            perception="trained",
-            perception_learning_rate=5e-4,
-            updates=round(training.updates * more),
-            evaluate_every=round(training.evaluate_every * more),
-            batch=config.batch,
-        )
-        settings = replace(settings, start=unseen / "grounded")
-    pretrain.main(replace(settings, training=training))
-
-
-def _success(
-    config: BenchGroundingConfig, task: str, folder: Path, **changes: Any
-) -> dict[str, float]:
-    """Share of episodes that end in success, with its interval."""
-    # A folder name for each variation of the evaluation.
-    words = "".join(c for c in str([*changes.values()]) if c.isalnum())
-    settings = evaluate.EvaluateConfig(
-        task,
-        (f"clone={folder}",),
-        episodes=config.episodes,
-        num_envs=50,
-        films=0,
-        out=folder / f"report{words}",
+    if start == "grounded":
+        return replace(settings, start=config.grounded, training=training)
+    # Equal samples: smaller batches, and as many more updates.
+    more = training.batch / config.batch
+    training = replace(
+        training,
+        batch=config.batch,
+        updates=round(training.updates * more),
+        evaluate_every=round(training.evaluate_every * more),
+        perception="trained",
+        perception_learning_rate=training.learning_rate,  # with which grounding teaches it, too
+        image_shift=config.image_shift,
     )
-    evaluate.main(replace(settings, **changes))
-    report = json.loads((settings.out / "report.json").read_text())
-    return report["policies"][0]["success_at_end"]
+    untrained = config.out / "untrained" / "grounded"
+    return replace(
+        settings, start=untrained if start == "untrained" else "scratch", training=training
+    )
+
+
+def samples(settings: pretrain.PretrainConfig) -> int:
+    """How many frames a cloning draws."""
+    return settings.training.updates * settings.training.batch
+
+
+def _make_untrained(config: BenchGroundingConfig) -> None:
+    """The network that grounding makes, before its first update."""
+    defaults = ground.GroundConfig()
+    settings = replace(
+        defaults,
+        # Scenes give the normalisation of proprioception and nothing else.
+        frames=(100,) * len(ground.resolve(defaults).tasks),
+        scenes=config.out / "scenes",
+        out=config.out / "untrained",
+        training=replace(defaults.training, updates=0),
+    )
+    ground.main(settings)
+
+
+def table(config: BenchGroundingConfig, results: dict[tuple[str, Start, int], list[bool]]) -> str:
+    """Markdown: success at the end of each head and start, all seeds of it together."""
+    seeds = ", ".join(map(str, config.seeds))
+    lines = [
+        f"| head | start | seeds {seeds} | together | {config.starts[0]} against it, points |",
+        "|---|---|---|---|---|",
+    ]
+    for head in config.heads:
+        first = _together(config, results, head, config.starts[0])
+        for start in config.starts:
+            every = [100 * np.mean(results[head, start, seed]) for seed in config.seeds]
+            outcomes = _together(config, results, head, start)
+            rate = percent(wilson_interval(int(outcomes.sum()), len(outcomes)))
+            against = ""
+            if start != config.starts[0]:
+                against = in_points(paired_difference(first, outcomes).difference)
+            each = ", ".join(f"{rate:.1f}" for rate in every)
+            lines.append(f"| {head} | {start} | {each}% | {rate} | {against} |")
+    return "\n".join([*lines, "", f"{config.episodes} {config.states} states a seed."]) + "\n"
+
+
+def _together(
+    config: BenchGroundingConfig,
+    results: dict[tuple[str, Start, int], list[bool]],
+    head: str,
+    start: Start,
+) -> np.ndarray:
+    """Outcomes of all seeds, bool [seeds * states]."""
+    return np.array([x for seed in config.seeds for x in results[head, start, seed]], dtype=bool)
 
 
 if __name__ == "__main__":

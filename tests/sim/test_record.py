@@ -325,27 +325,6 @@ def test_a_linked_folder_is_recorded_into(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(open_lerobot(root)) == 7
 
 
-def test_a_script_without_main_guard_is_told_so(tmp_path: Path) -> None:
-    """Its workers import it, and it would record once more in each."""
-    script = tmp_path / "collect.py"
-    script.write_text(
-        "from pathlib import Path\nfrom sim.record import RecordConfig, record\n"
-        f"record(RecordConfig(('FetchReach',), 1, Path({str(tmp_path / 'demos')!r}), workers=1))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert run.returncode == 1
-    last = run.stderr.strip().splitlines()[-1]
-    assert 'lacks a main guard, `if __name__ == "__main__":`' in last
-
-
 def test_a_killed_worker_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not as a script without guard; and nothing of it stays in shared memory."""
     monkeypatch.setattr(record_module, "play_into", die)

@@ -265,9 +265,26 @@ def refuse_to_draw(channel: WorkerChannel) -> None:
     raise NoRendererError("nothing draws here")
 
 
-def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
-    """Once, by name, and not by a traceback of each worker."""
-    run = run_script(tmp_path, "from sim.vector import CpuVecEnv\nCpuVecEnv('FetchReach', 2, 2)\n")
+UNGUARDED = {
+    "environments": "from sim.vector import CpuVecEnv\nCpuVecEnv('FetchReach', 2, 2)\n",
+    # Each worker would record once more.
+    "recording": "from sim.record import RecordConfig, record\n"
+    "record(RecordConfig(('FetchReach',), 1, Path({folder!r}) / 'new', workers=1))\n",
+    # Its workers would wait for the lock that their parent holds.
+    "scenes": "from sim.scenes import ScenesConfig, make_scenes\n"
+    "make_scenes(ScenesConfig(('FetchReach',), 1, Path({folder!r}), workers=1))\n",
+    # Its workers would find the folder in use, and say so instead.
+    "a run that is resumed": "from policies.run_folder import RunFolder\n"
+    "from sim.vector import CpuVecEnv\n"
+    "folder = RunFolder({folder!r}, {{}})\nCpuVecEnv('FetchReach', 1, 1)\n",
+}
+
+
+@pytest.mark.parametrize("script", UNGUARDED.values(), ids=UNGUARDED)
+def test_a_script_without_a_main_guard_is_told_so(script: str, tmp_path: Path) -> None:
+    """By name, and not by a traceback of each worker."""
+    text = "from pathlib import Path\n" + script.format(folder=str(tmp_path))
+    run = run_script(tmp_path, text)
     assert run.returncode == 1
-    assert 'lacks a main guard, `if __name__ == "__main__":`' in run.stderr
-    assert run.stderr.count("Traceback") == 1
+    assert 'lacks a main guard, `if __name__ == "__main__":`' in run.stderr.splitlines()[-1]
+    assert "spawn_main" not in run.stderr
