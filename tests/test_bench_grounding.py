@@ -9,7 +9,7 @@ import pytest
 
 from scripts import pretrain
 from scripts.bench import grounding
-from scripts.bench.grounding import BenchGroundingConfig, Start, cloning, samples, table
+from scripts.bench.grounding import BenchGroundingConfig, Results, cloning, samples, table
 from vla.checkpoint.initialisation import GROUNDED
 
 CONFIG = BenchGroundingConfig(out=Path("runs"))
@@ -68,7 +68,7 @@ def test_the_table_pairs_each_start_with_the_first() -> None:
     """All seeds together; a difference of what was solved on the same states."""
     config = replace(CONFIG, starts=("grounded", "scratch"), heads=("l1",), seeds=(0, 1))
     half: list[bool] = [True, False] * 50
-    results: dict[tuple[str, Start, int], list[bool]] = {
+    results: Results = {
         ("l1", "grounded", 0): [True] * 100,
         ("l1", "grounded", 1): half,
         ("l1", "scratch", 0): half,

@@ -36,6 +36,8 @@ from vla.checkpoint.initialisation import GROUNDED
 from vla.settings import require_numbers
 
 Start = Literal["grounded", "scratch", "untrained"]
+Results = dict[tuple[str, Start, int], list[bool]]
+"""Success of every initial state, by head, start and seed."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,15 @@ class BenchGroundingConfig:
     def __post_init__(self) -> None:
         require_numbers(self, at_least_1=("batch", "episodes"))
 
+    @property
+    def untrained(self) -> Path:
+        """The network that grounding makes, before its first update."""
+        return self.out / "untrained" / "grounded"
+
 
 def main(config: BenchGroundingConfig) -> int:
     """Clone and play what is missing; print and write the table."""
-    results = {
+    results: Results = {
         (head, start, seed): _outcomes(config, head, start, seed)
         for head in config.heads
         for seed in config.seeds
@@ -92,7 +99,7 @@ def _outcomes(config: BenchGroundingConfig, head: str, start: Start, seed: int) 
     name = f"{head}, {start}, seed {seed}"
     print(name, flush=True)
     settings = cloning(config, head, start, seed, run)
-    if start == "untrained" and not settings.start.is_dir():
+    if start == "untrained" and not config.untrained.is_dir():
         _make_untrained(config)
     # A finished cloning resumes at its end.
     pretrain.main(settings)
@@ -122,10 +129,8 @@ def cloning(
         perception_learning_rate=training.learning_rate,  # with which grounding teaches it, too
         image_shift=config.image_shift,
     )
-    untrained = config.out / "untrained" / "grounded"
-    return replace(
-        settings, start=untrained if start == "untrained" else "scratch", training=training
-    )
+    begin = "scratch" if start == "scratch" else config.untrained
+    return replace(settings, start=begin, training=training)
 
 
 def samples(settings: pretrain.PretrainConfig) -> int:
@@ -134,20 +139,19 @@ def samples(settings: pretrain.PretrainConfig) -> int:
 
 
 def _make_untrained(config: BenchGroundingConfig) -> None:
-    """The network that grounding makes, before its first update."""
     defaults = ground.GroundConfig()
     settings = replace(
         defaults,
         # Scenes give the normalisation of proprioception and nothing else.
         frames=(100,) * len(ground.resolve(defaults).tasks),
         scenes=config.out / "scenes",
-        out=config.out / "untrained",
+        out=config.untrained.parent,
         training=replace(defaults.training, updates=0),
     )
     ground.main(settings)
 
 
-def table(config: BenchGroundingConfig, results: dict[tuple[str, Start, int], list[bool]]) -> str:
+def table(config: BenchGroundingConfig, results: Results) -> str:
     """Markdown: success at the end of each head and start, all seeds of it together."""
     seeds = ", ".join(map(str, config.seeds))
     lines = [
@@ -170,7 +174,7 @@ def table(config: BenchGroundingConfig, results: dict[tuple[str, Start, int], li
 
 def _together(
     config: BenchGroundingConfig,
-    results: dict[tuple[str, Start, int], list[bool]],
+    results: Results,
     head: str,
     start: Start,
 ) -> np.ndarray:
