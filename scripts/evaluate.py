@@ -54,7 +54,8 @@ class EvaluateConfig:
         task: registry name.
         policies: each `name=checkpoint folder` (ours or LeRobot's), or one of expert, random, zero,
             planner:cem and planner:mppi, which `name=` may rename. A checkpoint of ours executes
-            whole chunks unless @receding:STEPS, @ensemble or @realtime:STEPS:DELAY follows it; one
+            whole chunks unless @receding:STEPS, @ensemble or @realtime:STEPS:DELAY follows it, one
+            of LeRobot's as many steps as it was saved with unless @receding:STEPS does; one of ours
             for several robots controls the one that fits the task, unless #NAME follows its folder.
         reference: name of the policy that the others are compared with; default the first.
         episodes: initial states, the same for every policy.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from vla_runtime.execution import read_number
+
 from policies.evaluation.baselines import ExpertPolicy, RandomPolicy, ZeroPolicy
 from policies.evaluation.row_by_row import RowByRow
 from scripts.plan import PlanConfig, make_policy
@@ -119,8 +121,9 @@ def read_policy(
 
     A folder may be a checkpoint or a run of ours, or of LeRobot's; a checkpoint of LeRobot's own
     policies has no contract and takes that of the task, as far as its inputs say that it fits. One
-    of ours may be followed by `@` and how its chunks are executed, see `make_executor`; and before
-    that, one for several robots, by `#` and which it controls: else the one that fits the task.
+    of ours may be followed by `@` and how its chunks are executed, see `make_executor`, LeRobot's
+    by `@receding:STEPS` alone; before that, one of ours for several robots by `#` and which it
+    controls: else the one that fits the task.
 
     Args:
         text: of the policy.
@@ -142,17 +145,13 @@ def read_policy(
         return Candidate(words.name, words.kind, ledger={})
     folder = find_checkpoint(Path(words.kind))
     if is_lerobot_checkpoint(folder):
-        if words.execution or words.embodiment:
-            raise ValueError(
-                f"policy {text!r}: LeRobot's policies are for one robot and execute chunks in "
-                "their own way"
-            )
+        steps = _lerobot_steps(text, words)
         # LeRobot stores shapes but no units or rate: the task's contract supplies these.
         offered = make_task(task, _image_size_px(folder)).spec
         # Imports LeRobot, which comparing our own policies does not need.
         from policies.lerobot.act_acceleration import optimise_inference
 
-        theirs = load_lerobot_policy(folder, offered, device, bf16, optimise_inference)
+        theirs = load_lerobot_policy(folder, offered, device, bf16, optimise_inference, steps)
         return Candidate(words.name, words.kind, theirs.fresh, theirs.spec)
     ours = load_policy(folder, device, words.embodiment or make_task(task).spec, bf16)
     # Before `make`: copies share the compiled network.
@@ -166,6 +165,24 @@ def read_policy(
     make()  # an execution that does not exist is refused before other policies are played
     # An empty ledger means that nothing was recorded, hence None.
     return Candidate(words.name, words.kind, make, ours.spec, ours.ledger.amounts or None)
+
+
+def _lerobot_steps(text: str, words: PolicyText) -> int | None:
+    """How many steps of its chunks a LeRobot policy is to execute; None for its own number."""
+    if words.embodiment:
+        raise ValueError(f"policy {text!r}: LeRobot's policies are for one robot, without a name")
+    name, _, steps = words.execution.partition(":")
+    if not name:
+        return None
+    if name != "receding":
+        raise ValueError(
+            f"policy {text!r}: LeRobot's policies execute chunks as they were saved, or "
+            "@receding:STEPS"
+        )
+    try:
+        return read_number(int, steps)
+    except ValueError as error:
+        raise ValueError(f"policy {text!r}: {error}") from error
 
 
 def _image_size_px(folder: Path) -> int:

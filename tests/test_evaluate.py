@@ -152,6 +152,26 @@ def test_an_execution_is_refused_when_the_policy_is_read(run):
         read_policy(f"clone={run}@bogus", "cpu", "FetchReach")
 
 
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        ("@ensemble", "execute chunks as they were saved, or @receding:STEPS"),
+        ("@receding:x", "receding:x'.* 'x' is no whole number"),
+        ("#arm", "are for one robot"),
+    ],
+)
+def test_lerobots_policies_execute_chunks_in_two_ways(
+    execution: str, message: str, tmp_path: Path
+) -> None:
+    """Refused before LeRobot is imported."""
+    folder = tmp_path / "act"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"type": "act"}')
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=message):
+        read_policy(f"act={folder}{execution}", "cpu", "FetchPush")
+
+
 def test_policies_are_read_or_refused_by_name(tmp_path):
     """Built-in names, renamed ones, and an error that lists what is valid."""
     assert read_policy("expert", "cpu", "FetchPush").kind == "expert"

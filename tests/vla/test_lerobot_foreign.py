@@ -97,6 +97,45 @@ def test_it_acts_as_in_lerobot(
         torch.testing.assert_close(actions[:, 0], expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_executing_fewer_steps_is_lerobots_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to LeRobot's loop of the same policy with so many action steps."""
+    theirs, before, after = make_checkpoint(kind, tmp_path / kind, monkeypatch)
+    ours = load_lerobot_policy(tmp_path / kind, ROBOT, execute_steps=1)
+    theirs.config.n_action_steps = 1
+    ours.reset([0, 1])
+    theirs.reset()
+    for step in range(3):
+        torch.manual_seed(step)
+        with torch.inference_mode():
+            expected = after(theirs.select_action(before(as_lerobot(observe(step)))))
+        torch.manual_seed(step)
+        torch.testing.assert_close(ours.act(observe(step))[:, 0], expected)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("act", 0), ("act", 99), ("diffusion", 99)])
+def test_more_steps_than_a_chunk_has_are_refused(
+    kind: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the range, which diffusion's horizon does not say by itself."""
+    config = make_checkpoint(kind, tmp_path / kind, monkeypatch)[0].config
+    most = config.chunk_size if kind == "act" else config.horizon - config.n_obs_steps + 1
+    with pytest.raises(ValueError, match=f"chunk must lie from 1 to {most}, got {steps}"):
+        load_lerobot_policy(tmp_path / kind, ROBOT, execute_steps=steps)
+
+
+def test_a_checkpoint_that_blends_its_chunks_executes_no_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides at every step already."""
+    settings = {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1}
+    make_checkpoint("act", tmp_path / "act", monkeypatch, **settings)
+    with pytest.raises(ValueError, match="blends all its chunks"):
+        load_lerobot_policy(tmp_path / "act", ROBOT, execute_steps=1)
+
+
 def test_in_bfloat16_the_actions_are_nearly_those(act: Path) -> None:
     """Another precision, not another policy."""
     full, reduced = (

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from vla_runtime.execution import require_steps
 
 from vla.checkpoint.lerobot_files import POSTPROCESSOR, PREPROCESSOR
 from vla.contract import ContractMismatchError, ObservationBatch, RobotSpec
@@ -219,6 +220,7 @@ def load_lerobot_policy(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     optimise: Callable[[Any, bool], None] | None = None,
+    execute_steps: int | None = None,
 ) -> ForeignPolicy:
     """Load a LeRobot checkpoint strictly, for a robot with this contract.
 
@@ -228,11 +230,13 @@ def load_lerobot_policy(
         device: where to compute.
         bf16: compute in bfloat16, which is faster and changes actions slightly.
         optimise: changes LeRobot's policy in place, before it plays; it is given `bf16` too.
+        execute_steps: control steps executed of each chunk; None for as many as it was saved with.
 
     Raises:
         ContractMismatchError: it is for other cameras, or for other sizes of state or action.
         ForeignCheckpointError: a weight or a statistic is missing, or a weight is surplus.
         UnsafeFileError: a processor file asks for more than known steps.
+        ValueError: its chunks have not so many steps, or all chunks are blended.
     """
     spec = Description.read(folder).fit(offered)
     # Before LeRobot reads anything: its loader imports what the files name.
@@ -249,6 +253,8 @@ def load_lerobot_policy(
     for name, value in _NO_DOWNLOADS.items():
         if hasattr(config, name):
             setattr(config, name, value)
+    if execute_steps is not None:
+        _execute(config, execute_steps)
     before, after = make_pre_post_processors(
         config,
         str(folder),
@@ -262,6 +268,18 @@ def load_lerobot_policy(
     if optimise is not None:
         optimise(policy, bf16)
     return ForeignPolicy(policy, before, after, spec, bf16)
+
+
+def _execute(config: Any, steps: int) -> None:
+    """Have a chunk's first steps executed; `config` is changed."""
+    if getattr(config, "temporal_ensemble_coeff", None) is not None:
+        raise ValueError("the checkpoint blends all its chunks (temporal_ensemble_coeff)")
+    most = getattr(config, "chunk_size", None)
+    if most is None:
+        # Diffusion's horizon begins at the oldest observation.
+        most = config.horizon - config.n_obs_steps + 1
+    require_steps("steps executed of a chunk", steps, 1, most)
+    config.n_action_steps = steps
 
 
 def _require_statistics(
