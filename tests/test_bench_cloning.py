@@ -77,8 +77,12 @@ def test_it_runs_to_the_end_and_repeats_nothing(
     assert cloning.main(settings) == 0
     first = (tmp_path / "results.md").read_text()
     assert "FetchReach, at end" in first
-    outcomes = json.loads((tmp_path / "cnn-2/s0/FetchReach-development-2.json").read_text())
+    outcomes = json.loads((tmp_path / "cnn-2/s0/FetchReach-development-2-5.json").read_text())
     assert np.array(outcomes["at_end"]).shape == (2,)
+
+    # Played once more, by the same policies, which decide more often.
+    assert cloning.main(replace(settings, execute_steps=2)) == 0
+    assert "2 control steps a decision." in (tmp_path / "results.md").read_text()
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("done again")

@@ -1,12 +1,13 @@
 """How chunks are executed: whole, in part, blended, or joined smoothly while the next is computed.
 
-Each executor is a `Policy` around a `VLAPolicy`, so evaluation, videos and robots use it like the
+Each executor is a `Policy` around another one, so evaluation, videos and robots use it like the
 policy itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from vla.model.heads.base import InpaintingHead
 from vla.policy import VLAPolicy
 
 _EXECUTIONS = "chunk, receding:STEPS, ensemble[:DECAY], realtime:STEPS:DELAY"
+
+
+class ChunkPolicy(Policy, Protocol):
+    """A policy that says how many control steps a chunk of it has."""
+
+    @property
+    def chunk_length(self) -> int:
+        """Control steps of a chunk."""
+        ...
 
 
 class RecedingHorizon:
@@ -32,7 +42,7 @@ class RecedingHorizon:
         ValueError: fewer than one step, or more than the chunk has.
     """
 
-    def __init__(self, policy: VLAPolicy, steps: int):
+    def __init__(self, policy: ChunkPolicy, steps: int):
         require_steps("steps", steps, 1, policy.chunk_length)
         self.spec, self._policy, self._steps = policy.spec, policy, steps
 

@@ -8,7 +8,7 @@ same initial states, which chose nothing; its number of updates is its budget, a
 processor time is in the table. Methods: ours (`vla pretrain --start scratch`), grounded (the same
 from the shipped model, which has seen the Fetch tasks), cnn (`scripts/bench/plain_cnn.py`), and
 lerobot:TYPE for the policies of LeRobot. ACT and diffusion know no words: they tell tasks apart by
-what they see. The last checkpoint counts, for all of them.
+what they see. The last checkpoint counts, and all decide anew after equally many control steps.
 
 Repeating the command goes on: what is recorded, trained and played is kept. A run of ours or of
 LeRobot's that was cut goes on, one of the plain network starts anew.
@@ -47,6 +47,7 @@ from scripts.results_table import in_points, percent
 from sim.demonstrate import RecordConfig
 from sim.record import record
 from sim.tasks.registry import short_name
+from vla.execution import RecedingHorizon
 from vla.settings import require_numbers
 
 _CHUNK_LENGTH = 5
@@ -61,6 +62,7 @@ class BenchCloningConfig:
         tasks: registry names; all of them together are one policy.
         methods: NAME=UPDATES; the first is compared with the others.
         demonstrations: of each task.
+        execute_steps: control steps executed of each chunk, by every method.
         seeds: of the training; every one is run.
         states: initial states that are played.
         episodes: of each task.
@@ -70,13 +72,15 @@ class BenchCloningConfig:
     tasks: tuple[str, ...]
     methods: tuple[str, ...] = ("ours=3000", "cnn=6000", "lerobot:act=2100")
     demonstrations: int = 40
+    execute_steps: int = _CHUNK_LENGTH
     seeds: tuple[int, ...] = (0,)
     states: States = "development"
     episodes: int = 100
     out: Path = Path("runs/cloning")
 
     def __post_init__(self) -> None:
-        require_numbers(self, at_least_1=("demonstrations", "episodes"))
+        counts = ("demonstrations", "episodes", "execute_steps")
+        require_numbers(self, at_least_1=counts, at_most={"execute_steps": _CHUNK_LENGTH})
         names = [name for name, _ in self.budgets]
         if not self.tasks or len(set(names)) != len(names):
             raise ValueError(f"need tasks, and each method once: {self.tasks}, {self.methods}")
@@ -261,24 +265,26 @@ METHODS: dict[str, Callable[[BenchCloningConfig, Job], Any]] = {
 def _candidate(config: BenchCloningConfig, job: Job, task: str) -> Candidate:
     """The last checkpoint."""
     if job.method == "cnn":
-        policy = _cnn(config, job)
+        policy = RecedingHorizon(_cnn(config, job), config.execute_steps)
         return Candidate(job.method, "cnn", lambda: policy, policy.spec)
-    if job.method.startswith("lerobot:"):
-        return read_policy(f"{job.method}={job.folder / 'run'}", "cpu", task)
-    checkpoint = job.folder / "run" / f"step_{job.updates:06d}"
-    return read_policy(f"{job.method}={checkpoint}", "cpu", task)
+    checkpoint = job.folder / "run"
+    if not job.method.startswith("lerobot:"):
+        checkpoint /= f"step_{job.updates:06d}"
+    return read_policy(f"{job.method}={checkpoint}@receding:{config.execute_steps}", "cpu", task)
 
 
 def _outcomes(config: BenchCloningConfig, job: Job) -> dict[str, dict[str, list[bool]]]:
     """Task → "at_end" and "ever" of every initial state; played once."""
     found = {}
     for task in config.tasks:
-        file = job.folder / f"{short_name(task)}-{config.states}-{config.episodes}.json"
+        name = f"{short_name(task)}-{config.states}-{config.episodes}"
+        file = job.folder / f"{name}-{config.execute_steps}.json"
         playing = EvaluateConfig(
             task, (job.method,), episodes=config.episodes, states=config.states, films=0
         )
         candidate = partial(_candidate, config, job, task)
-        found[task] = play_once(file, {"updates": job.updates}, candidate, playing)
+        asked = {"updates": job.updates, "execute_steps": config.execute_steps}
+        found[task] = play_once(file, asked, candidate, playing)
     return found
 
 
@@ -300,7 +306,9 @@ def table(
             lines.append(f"| {task}, {what.replace('_', ' ')} | {_cells(columns)} |")
     seeds = len({seed for _, seed in results})
     note = f"{config.episodes} {config.states} states a task, {seeds} seed{'s' * (seeds > 1)}"
-    return "\n".join([*lines, "", f"{note}, {config.demonstrations} demonstrations a task."]) + "\n"
+    note += f", {config.demonstrations} demonstrations a task"
+    note += f", {config.execute_steps} control steps a decision."
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def _column(results: dict, method: str, task: str, what: str) -> np.ndarray:
