@@ -21,11 +21,31 @@ from vla.contract import CameraSpec
 from vla.processing.embodiments import Embodiment
 
 
-@pytest.mark.parametrize("methods", [("td4=10",), ("ours",), ("ours=ten",), ("ours=1", "ours=2")])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ("td4=10",),
+        ("ours",),
+        ("ours=ten",),
+        ("ours=1", "ours=2"),
+        ("ours:bogus=1",),
+        ("ours:=1",),
+        ("cnn:flow=1",),
+        ("lerobot=1",),
+    ],
+)
 def test_methods_that_make_no_comparison_are_refused(methods: tuple[str, ...]) -> None:
     """Unknown, without a budget, or twice."""
-    with pytest.raises(ValueError, match=r"valid: ours=UPDATES, .*lerobot:TYPE|each method once"):
+    with pytest.raises(
+        ValueError, match=r"valid: ours\[:HEAD\]=UPDATES, .*lerobot:TYPE|each method once"
+    ):
         BenchCloningConfig(("FetchReach",), methods)
+
+
+def test_a_head_belongs_to_the_method() -> None:
+    """Two heads are two methods."""
+    config = BenchCloningConfig(("FetchReach",), ("ours=1", "ours:flow=1", "grounded:l1=2"))
+    assert config.budgets == [("ours", 1), ("ours:flow", 1), ("grounded:l1", 2)]
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:

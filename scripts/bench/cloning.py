@@ -5,10 +5,11 @@
 
 All tasks together are one policy. Every method learns from the same demonstrations and plays the
 same initial states, which chose nothing; its number of updates is its budget, and what that cost in
-processor time is in the table. Methods: ours (`vla pretrain --start scratch`), grounded (the same
-from the shipped model, which has seen the Fetch tasks), cnn (`scripts/bench/plain_cnn.py`), and
-lerobot:TYPE for the policies of LeRobot. ACT and diffusion know no words: they tell tasks apart by
-what they see. The last checkpoint counts, and all decide anew after equally many control steps.
+processor time is in the table. Methods: ours (`vla pretrain --start scratch`) and grounded (the
+same from the shipped model, which has seen the Fetch tasks), both with the default head or another
+one (ours:flow), cnn (`scripts/bench/plain_cnn.py`), and lerobot:TYPE for the policies of LeRobot.
+ACT and diffusion know no words: they tell tasks apart by what they see. The last checkpoint counts,
+and all decide anew after equally many control steps.
 
 Repeating the command goes on: what is recorded, trained and played is kept. A run of ours or of
 LeRobot's that was cut goes on, one of the plain network starts anew.
@@ -48,6 +49,7 @@ from sim.demonstrate import RecordConfig
 from sim.record import record
 from sim.tasks.registry import short_name
 from vla.execution import RecedingHorizon
+from vla.model.heads.registry import HEADS
 from vla.settings import require_numbers
 
 _CHUNK_LENGTH = 5
@@ -91,9 +93,8 @@ class BenchCloningConfig:
         found = []
         for text in self.methods:
             name, _, updates = text.partition("=")
-            is_known = name in METHODS or name.startswith("lerobot:")
-            if not is_known or not updates.isdecimal():
-                valid = ", ".join(f"{known}=UPDATES" for known in (*METHODS, "lerobot:TYPE"))
+            if not _is_method(name) or not updates.isdecimal():
+                valid = ", ".join(f"{known}=UPDATES" for known in _KNOWN)
                 raise ValueError(f"no method {text!r}; valid: {valid}")
             found.append((name, int(updates)))
         return found
@@ -119,6 +120,16 @@ class Job:
     updates: int
     seed: int
     folder: Path
+
+    @property
+    def kind(self) -> str:
+        """Key of `METHODS`."""
+        return self.method.partition(":")[0]
+
+    @property
+    def detail(self) -> str:
+        """Of ours the head, of LeRobot's the type of policy; "" where none is said."""
+        return self.method.partition(":")[2]
 
 
 def main(config: BenchCloningConfig) -> int:
@@ -161,7 +172,7 @@ def _children_s() -> float:
 def _train(config: BenchCloningConfig, job: Job) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that it starts
-    METHODS.get(job.method, _lerobot)(config, job)
+    METHODS[job.kind](config, job)
 
 
 def _ours(config: BenchCloningConfig, job: Job) -> None:
@@ -180,6 +191,7 @@ def _pretrain(config: BenchCloningConfig, job: Job, batch: int, **start: Any) ->
             None,
             (config.data,),
             **start,
+            head=job.detail or None,
             chunk_length=_CHUNK_LENGTH,
             out=job.folder / "run",
             training=training,
@@ -197,7 +209,7 @@ def _cnn(config: BenchCloningConfig, job: Job) -> PlainCNN:
 
 def _lerobot(config: BenchCloningConfig, job: Job) -> None:
     """`vla lerobot-train` with LeRobot's own settings for all that is not said here."""
-    kind, out = job.method.partition(":")[2], job.folder / "run"
+    kind, out = job.detail, job.folder / "run"
     resumed = out / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     words = [sys.executable, "-m", "scripts.cli", "lerobot-train"]
     if resumed.is_file():
@@ -259,16 +271,26 @@ METHODS: dict[str, Callable[[BenchCloningConfig, Job], Any]] = {
     "ours": _ours,
     "grounded": _grounded,
     "cnn": _cnn,
+    "lerobot": _lerobot,
 }
+_KNOWN = ("ours[:HEAD]", "grounded[:HEAD]", "cnn", "lerobot:TYPE")
+
+
+def _is_method(name: str) -> bool:
+    kind, _, detail = name.partition(":")
+    if kind == "lerobot":
+        return bool(detail)
+    # Without a head the default one: a colon with nothing behind it is a slip.
+    return kind in METHODS and (name == kind or (kind != "cnn" and detail in HEADS))
 
 
 def _candidate(config: BenchCloningConfig, job: Job, task: str) -> Candidate:
     """The last checkpoint."""
-    if job.method == "cnn":
+    if job.kind == "cnn":
         policy = RecedingHorizon(_cnn(config, job), config.execute_steps)
         return Candidate(job.method, "cnn", lambda: policy, policy.spec)
     checkpoint = job.folder / "run"
-    if not job.method.startswith("lerobot:"):
+    if job.kind != "lerobot":
         checkpoint /= f"step_{job.updates:06d}"
     return read_policy(f"{job.method}={checkpoint}@receding:{config.execute_steps}", "cpu", task)
 
