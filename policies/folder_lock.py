@@ -28,7 +28,7 @@ def lock_folder(folder: Path) -> TextIO:
         FolderInUseError: another process has it; names that process.
         OSError: the folder cannot be written.
     """
-    # Its parent has the lock, and says what is missing in the script.
+    # In a worker that imports its parent's script the parent has the lock, and says what is wrong.
     exit_without_main_guard()
     file = (folder / ".lock").open("a+", encoding="utf-8")
     try:

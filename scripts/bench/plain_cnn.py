@@ -19,6 +19,7 @@ from policies.imitation.dataset import DemoBatch
 from policies.imitation.demonstrations import Demonstrations
 from policies.optimisation import cosine, optimizer_step
 from vla.contract import ObservationBatch, RobotSpec
+from vla.model.heads.base import mean_of_steps
 from vla.processing.embodiments import Embodiment
 
 _SHIFT = 0.04  # of the image's size
@@ -77,8 +78,7 @@ class PlainCNN(nn.Module):
         """Mean absolute error of the steps that are not padding."""
         wanted = (batch.actions.float() - self.middle) / self.half_range
         error = (self(batch.observation()) - wanted).abs().mean(-1)
-        kept = (~batch.is_pad).float()
-        return (error * kept).sum() / kept.sum().clamp_min(1.0)
+        return mean_of_steps(error, batch.is_pad)
 
     def reset(self, indices: Sequence[int]) -> None:
         """It has no memory."""

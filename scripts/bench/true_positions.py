@@ -26,6 +26,8 @@ from scripts.initial_states import States, choose_seeds
 from sim.vector import CpuVecEnv
 from vla.contract import ObservationBatch
 from vla.execution import RecedingHorizon
+from vla.model.heads.base import mean_of_steps
+from vla.processing.normalisation import AffineNormaliser
 from vla.settings import require_numbers
 
 _HIDDEN = 256
@@ -107,8 +109,7 @@ class TruePositionsPolicy(nn.Module):
         # The last six are the relative positions.
         self.gain = nn.Buffer(torch.ones(read))
         self.gain[-6:] = relative_gain
-        low, high = torch.tensor(self.spec.action.low), torch.tensor(self.spec.action.high)
-        self.middle, self.half_range = nn.Buffer((low + high) / 2), nn.Buffer((high - low) / 2)
+        self.normaliser = AffineNormaliser("action", self.spec.action, None, "limits")
 
     def read(self, proprio: Tensor, where: Tensor, target: Tensor) -> Tensor:
         """What it reads, [n, read], of proprioception [n, proprio] and positions [n, 3]."""
@@ -128,7 +129,7 @@ class TruePositionsPolicy(nn.Module):
         _, privileged = self.env.observe()
         where, target = (privileged[:, columns] for columns in self._columns.values())
         read = (self.read(observation.proprio, where, target) - self.mean) / self.std
-        return self(read).clamp(-1, 1) * self.half_range + self.middle
+        return self.normaliser.decode(self(read).clamp(-1, 1))
 
 
 def train(policy: TruePositionsPolicy, data: Demonstrations, config: CloningConfig) -> None:
@@ -141,8 +142,7 @@ def train(policy: TruePositionsPolicy, data: Demonstrations, config: CloningConf
     read = policy.read(batch.proprio, *(batch.points[point] for point in _READ))
     policy.mean[:], policy.std[:] = read.mean(0), read.std(0) + 1e-4
     read = (read - policy.mean) / policy.std
-    wanted = (batch.actions.float() - policy.middle) / policy.half_range
-    kept = (~batch.is_pad).float()
+    wanted = policy.normaliser.encode(batch.actions)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=config.weight_decay)
     for step in range(config.updates):
@@ -151,7 +151,7 @@ def train(policy: TruePositionsPolicy, data: Demonstrations, config: CloningConf
         rows = torch.randint(len(read), (config.batch,), generator=generator)
         noise = config.feature_noise * torch.randn(config.batch, read.shape[1], generator=generator)
         error = (policy(read[rows] + noise) - wanted[rows]).abs().mean(-1)
-        loss = (error * kept[rows]).sum() / kept[rows].sum().clamp_min(1.0)
+        loss = mean_of_steps(error, batch.is_pad[rows])
         optimizer_step(optimizer, loss, config.max_grad_norm)
 
 

@@ -21,6 +21,7 @@ from vla.contract import CameraSpec, ContractMismatchError, ObservationBatch
 from vla.lerobot_plugin.foreign import (
     Description,
     ForeignCheckpointError,
+    ForeignPolicy,
     load_lerobot_policy,
 )
 from vla.lerobot_plugin.safe_files import UnsafeFileError
@@ -73,6 +74,20 @@ def copied(act: Path, tmp_path: Path) -> Path:
     return shutil.copytree(act, tmp_path / "act")
 
 
+def assert_equal_loops(ours: ForeignPolicy, theirs: Any, before: Any, after: Any, steps: int):
+    """So many control steps of two rows, as LeRobot's own loop decides them."""
+    ours.reset([0, 1])
+    theirs.reset()
+    for step in range(steps):
+        torch.manual_seed(step)
+        with torch.inference_mode():
+            expected = after(theirs.select_action(before(as_lerobot(observe(step)))))
+        torch.manual_seed(step)
+        actions = ours.act(observe(step))
+        assert actions.shape == (2, 1, 4)
+        torch.testing.assert_close(actions[:, 0], expected)
+
+
 @pytest.mark.parametrize("optimise", [None, optimise_inference], ids=["plain", "optimised"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_acts_as_in_lerobot(
@@ -85,16 +100,7 @@ def test_it_acts_as_in_lerobot(
     theirs, before, after = make_checkpoint(kind, tmp_path / kind, monkeypatch)
     ours = load_lerobot_policy(tmp_path / kind, ROBOT, optimise=optimise)
     assert [camera.name for camera in ours.spec.cameras] == ["front", "wrist"]
-    ours.reset([0, 1])
-    theirs.reset()
-    for step in range(5):
-        torch.manual_seed(step)
-        with torch.inference_mode():
-            expected = after(theirs.select_action(before(as_lerobot(observe(step)))))
-        torch.manual_seed(step)
-        actions = ours.act(observe(step))
-        assert actions.shape == (2, 1, 4)
-        torch.testing.assert_close(actions[:, 0], expected)
+    assert_equal_loops(ours, theirs, before, after, steps=5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,14 +111,7 @@ def test_executing_fewer_steps_is_lerobots_own(
     theirs, before, after = make_checkpoint(kind, tmp_path / kind, monkeypatch)
     ours = load_lerobot_policy(tmp_path / kind, ROBOT, execute_steps=1)
     theirs.config.n_action_steps = 1
-    ours.reset([0, 1])
-    theirs.reset()
-    for step in range(3):
-        torch.manual_seed(step)
-        with torch.inference_mode():
-            expected = after(theirs.select_action(before(as_lerobot(observe(step)))))
-        torch.manual_seed(step)
-        torch.testing.assert_close(ours.act(observe(step))[:, 0], expected)
+    assert_equal_loops(ours, theirs, before, after, steps=3)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("act", 0), ("act", 99), ("diffusion", 99)])

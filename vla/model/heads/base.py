@@ -58,6 +58,14 @@ def zero_missing(values: Tensor, action_mask: Tensor | None) -> Tensor:
     return values.masked_fill(~action_mask.view(action_mask.shape[0], *between, -1), 0.0)
 
 
+def mean_of_steps(
+    per_step: Float[Tensor, "n chunk"], is_pad: Bool[Tensor, "n chunk"]
+) -> Float[Tensor, ""]:
+    """Mean of [n, chunk_length] over steps that are not padding; 0, not NaN, where all are."""
+    kept = (~is_pad).float()
+    return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+
+
 @dataclass(frozen=True)
 class HeadDims:
     """What a head is built for.

@@ -29,6 +29,7 @@ from vla.model.heads.base import (
     InpaintingHead,
     Likelihood,
     LikelihoodHead,
+    mean_of_steps,
     zero_missing,
 )
 from vla.model.heads.expert import ActionExpert, ExpertConfig
@@ -157,10 +158,8 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         # match.
         at = along * actions + (1 - along) * noise
         velocity, _ = self._velocity(inputs, at[:, None], time[:, None])
-        kept = (~is_pad).float()
         per_step = inputs.mean((velocity[:, 0] - (actions - noise)).square())
-        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
-        return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+        return mean_of_steps(per_step, is_pad)
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Euler steps from `start`, clipped to [-1, 1]."""

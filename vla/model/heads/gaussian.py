@@ -22,6 +22,7 @@ from vla.model.heads.base import (
     Likelihood,
     LikelihoodHead,
     ReparameterisedHead,
+    mean_of_steps,
     zero_missing,
 )
 from vla.settings import require_numbers
@@ -126,9 +127,7 @@ class GaussianHead(LikelihoodHead, ReparameterisedHead):
         z = (target - mean) * (-log_std).exp()
         # A missing dimension is always 0 and would drive its deviation to `log_std_min`.
         per_step = inputs.zero_missing(0.5 * z.square() + log_std).sum(-1)
-        kept = (~is_pad).float()
-        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
-        return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+        return mean_of_steps(per_step, is_pad)
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Squashed mean, in (-1, 1)."""

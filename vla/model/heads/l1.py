@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs
+from vla.model.heads.base import ActionHead, HeadConfig, HeadDims, HeadInputs, mean_of_steps
 from vla.model.heads.expert import ActionExpert, ExpertConfig
 from vla.settings import require_numbers
 
@@ -69,10 +69,8 @@ class L1Head(ActionHead):
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean absolute error over unpadded steps."""
-        kept = (~is_pad).float()
         per_step = inputs.mean((self._chunk(inputs) - actions).abs())
-        # [n, chunk_length]; a batch of padding alone gives 0, not NaN.
-        return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+        return mean_of_steps(per_step, is_pad)
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """The regressed chunk, clipped to [-1, 1]."""

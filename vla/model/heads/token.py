@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from vla.model.heads.autoregressive import Autoregressive, AutoregressiveHead, TokenLikelihood
-from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs
+from vla.model.heads.base import HeadConfig, HeadDims, HeadInputs, mean_of_steps
 from vla.model.heads.expert import ExpertConfig
 from vla.settings import require_numbers
 
@@ -61,7 +61,6 @@ class TokenHead(AutoregressiveHead):
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
         """Mean cross-entropy of a number's bins over unpadded steps, nats."""
-        kept = (~is_pad).float()
         # [n, t]: tokens that are read are noisy, targets are not, so copying the last one costs.
         before = self.tokens(actions + self.config.label_smoothing * torch.randn_like(actions))
         guess = self.untempered(inputs, before)
@@ -69,7 +68,7 @@ class TokenHead(AutoregressiveHead):
         total = guess.per_step(-(self._shares(actions) * guess.logits.log_softmax(-1)).sum(-1))
         # [n, chunk_length]: divided by the dimensions that the robot has.
         per_step = total / (self._token_mask(inputs).sum(1, keepdim=True) / self.shape[0])
-        return (per_step * kept).sum() / kept.sum().clamp_min(1.0)
+        return mean_of_steps(per_step, is_pad)
 
     def next_token(self, inputs: HeadInputs, tokens: Tensor) -> Tensor:
         """The mean of what the token may be: of many bins that are learned, none stands out."""
