@@ -14,7 +14,7 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,23 +141,31 @@ def _drive(
         plan.name: bar.add_task(plan.name, total=config.episodes, completed=plan.done)
         for plan in plans
     }
-    for plan in plans:
-        running: dict[Future[bool], EpisodeKey] = {}
+    running: dict[Future[bool], EpisodeKey] = {}
+    for index, plan in enumerate(plans):
         while True:
             # enough to keep the workers busy while a group is written
-            while len(running) < config.workers + _GROUP and (seed := plan.next_seed()) is not None:
-                future = pool.submit(play_into, config, plan.name, seed, store.spool)
-                running[future] = (plan.name, seed)
-            if not running:
+            while len(running) < config.workers + _GROUP and (key := _next_key(plans[index:])):
+                running[pool.submit(play_into, config, *key, store.spool)] = key
+            if not any(name == plan.name for name, _ in running.values()):
                 break
             # In order of completion; `plan.ready` restores the order of the seeds.
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 store.register(running.pop(future), succeeded=future.result())
-            bar.update(bars[plan.name], completed=plan.done)
+            for each in plans[index:]:
+                bar.update(bars[each.name], completed=each.done)
             if len(ready := plan.ready()) >= _GROUP:
                 store.write(ready)
         # The rest, fewer than a group.
         store.write(plan.ready())
+
+
+def _next_key(plans: Sequence[_SeedPlan]) -> EpisodeKey | None:
+    """An episode that nobody plays yet, of the first task that lacks one."""
+    for plan in plans:
+        if (seed := plan.next_seed()) is not None:
+            return plan.name, seed
+    return None
 
 
 class _SeedPlan:

@@ -134,6 +134,9 @@ class RecordingStore:
         finish_interrupted(self._root, self._work)
         self._read_journal()
         self._clean_spool()
+        # Only here, where no worker writes yet: it would miss its file when it renames it.
+        for path in self.spool.glob("*.tmp"):
+            path.unlink()
         for path in self.spool.iterdir():
             self.register(read_spool_name(path), succeeded=path.suffix == ".npz")
         settings = self._work / "settings.json"
@@ -192,7 +195,7 @@ class RecordingStore:
         written = {self._spooled(key) for key in self.episodes}
         written |= {self._spooled(key, ".failed") for key in self.failed}
         for path in self.spool.iterdir():
-            if path in written or path.suffix == ".tmp":
+            if path in written:
                 path.unlink()
 
     def _spooled(self, key: EpisodeKey, suffix: str = ".npz") -> Path:

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import Future
 from multiprocessing.synchronize import SemLock
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from demo_folder import SETTINGS, die, made_up_episode, spool, write_folder
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from line_task import changed
+from rich.progress import Progress
 from vla_runtime import dataset_files
 
 from scripts import collect
@@ -92,6 +95,39 @@ def test_plan_gives_up_on_an_unfit_expert() -> None:
     outcomes.failed |= {("A", seed) for seed in range(10, 30)}
     with pytest.raises(ValueError, match="lower --noise"):
         make_plan(outcomes).next_seed()
+
+
+def test_the_next_task_is_played_while_a_group_is_written() -> None:
+    """Workers idled at the end of every task, which was half the time of a suite."""
+    config = RecordConfig(task=("A", "B"), episodes=2, first_seed=10, workers=2)
+    played: list[tuple[str, int]] = []
+    written: list[tuple[list[tuple[str, int]], int]] = []
+
+    class Pool:
+        def submit(self, _work: Any, _config: Any, name: str, seed: int, _spool: Any):
+            played.append((name, seed))
+            future: Future[bool] = Future()
+            future.set_result(True)
+            return future
+
+    class Store(Outcomes):
+        spool = None
+
+        def register(self, key: tuple[str, int], succeeded: bool) -> None:
+            assert succeeded
+            self.succeeded.add(key)
+
+        def write(self, keys: list[tuple[str, int]]) -> None:
+            written.append((keys, len(played)))
+            self.episodes += keys
+
+    store = Store()
+    plans = [_SeedPlan(name, config, store) for name in ("A", "B")]  # pyright: ignore[reportArgumentType]
+    with Progress(disable=True) as bar:
+        record_module._drive(config, store, plans, Pool(), bar)  # pyright: ignore[reportArgumentType]
+    first, second = [("A", 10), ("A", 11)], [("B", 10), ("B", 11)]
+    assert played == first + second
+    assert written == [(first, 4), (second, 4)]
 
 
 # --- the folder
@@ -341,6 +377,19 @@ def test_recording_leaves_no_names_in_shared_memory(
         monkeypatch.setattr(record_module, name, lambda *_: None)
     monkeypatch.setattr(SemLock, "__init__", None)  # what would have such a name
     record(RecordConfig(task=("FetchReach",), root=tmp_path / "demos", **TINY))
+
+
+def test_an_episode_that_a_worker_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """Clearing the spool after a group took the file from under a worker."""
+    task = make_task("FetchReach", 16)
+    with RecordingStore.open(tmp_path / "demos", SETTINGS, [task]) as store:
+        unfinished = store.spool / "FetchReach-7.tmp"
+        unfinished.touch()
+        store.write([spool(store, task, 0, 4)])
+        assert [*store.spool.iterdir()] == [unfinished]
+    # A killed worker's is removed when the folder is opened again, where nobody writes.
+    with RecordingStore.open(tmp_path / "demos", SETTINGS, [task]) as store:
+        assert not any(store.spool.iterdir())
 
 
 def test_unwritable_root_is_explained(tmp_path: Path) -> None:

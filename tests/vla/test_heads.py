@@ -367,6 +367,27 @@ def test_only_the_last_steps_of_a_flow_are_random() -> None:
         FlowHeadConfig(random_steps=0)
 
 
+def test_a_flow_learns_a_sample_at_several_times_at_once() -> None:
+    """The loss is the mean over them, each as if it were alone; padded steps do not count."""
+    torch.manual_seed(0)
+    head = FlowHead(DIMS, FlowHeadConfig(_EXPERT, loss_times=3))
+    inputs, actions = head_inputs(4), chunks(4)
+    is_pad = torch.zeros(4, DIMS.chunk_length, dtype=torch.bool)
+    is_pad[1, -1] = True
+    torch.manual_seed(1)
+    found = head.loss(inputs, actions, is_pad)
+    torch.manual_seed(1)
+    noise = torch.randn(4, 3, *head.shape)
+    times = 0.999 * (1 - torch.rand(4, 3) ** (1 / 1.5))
+    expected = []
+    for drawn, time in zip(noise.unbind(1), times.unbind(1), strict=True):
+        at = time[:, None, None] * actions + (1 - time)[:, None, None] * drawn
+        velocity, _ = head._velocity(inputs, at[:, None], time[:, None])
+        errors = (velocity[:, 0] - (actions - drawn)).square().mean(-1)
+        expected.append(errors[~is_pad].mean())
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
 def test_a_head_without_likelihood_says_so() -> None:
     """The error names the heads that have one."""
     with pytest.raises(NoLikelihoodError, match=r"PPO.*L1Head.*gaussian, token, fast, flow"):

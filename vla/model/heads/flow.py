@@ -9,7 +9,9 @@ bounded size. Either way a step is a Gaussian, so the chain of steps has an exac
 Ren et al. 2024 (DPPO, arXiv:2409.00588, section 4.3) only the last steps need be drawn at random.
 Departures: one level of noise for every dimension and step of the chunk, the drift's time is kept
 above one step, and the greedy chunk starts at the mean of the noise, 0, or where a network says
-(Wagenmaker et al. 2025, DSRL, arXiv:2506.15799), so that it is the same for the same inputs.
+(Wagenmaker et al. 2025, DSRL, arXiv:2506.15799), so that it is the same for the same inputs. Each
+sample of a batch is learned at several times at once, as Li et al. 2024 do with diffusion (CogACT,
+arXiv:2411.19650, section 3.4): the backbone, which costs most, reads it once.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class FlowHeadConfig(HeadConfig):
         steering: width of a network that chooses the noise at which the greedy chunk starts; 0 for
             none: it starts at the mean of the noise. Reinforcement in the latent noise adds one.
         steering_bound: largest magnitude of the noise that it chooses.
+        loss_times: random times, each with noise of its own, at which a sample is learned.
     """
 
     expert: ExpertConfig = field(default_factory=ExpertConfig)
@@ -64,11 +67,12 @@ class FlowHeadConfig(HeadConfig):
     log_std_start: float = -1.0
     steering: int = 0
     steering_bound: float = 1.5
+    loss_times: int = 4
 
     def __post_init__(self) -> None:
         require_numbers(
             self,
-            at_least_1=("steps", "random_steps"),
+            at_least_1=("steps", "loss_times", "random_steps"),
             above_0=("steering_bound",),
             any_sign=("log_std_start",),
         )
@@ -148,18 +152,20 @@ class FlowHead(LikelihoodHead, InpaintingHead):
         self.steering = _make_steering(dims, config.steering) if config.steering else None
 
     def loss(self, inputs: HeadInputs, actions: Tensor, is_pad: Tensor) -> Tensor:
-        """Mean squared error of the velocity over unpadded steps, at one random time each."""
-        noise = torch.randn_like(actions)
+        """Mean squared error of the velocity over unpadded steps, at `loss_times` random times."""
+        target = actions[:, None]  # [n, 1, chunk_length, action]
+        k = self.config.loss_times
+        noise = torch.randn_like(target.expand(-1, k, -1, -1))
         # u ~ Beta(1.5, 1) by the inverse of its distribution function; time = s (1 - u) as in pi0.
-        u = torch.rand(len(actions), device=actions.device).pow(1 / _TOWARDS_NOISE)
+        u = torch.rand(len(actions), k, device=actions.device).pow(1 / _TOWARDS_NOISE)
         time = _LATEST * (1 - u)
-        along = time[:, None, None]
+        along = time[..., None, None]
         # x_t = t actions + (1 - t) noise, so dx/dt = actions - noise, which the velocity has to
         # match.
-        at = along * actions + (1 - along) * noise
-        velocity, _ = self._velocity(inputs, at[:, None], time[:, None])
-        per_step = inputs.mean((velocity[:, 0] - (actions - noise)).square())
-        return mean_of_steps(per_step, is_pad)
+        velocity, _ = self._velocity(inputs, along * target + (1 - along) * noise, time)
+        # [n, chunk_length, action], the mean over times
+        errors = (velocity - (target - noise)).square().mean(1)
+        return mean_of_steps(inputs.mean(errors), is_pad)
 
     def act(self, inputs: HeadInputs) -> Tensor:
         """Euler steps from `start`, clipped to [-1, 1]."""
