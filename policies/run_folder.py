@@ -51,7 +51,7 @@ class RunFolder:
         self._config = plain(config)
         self._writer: SummaryWriter | None = None
         self._lock: TextIO | None = None
-        _require_writable(self.path)
+        require_writable(self.path)
         # At once where there is a folder: refused before data are read, not after.
         if self.path.is_dir():
             self._lock = lock_folder(self.path)
@@ -175,8 +175,12 @@ def _drop_unfinished_line(file: Path) -> None:
         lines.truncate(lines.read().rfind(b"\n") + 1)
 
 
-def _require_writable(path: Path) -> None:
-    """Refuse a folder that cannot be written before hours are spent on what it should hold."""
+def require_writable(path: Path) -> None:
+    """Refuse a folder that cannot be written before hours are spent on what it should hold.
+
+    Raises:
+        OSError: it is a file, or below one, or there is no permission.
+    """
     # The nearest folder that exists: `open` makes those below it.
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():

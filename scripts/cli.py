@@ -153,7 +153,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"the package {error.name!r} is missing: this command needs more than the core, "
-            'pip install "lerobot_policy_vla[sim,train,lerobot]", or bash scripts/setup.sh'
+            'pip install "lerobot_policy_vla[sim,train,lerobot,export]", or bash scripts/setup.sh'
         )
     if str(error).startswith(WRONG_VARIABLE):
         return f"{error}; unset it, or set it to egl or osmesa"

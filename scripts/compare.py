@@ -13,7 +13,7 @@ import torch
 
 from policies.preferences.comparisons import Comparison, ComparisonStore, Pair, Segment
 from policies.preferences.judges import ScriptedJudge
-from policies.preferences.page import JudgingServer, Questions
+from policies.preferences.page import JudgingServer, Questions, require_free
 from policies.preferences.pairing import make_pairs
 from policies.preferences.trajectories import (
     Trajectory,
@@ -21,6 +21,8 @@ from policies.preferences.trajectories import (
     interface_fingerprint,
 )
 from policies.reinforcement.exploration import Exploration
+from policies.run_folder import require_writable
+from scripts.devices import require_device
 from scripts.films import film_mp4, try_film
 from scripts.progress import Bar
 from sim.seeds import training_seeds
@@ -101,6 +103,7 @@ def main(config: CompareConfig) -> int:
     out = config.out or runs / "comparisons"
     if config.attempts * len(checkpoints) < 2 and not any(out.glob("trajectories/*")):
         raise ValueError(_NOTHING)
+    _require_possible(config)
     spec = make_task(config.task).spec
     policies = {folder: load_policy(folder, config.device, spec) for folder in checkpoints}
     for policy in policies.values():
@@ -140,6 +143,24 @@ def main(config: CompareConfig) -> int:
     return 0
 
 
+def _require_possible(config: CompareConfig) -> None:
+    """Try what comes after the episodes, so that it cannot fail there.
+
+    Raises:
+        OSError: the table cannot be written, or the page's port is taken.
+        ValueError: torch finds no such device, or films cannot have this size.
+        NoRendererError: films are needed, and nothing can be drawn.
+    """
+    require_device(config.device)
+    if (table := config.export) is not None:
+        require_writable(table.parent)
+        if table.is_dir():
+            raise IsADirectoryError(f"cannot write {table}: it is a folder")
+    if config.judge == "person":
+        require_free(config.port)
+        try_film(config.task, training_seeds(config.seed, 0, 1)[0], config.film_size)
+
+
 def _play_missing(
     policy: VLAPolicy, name: str, env: CpuVecEnv, store: ComparisonStore, config: CompareConfig
 ) -> None:
@@ -176,7 +197,6 @@ def _ask(
     judged = store.judged("person")
     if not (left := [pair for pair in pairs if pair not in judged]):
         return
-    try_film(config.task, trajectories[left[0].first.trajectory].seed, config.film_size)
 
     def film(segment: Segment) -> bytes:
         trajectory = trajectories[segment.trajectory]

@@ -17,6 +17,7 @@ from vla_runtime.atomic_folder import write_atomically
 from policies.evaluation.drift import Drift, measure_drift
 from policies.imitation.dagger import Mixture, play_labelled
 from scripts import pretrain
+from scripts.devices import require_device
 from scripts.initial_states import choose_seeds
 from scripts.policy_loading import BUILT_IN, image_size_px, make_built_in
 from scripts.pretrain import PretrainConfig
@@ -73,6 +74,7 @@ def main(config: DaggerConfig) -> int:
     cloning, task = config.training, str(config.training.task)
     out = cloning.out or Path("runs") / short_name(task) / "dagger"
     recorded = cloning.data or (Path("data") / short_name(task),)
+    require_device(cloning.device)
     # Both before minutes of cloning: data sets of others have no simulator state to compare with.
     require_teacher(task, config.teacher)
     demonstrated = _demonstrated_states(recorded)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vla_runtime.exported.folder import read_exported
 from vla_runtime.run import run_robot
 from vla_runtime.run_config import RunConfig
 from vla_runtime.run_report import REPORT
@@ -14,6 +16,8 @@ from scripts.presets import preset
 from scripts.progress import stages
 from sim.robot import TaskRobot
 from sim.tasks.registry import make_task
+from vla.checkpoint.folder import fingerprint
+from vla.deploy.torch_policy import find_checkpoint
 from vla.settings import require_numbers
 
 
@@ -87,15 +91,26 @@ def main(config: DemoConfig) -> int:
     announce("comparing on held-out initial states")
     evaluate.main(comparison)
     announce("exporting the refined policy, and comparing it with the checkpoint in closed loop")
-    exported = config.out / "exported"
+    exported, run = config.out / "exported", config.out / "run"
+    _drop_older(exported, run, refined)
     if not exported.exists():
         export.main(export.ExportConfig(refined, exported, task=config.task))
     announce("running it on the simulated robot in real time, without torch")
-    run = config.out / "run"
     if not (run / REPORT).exists():
         _run_robot(config.task, exported, run)
     announce(f"done: open {config.out / 'report' / 'report.html'} and {run / 'report.html'}")
     return 0
+
+
+def _drop_older(exported: Path, run: Path, refined: Path) -> None:
+    """Remove the export of an earlier policy, such as of fewer iterations, and what it did."""
+    if not exported.exists():
+        return
+    source = read_exported(exported)[1].source
+    if source["checkpoint"] != fingerprint(find_checkpoint(refined)):
+        # The run first: an interruption in between leaves an export that is dropped again.
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(exported)
 
 
 def _run_robot(task: str, policy: Path, out: Path) -> None:

@@ -13,6 +13,7 @@ from policies.preferences.dpo import DPOConfig
 from policies.preferences.dpo_trainer import DPOTrainer
 from policies.preferences.trajectories import interface_fingerprint
 from policies.run_folder import RunFolder
+from scripts.devices import require_device
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION
@@ -55,6 +56,7 @@ class DpoConfig:
 
 def main(config: DpoConfig) -> int:
     """Learn, say how well, and where the policy lies."""
+    require_device(config.device)
     training, runs = config.training, Path("runs") / short_name(config.task)
     store = ComparisonStore(config.comparisons or runs / "comparisons")
     store.require_task(config.task)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from rich.markup import escape
 from rich.progress import Progress
 
@@ -24,6 +23,7 @@ from policies.evaluation.speed import Speed, time_decisions
 from policies.folder_lock import lock_folder
 from policies.planning.receding import PlannerPolicy
 from policies.rollout import Episode, Episodes, rollout
+from scripts.devices import require_device
 from scripts.initial_states import States, choose_seeds, goals_of
 from scripts.policy_loading import (
     Candidate,
@@ -116,8 +116,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> int:
     """Evaluate, write the report, print its table."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no CUDA device here; see vla doctor")
+    require_device(config.device)
     candidates = [
         read_policy(text, config.device, config.task, config.bf16, config.compile)
         for text in config.policies

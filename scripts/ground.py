@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import cycle, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tyro.conf import OmitArgPrefixes
 from policies.grounding.grounder import Grounder, GroundingConfig
 from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.run_folder import RunFolder, plain
+from scripts.devices import require_device
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.questions import Questioner, all_sentences
@@ -74,7 +75,7 @@ class GroundConfig:
         keep_pairs_apart: never name the tasks' `unseen_pairs` together, and measure with them.
         scenes: where the scenes are kept.
         out: run folder; the checkpoint is `<out>/grounded`.
-        device: "cpu" or "cuda".
+        device: where to train.
         image_size: pixels a side.
         start: a checkpoint of the embedded model that knows these points, to go on from; by default
             a new model is made.
@@ -95,7 +96,7 @@ class GroundConfig:
     keep_pairs_apart: bool = False
     scenes: Path = Path("data/scenes")
     out: Path = Path("runs/ground")
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     image_size: int = 96
     start: Path | None = None
     language: str | None = None
@@ -270,6 +271,7 @@ def _origin(config: GroundConfig) -> dict[str, Any]:
 
 def main(config: GroundConfig) -> int:
     """Draw, train, save."""
+    require_device(config.device)
     torch.manual_seed(config.training.seed)
     config = resolve(config)
     drawn = _scenes_configs(config)

@@ -33,7 +33,9 @@ from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.reinforcement.off_policy import OFF_POLICY
 from policies.reinforcement.registry import ALGORITHMS
 from policies.reinforcement.trainer import OnPolicyConfig
+from policies.run_folder import require_writable
 from scripts import compare, dagger, dpo, refine, reward
+from scripts.devices import require_device
 from scripts.evaluate import EvaluateConfig
 from scripts.initial_states import States
 from scripts.learners_table import Trained, write_results
@@ -134,8 +136,10 @@ def require_possible(config: LearnersConfig) -> None:
         ValueError: a method is unknown, does not fit a clone's head, its iterations do not fit into
             the control steps or its groups into an iteration, the demonstrations are of another
             task, or the task has no expert for dagger.
-        OSError: a clone or the demonstrations are missing.
+        OSError: a clone or the demonstrations are missing, or nothing can be written.
     """
+    require_device(config.device)
+    require_writable(config.out)
     policies = [load_policy(clone, config.device) for clone in config.clones]
     for method in config.methods:
         _runner(method)
@@ -342,9 +346,10 @@ def _play(
     """A run's best checkpoint, played, and what else is known of the run."""
 
     def candidate() -> Candidate:
-        found = read_policy(f"{method}={checkpoint}", config.device, config.task)
+        found = read_policy(str(checkpoint), config.device, config.task)
         require_comparable([found], config.task, found.name)
-        return found
+        # Not as `NAME=FOLDER`: a method's settings have a "=" of their own.
+        return replace(found, name=method)
 
     playing = EvaluateConfig(
         config.task,
@@ -355,7 +360,7 @@ def _play(
         films=0,
         device=config.device,
     )
-    asked = {"checkpoint": fingerprint(checkpoint)}
+    asked = {"task": config.task, "checkpoint": fingerprint(checkpoint)}
     outcomes = play_once(folder / f"{config.states}.json", asked, candidate, playing)
     clone, mine = (_ledger(path) for path in (config.clones[seed], checkpoint))
     seconds, metrics = folder / "seconds.json", checkpoint.parent / "metrics.jsonl"

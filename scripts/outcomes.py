@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_runtime.atomic_folder import write_atomically
 
+from policies.run_folder import require_writable
 from scripts.evaluate import EvaluateConfig, play
 from scripts.initial_states import choose_seeds
 from scripts.policy_loading import Candidate
@@ -24,10 +25,15 @@ def play_once(
         asked: what else decides the outcomes, as plain data, beside the states that are played.
         candidate: loads the policy, which takes longer than reading.
         config: task, states, episodes and how they are played.
+
+    Raises:
+        OSError: the file's folder cannot be written; nothing was played.
     """
     asked = {**asked, "states": config.states, "episodes": config.episodes}
     if file.is_file() and (known := json.loads(file.read_text()))["asked"] == asked:
         return known
+    # Before they are played: what cannot be kept would be lost.
+    require_writable(file.parent)
     seeds = choose_seeds(config.task, config.states, config.episodes)
     episodes, _ = play(candidate(), config, seeds)
     outcomes = {"at_end": episodes.success_at_end, "ever": episodes.success_ever}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.images import TOLERANCE_S
 from policies.run_folder import RunFolder, plain
 from scripts.choice import read_choice
+from scripts.devices import require_device
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION
@@ -157,10 +159,15 @@ def main(config: PretrainConfig) -> int:
 
 def clone(config: PretrainConfig) -> Checkpoints:
     """Train, or resume, and say how well; the run's checkpoints."""
-    name = config.data[0].name if config.task is None else short_name(config.task)
+    require_device(config.device)
+    # The absolute path's: `.` has no name of its own.
+    recorded = None if config.task is not None else Path(os.path.abspath(config.data[0])).name
+    name = recorded or short_name(str(config.task))
     out = config.out or Path("runs") / name / "clone"
-    # First of all: an `--out` that cannot be written is refused before data are decoded.
+    # Before data are decoded, which may take hours: an `--out` that cannot be written, and a head
+    # that there is not.
     folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
+    head = None if config.head is None else read_head(config.head)
     data = Demonstrations(
         config.data or (Path("data") / name,),
         config.chunk_length,
@@ -176,7 +183,7 @@ def clone(config: PretrainConfig) -> Checkpoints:
     )
     # Before `_start`: a new head draws its weights from torch's default generator.
     torch.manual_seed(config.training.seed)
-    policy, training = _start(config, data)
+    policy, training = _start(config, data, head)
     cloner = Cloner(policy, data, training, folder)
     with _selection(config) as env, Bar("clone", training.updates) as bar:
         # States apart from demonstrations and from evaluation, see `sim/seeds.py`.
@@ -212,9 +219,10 @@ def _origin(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def _start(config: PretrainConfig, data: Demonstrations) -> tuple[VLAPolicy, CloningConfig]:
+def _start(
+    config: PretrainConfig, data: Demonstrations, head: HeadConfig | None
+) -> tuple[VLAPolicy, CloningConfig]:
     """What is trained, and how."""
-    head = None if config.head is None else read_head(config.head)
     if config.vlm is None and isinstance(config.start, Path):
         start = load_start(config.start, config.device)
         # A frozen perception cannot adapt to another view; refused before minutes of cloning.

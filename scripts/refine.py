@@ -20,6 +20,7 @@ from policies.reinforcement.trainer import OnPolicyConfig, OnPolicyTrainer
 from policies.run_folder import RunFolder
 from scripts.choice import read_choice
 from scripts.curricula import make_curriculum
+from scripts.devices import require_device
 from scripts.progress import Bar
 from scripts.provenance import command_line
 from sim.seeds import SELECTION, training_seeds
@@ -105,6 +106,7 @@ def main(config: RefineConfig) -> int:
     """Learn, say how well, and where the policy lies."""
     training, runs = config.training, Path("runs") / short_name(config.task)
     # Before anything is loaded: a wrong setting is answered at once.
+    require_device(config.device)
     method = read_algorithm(config.algorithm)
     shared = _off_policy_settings(config) if isinstance(method, SACConfig) else training
     _require_critic(config, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +88,6 @@ def main(config: RewardConfig) -> int:
     print("  predicted  actual  comparisons")
     for row in table:
         print(f"  {row['predicted']:9.2f} {row['actual']:7.2f} {row['comparisons']:12.1f}")
-    print(
-        f"learn from it: vla refine --task {config.task} --reward model:{out} "
-        "--algorithm ppo:reference_kl=0.1"
-    )
+    learning = ("--reward", f"model:{out}", "--algorithm", "ppo:reference_kl=0.1")
+    print(f"learn from it: {shlex.join(('vla', 'refine', '--task', config.task, *learning))}")
     return 0

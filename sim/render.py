@@ -61,10 +61,8 @@ class CameraRenderer:
             self._gl, self._context = self._start(choose_backend())
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZERONEAR
-        # Room for 1000 geometries; MuJoCo leaves out what does not fit.
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        # Twice, since sites, tendons and the like are drawn as geometries too.
+        self._scene = _make_scene(model, max(1000, 2 * model.ngeom))
         self._option = mujoco.MjvOption()
         self._rect = mujoco.MjrRect(0, 0, size, size)
         # Read buffer, reused for every image: mjr_readPixels needs contiguous memory.
@@ -86,6 +84,15 @@ class CameraRenderer:
         CameraRenderer._current = self
         return gl, context
 
+    def _collect(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Fill the scene, and make a larger one where it is full: the rest would be invisible."""
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        view, option = self._views[0], self._option
+        mujoco.mjv_updateScene(model, data, option, None, view, everything, self._scene)
+        while self._scene.status:
+            self._scene = _make_scene(self._model, 2 * self._scene.maxgeom)
+            mujoco.mjv_updateScene(model, data, option, None, view, everything, self._scene)
+
     def render(
         self,
         data: mujoco.MjData,
@@ -105,15 +112,7 @@ class CameraRenderer:
         model = model or self._model
         self._make_current()
         # The geometry is collected once and drawn from every camera.
-        mujoco.mjv_updateScene(
-            model,
-            data,
-            self._option,
-            None,
-            self._views[0],
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
+        self._collect(model, data)
         for camera, view in zip(self._cameras, self._views, strict=True):
             # Moves the camera alone; the geometry collected above stays.
             mujoco.mjv_updateCamera(model, data, view, self._scene)
@@ -150,6 +149,14 @@ class CameraRenderer:
         if CameraRenderer._current is not self:
             self._gl.make_current()
             CameraRenderer._current = self
+
+
+def _make_scene(model: mujoco.MjModel, room: int) -> mujoco.MjvScene:
+    """An empty scene for so many geometries."""
+    scene = mujoco.MjvScene(model, maxgeom=room)
+    scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+    scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    return scene
 
 
 @contextlib.contextmanager

@@ -180,7 +180,7 @@ def test_a_missing_extra_is_named(
     else:
         assert cli.main(["collect"]) == 2
         assert "'mujoco' is missing" in (message := capsys.readouterr().err)
-        assert "lerobot_policy_vla[sim,train,lerobot]" in message
+        assert "lerobot_policy_vla[sim,train,lerobot,export]" in message
 
 
 def test_interrupt_is_no_traceback(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from policies.evaluation.habits.run_metrics import RunMetrics
 from policies.preferences.judges import ScriptedJudge
 from policies.reinforcement.dsrl import NotSteerableError
 from scripts import cli, learners
+from scripts.evaluate import EvaluateConfig
 from scripts.learners import Job, LearnersConfig
 from scripts.learners_table import Trained, write_results
+from scripts.outcomes import play_once
+from scripts.policy_loading import Candidate
 from vla.checkpoint.folder import CheckpointError
 
 
@@ -160,6 +164,40 @@ def test_what_would_stop_it_later_is_refused_first(
     with pytest.raises((ValueError, OSError, NotSteerableError, CheckpointError), match=message):
         learners.main(config)
     assert not config.out.exists()
+
+
+@pytest.mark.render
+def test_a_method_with_settings_is_played(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name has a "=" of its own; what one task led to is no outcome of another."""
+    played: list[tuple[str, str]] = []
+
+    def play(candidate: Candidate, config: Any, seeds: Any) -> tuple[Any, None]:
+        played.append((candidate.name, config.task))
+        outcomes = np.ones(len(seeds), dtype=bool)
+        return SimpleNamespace(success_at_end=outcomes, success_ever=outcomes), None
+
+    monkeypatch.setattr("scripts.outcomes.play", play)
+    method = "grpo:group_size=4"
+    for task in ("FetchReach", "FetchPush", "FetchPush"):
+        run = learners._play(small(clone, task=task), method, 0, clone, tmp_path / "lr=0.1")
+        assert (run.method, run.at_end.tolist()) == (method, [True, True])
+    assert played == [(method, "FetchReach"), (method, "FetchPush")]
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_played(tmp_path: Path) -> None:
+    """Neither the folder of a comparison, nor a file of outcomes."""
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError, match="cannot write"):
+        learners.main(LearnersConfig((Path("nowhere"),), out=file / "below"))
+
+    def begun() -> Candidate:
+        raise AssertionError("a policy is being loaded")
+
+    with pytest.raises(NotADirectoryError, match="cannot write"):
+        play_once(file / "s0" / "outcomes.json", {}, begun, EvaluateConfig(episodes=1))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,29 @@ def test_a_person_is_asked_what_is_not_answered(
     assert all(c.pair.first.stop - c.pair.first.start == 4 for c in by_person)
     assert shown["film 0"][4:8] == b"ftyp"
     assert shown["film 0"] != shown["film 1"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--export", "{file}/table.json"), "cannot write"),
+        (("--export", "{folder}.json"), "it is a folder"),
+        (("--judge", "person", "--film-size", "255"), "even height and width"),
+        (("--judge", "person", "--port", "{port}"), "0 takes a free one"),
+    ],
+)
+def test_what_comes_after_the_episodes_is_tried_before_them(
+    flags: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing has been loaded yet: there is no such policy."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {name: str(tmp_path / name) for name in ("file", "folder")}
+        words = [word.format(port=taken.getsockname()[1], **names) for word in flags]
+        playing = ("--policies", "nowhere", "--out", tmp_path / "out")
+        assert message in refusal(capsys, "compare", *SMALL, *playing, *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_comparisons_to_a_reward_model_and_ppo(

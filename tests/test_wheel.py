@@ -207,7 +207,7 @@ def test_a_machine_loads_a_checkpoint_and_acts(
     refused = run(python, python.with_name("vla"), "plan")
     assert refused.returncode == 2
     assert "is missing" in refused.stderr
-    assert "lerobot_policy_vla[sim,train,lerobot]" in refused.stderr
+    assert "lerobot_policy_vla[sim,train,lerobot,export]" in refused.stderr
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.imitation.frame_cache import Frames, open_frames
 from policies.imitation.images import TOLERANCE_S
 from vla.contract import ObservationBatch
-from vla.data.dataset_contract import merge_contracts
+from vla.data.dataset_contract import merge_contracts, read_contract
 from vla.processing.normalisation import Statistics
 
 Split = Literal["train", "heldout"]
@@ -112,10 +112,9 @@ class DemoDataset:
             raise ValueError(f"need one weight > 0 a folder, got {list(weights)} for {folders}")
         if episodes is not None and episodes < 1:
             raise ValueError(f"episodes start at 1, got {episodes}; None takes all")
+        # Contracts first: decoding folders that do not belong together may take hours.
+        self.spec = merge_contracts({f"data set {f}": read_contract(f, cameras) for f in folders})
         parts = [open_frames(folder, cameras, tolerance_s) for folder in folders]
-        self.spec = merge_contracts(
-            {f"data set {f}": p.spec for f, p in zip(folders, parts, strict=True)}
-        )
         self.chunk_length = chunk_length
         # Not concatenated: images are memory-mapped files that may exceed the memory.
         self._images = [part.images for part in parts]

@@ -13,7 +13,7 @@ from policies.imitation.dataset import DemoBatch, DemoDataset, WeightedSampler
 from policies.imitation.images import TOLERANCE_S
 from vla.contract import ContractMismatchError
 from vla.data.dataset_contract import read_contract
-from vla.data.paraphrases import Paraphrases
+from vla.data.paraphrases import Paraphrases, read_phrasings
 from vla.model.points import PointsConfig
 from vla.processing.embodiments import Embodiment
 
@@ -65,7 +65,11 @@ class Demonstrations:
             if given and len(given) != len(roots):
                 listed = [str(root) for root in roots]
                 raise ValueError(f"need one {what} a folder, got {list(given)} for {listed}")
-        names = names or [read_contract(root, cameras).robot for root in roots]
+        # All that can be refused at once is, before the first folder is decoded.
+        if paraphrases is not None:
+            read_phrasings(paraphrases)
+        specs = [read_contract(root, cameras) for root in roots]
+        names = names or [spec.robot for spec in specs]
         self.robots: dict[str, DemoDataset] = {}
         # Each name once, in the order of the folders, which decides the order of the frames.
         for name in dict.fromkeys(names):

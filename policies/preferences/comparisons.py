@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -121,7 +122,8 @@ class ComparisonStore:
             self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ComparisonError(
-                f"{folder} holds no comparisons: record some with `vla compare --out {folder}`"
+                f"{folder} holds no comparisons: record some with `vla compare --out "
+                f"{shlex.quote(str(folder))}`"
             ) from error
         self._lock: TextIO | None = None
         self.comparisons = self._read()
@@ -185,7 +187,7 @@ class ComparisonStore:
         if not self.comparisons:
             raise ComparisonError(
                 f"{self.folder} holds {len(self.names())} episodes and no judgement of them: go on "
-                f"with `vla compare --out {self.folder}`"
+                f"with `vla compare --out {shlex.quote(str(self.folder))}`"
             )
 
     def names(self) -> list[str]:

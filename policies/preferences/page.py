@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,20 @@ from policies.preferences.comparisons import LABELS, Pair, Segment
 HOST = "127.0.0.1"
 _FILM = re.compile(r"/film/(\d+)/(first|second)\.mp4")
 _MOST_BYTES = 1000  # of an answer
+
+
+def require_free(port: int) -> None:
+    """Refuse a port at which another program listens; 0 stands for a free one.
+
+    Raises:
+        OSError: it is taken.
+    """
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise OSError(
+            f"--port {port} cannot be opened: {error.strerror}; 0 takes a free one"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ then (section 2.2). Departures:
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +142,8 @@ class RewardModel(nn.Module):
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except FileNotFoundError as error:
             raise ComparisonError(
-                f"there is no reward model in {folder}: fit one with `vla reward --out {folder}`"
+                f"there is no reward model in {folder}: fit one with `vla reward --out "
+                f"{shlex.quote(str(folder))}`"
             ) from error
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ComparisonError(f"the reward model in {folder} is damaged: {error}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +86,7 @@ def ours(config: BenchPpoConfig, chunk_length: int) -> Contender:
     method = PPOConfig(epochs=config.epochs, minibatch_size=minibatch_size, target_kl=None)
     policy = StatePolicy(env, chunk_length, GaussianHeadConfig(_HIDDEN))
     # `iterate` neither evaluates nor saves, so nothing is written there.
-    folder = RunFolder(tempfile.mkdtemp(), training)
+    folder = RunFolder("runs/never-made", training)
     trainer = OnPolicyTrainer(
         policy, env, training, method, folder, lambda i: range(i * episodes, (i + 1) * episodes)
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -144,7 +143,7 @@ def make_trainer(config: BenchSacConfig, env: CpuVecEnv, seed: int) -> OffPolicy
         log_std_start=0.0,
     )
     # `advance` neither evaluates nor saves, so nothing is written there.
-    folder = RunFolder(tempfile.mkdtemp(), training)
+    folder = RunFolder("runs/never-made", training)
     return OffPolicyTrainer(
         policy, env, training, method, folder, lambda i: training_seeds(seed, i, episodes)
     )

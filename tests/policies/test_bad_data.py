@@ -393,6 +393,25 @@ def test_the_command_that_measures_statistics_works_and_uploads_nothing(
     assert read_contract(image).action.high == (3.5, 0.0)
 
 
+def test_commands_in_messages_can_be_pasted(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a shell, whatever the folder is called; `.` is called as the folder it stands for."""
+    odd = image.with_name("my data #1")
+    image.rename(odd)
+    (odd / "meta" / "stats.json").unlink()
+    with pytest.raises(ValueError, match="has no") as caught:
+        read_contract(odd)
+    words = shlex.split(str(caught.value).rpartition("with: ")[2])
+    assert {f"--root={odd}", f"--new_root={odd}"} < {*words}
+    with pytest.raises(FileNotFoundError) as missing:
+        read_contract(odd.with_name("my data"))
+    recording = shlex.split(str(missing.value).rpartition("it: ")[2])
+    assert recording[-1] == str(odd.with_name("my data"))
+    monkeypatch.chdir(odd)
+    with pytest.raises(ValueError, match="has no") as caught:
+        read_contract(Path())
+    assert "--repo_id=local/my data #1" in shlex.split(str(caught.value).rpartition("with: ")[2])
+
+
 def test_the_command_that_converts_uploads_nothing(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from policies.imitation import frame_cache
 from policies.imitation.dataset import DemoBatch, DemoDataset
+from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import open_frames
 from scripts.bench import data as bench_data
 from scripts.bench.data import BenchDataConfig
@@ -177,10 +178,18 @@ def test_folders_are_concatenated(recorded: tuple[Path, Task], tmp_path: Path) -
 def test_folders_of_other_contracts_are_refused(
     recorded: tuple[Path, Task], tmp_path: Path
 ) -> None:
-    """The message names both folders and the leaf."""
-    write_folder(tmp_path / "large", [3], image_size=24)
-    with pytest.raises(ContractMismatchError, match=r"(?s)FetchReach.*large.*cameras"):
-        DemoDataset([recorded[0], tmp_path / "large"], chunk_length=2)
+    """The message names both folders and the leaf; none of them has been decoded."""
+    for name, size in (("large", 24), ("larger", 32)):
+        write_folder(tmp_path / name, [3], image_size=size)
+    with pytest.raises(ContractMismatchError, match=r"(?s)large.*FetchReach.*cameras"):
+        DemoDataset([tmp_path / "large", recorded[0]], chunk_length=2)
+    # As robots of their own, of which another folder's words are missing.
+    folders, words = [tmp_path / "large", tmp_path / "larger"], tmp_path / "words.json"
+    with pytest.raises(FileNotFoundError, match=r"words\.json"):
+        Demonstrations(folders, 2, names=("a", "b"), paraphrases=words)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Demonstrations([folders[0], tmp_path / "nowhere"], 2, names=("a", "b"))
+    assert not (folders[0] / ".cache").exists()
 
 
 def test_bench_prints_a_table(recorded: tuple[Path, Task], capsys: pytest.CaptureFixture) -> None:

@@ -253,6 +253,16 @@ def test_curves_are_read_back_and_a_resumed_run_is_one_curve(tmp_path: Path):
     assert read_log(tmp_path / "nothing").curves == {}
 
 
+def test_a_run_in_a_run_s_folder_is_another_one(tmp_path: Path):
+    """As where a clone is refined into a folder of its own."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for folder, value in ((tmp_path, 1.0), (tmp_path / "refined", 2.0)):
+        with SummaryWriter(str(folder)) as writer:
+            writer.add_scalar("success/end", value, 0)
+    assert list(read_log(tmp_path).curves["success/end"].values) == [1.0]
+
+
 def test_a_report_does_without_tensorboard(tmp_path: Path, monkeypatch):
     """It then has no charts."""
     from torch.utils.tensorboard import SummaryWriter

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -159,6 +161,28 @@ def test_antialias_softens_edges():
         renderer.close()
     colours = {on: len(np.unique(p["front"].reshape(-1, 3), axis=0)) for on, p in images.items()}
     assert colours[True] > colours[False]
+
+
+@pytest.mark.parametrize("room", [None, 8])
+def test_a_model_of_many_geometries_is_drawn_whole(
+    room: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes last would be missing where a scene has no more room, with a warning at most."""
+    dots = "<geom type='sphere' size='.001'/>" * 1200
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody><light pos='0 -1 1'/>{dots}<geom type='sphere' size='.2'/>"
+        "<camera name='front' pos='0 -1 0' xyaxes='1 0 0 0 0 1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    monkeypatch.chdir(tmp_path)  # where MuJoCo logs warnings
+    renderer = CameraRenderer(model, ("front",), 32)
+    if room is not None:
+        renderer._scene = render._make_scene(model, room)
+    image = renderer.images(data)["front"]
+    renderer.close()
+    assert image[16, 16].any()
+    assert not image[0, 0].any()
 
 
 def test_closed_renderer_and_unknown_camera_are_refused(push):

@@ -25,6 +25,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -235,7 +236,8 @@ def require_current(folder: Path) -> None:
         raise CheckpointError(
             f"checkpoint {folder} has format {version}; LeRobot reads those from "
             f"{_LEROBOT_FORMAT} on: "
-            f"convert it with `vla convert --checkpoint {folder} --out NEW_FOLDER`"
+            f"convert it with `vla convert --checkpoint {shlex.quote(str(folder))} "
+            "--out NEW_FOLDER`"
         )
 
 

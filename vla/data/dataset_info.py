@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,18 @@ def read_info(root: Path) -> dict[str, Any]:
         # The name may be misspelt: the message lists the data sets beside it.
         siblings = sorted(path.parent.parent.name for path in root.parent.glob("*/meta/info.json"))
         nearby = f"in {root.parent} there are {siblings}" if siblings else "there are none nearby"
-        raise FileNotFoundError(
-            f"no data set in {root}; {nearby}. "
-            f"Record it: vla collect --task {root.name} --root {root}"
-        )
+        record = shlex.join(("vla", "collect", "--task", _folder_name(root), "--root", str(root)))
+        raise FileNotFoundError(f"no data set in {root}; {nearby}. Record it: {record}")
     info = read_json(root, "info.json")
     if not isinstance(info, dict):
         raise ValueError(f"data set {root}: meta/info.json is no table of settings")
     if not str(version := info.get("codebase_version", "")).startswith("v3."):
+        name, script = _folder_name(root), "lerobot.scripts.convert_dataset_v21_to_v30"
+        flags = (f"--repo-id=local/{name}", f"--root={root}", "--push-to-hub=false")
         raise ValueError(
             f"data set {root} has format {version or 'unknown'}, LeRobotDataset v3 is needed. "
-            "A v2.1 is converted, the original kept as "
-            f"{root.name}_old and nothing uploaded, by: python -m "
-            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local/{root.name} "
-            f"--root={root} --push-to-hub=false"
+            f"A v2.1 is converted, the original kept as {name}_old and nothing uploaded, by: "
+            + shlex.join(("python", "-m", script, *flags))
         )
     if missing := [key for key in ("features", "fps", "total_frames") if key not in info]:
         raise ValueError(f"data set {root}: meta/info.json has no {', '.join(missing)}")
@@ -79,11 +79,21 @@ def vector_names(recorded: Any, dim: int) -> tuple[str, ...]:
 def recompute_command(where: Path | str) -> str:
     """The shell line that measures a data set's statistics anew."""
     # LeRobot's augment_dataset_quantile_stats would do too, but always uploads.
-    return (
-        f"lerobot-edit-dataset --repo_id=local/{Path(where).name} --root={where} "
-        f"--new_root={where} --operation.type=recompute_stats --operation.overwrite=true "
-        "--push_to_hub=false"
+    words = (
+        "lerobot-edit-dataset",
+        f"--repo_id=local/{_folder_name(where)}",
+        f"--root={where}",
+        f"--new_root={where}",
+        "--operation.type=recompute_stats",
+        "--operation.overwrite=true",
+        "--push_to_hub=false",
     )
+    return shlex.join(words)
+
+
+def _folder_name(folder: Path | str) -> str:
+    """Also of `.`, which has none of its own."""
+    return Path(os.path.abspath(folder)).name
 
 
 def read_json(root: Path, name: str) -> dict[str, Any]:

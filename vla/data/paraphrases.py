@@ -42,15 +42,7 @@ class Paraphrases:
             ValueError: the file holds something else, or words for what was never recorded; names
                 the nearest that was.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise ValueError(f"paraphrases {path} are no JSON: {error}") from error
-        if not _is_table(data):
-            raise ValueError(
-                f'paraphrases {path} must be {{"recorded instruction": ["other words", ...]}}, '
-                "with at least one each, none empty"
-            )
+        data = read_phrasings(path)
         known = list(recorded)
         for text in data:
             # A typing error would otherwise leave the paraphrases unused in silence.
@@ -85,6 +77,25 @@ class Paraphrases:
         uniform = torch.rand(len(instructions), generator=generator, dtype=torch.float64).tolist()
         choices = [self._phrasings.get(text, [text]) for text in instructions]
         return [c[int(u * len(c))] for c, u in zip(choices, uniform, strict=True)]
+
+
+def read_phrasings(path: Path) -> dict[str, list[str]]:
+    """The file alone: recorded instruction → other words.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"paraphrases {path} are no JSON: {error}") from error
+    if not _is_table(data):
+        raise ValueError(
+            f'paraphrases {path} must be {{"recorded instruction": ["other words", ...]}}, '
+            "with at least one each, none empty"
+        )
+    return data
 
 
 def _is_table(data: Any) -> bool:

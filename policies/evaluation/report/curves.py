@@ -44,7 +44,7 @@ class Log:
 
 
 def read_log(folder: Path) -> Log:
-    """Every scalar and histogram below a run folder; empty where nothing was logged.
+    """Every scalar and histogram of a run folder; empty where nothing was logged.
 
     It is empty without tensorboard too: a report can do without its charts. A run that was resumed
     has several event files: they are merged, and where two wrote the same step the later one
@@ -52,8 +52,9 @@ def read_log(folder: Path) -> Log:
     """
     scalars: dict[str, dict[int, float]] = {}
     histograms: dict[str, dict[int, np.ndarray]] = {}
+    # Not those of folders in it, which may be other runs: steps of one would overwrite another's.
     # By time of writing: a later file overwrites the steps that a resumed run repeats.
-    files = sorted(folder.rglob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
+    files = sorted(folder.glob("*tfevents*"), key=lambda path: (path.stat().st_mtime, path.name))
     try:
         # Imported here: it takes a second, and a report without curves needs none of it.
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
