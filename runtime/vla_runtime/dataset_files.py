@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vla_runtime.contract import RobotSpec
 
@@ -124,11 +124,13 @@ def _writer(
     root: Path, staging: Path, spec: RobotSpec, features: dict[str, dict[str, Any]]
 ) -> LeRobotDataset:
     writer = import_lerobot()
-    repo_id = f"local/{root.name}"
+    repo_id, rate = f"local/{root.name}", spec.control_rate_hz
     if not (root / "meta" / "info.json").exists():
         return writer.create(
             repo_id,
-            round(spec.control_rate_hz),
+            # LeRobot declares a whole number, and computes times with any: rounded, 12.5 steps a
+            # second would be recorded as 12.
+            cast("int", int(rate) if rate.is_integer() else rate),
             features,
             root=staging,
             robot_type=spec.robot,

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import namedtuple
 from concurrent.futures import Future
+from dataclasses import replace
 from multiprocessing.synchronize import SemLock
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,21 @@ def test_contract_lies_beside_the_metadata(tmp_path: Path) -> None:
     task = write_folder(tmp_path / "demos", [3])
     stored = json.loads((tmp_path / "demos" / "meta" / "contract.json").read_text())
     assert RobotSpec.from_dict(stored) == task.spec
+
+
+def test_a_rate_that_is_no_whole_number_is_kept(tmp_path: Path) -> None:
+    """Kitchen has 12.5 control steps a second; its data were recorded as of 12."""
+    task = make_task("FetchReach", 16)
+    task.spec = replace(task.spec, control_rate_hz=12.5)
+    root = tmp_path / "demos"
+    for seed in (0, 1):  # the second time LeRobot reads its own metadata
+        with RecordingStore.open(root, SETTINGS, [task]) as store:
+            store.write([spool(store, task, seed, 4)])
+    steps = {"action": [0.0, 0.08]}
+    dataset = LeRobotDataset("local/demos", root=root, delta_timestamps=steps, video_backend="pyav")
+    assert dataset.fps == 12.5
+    assert [float(dataset[row]["timestamp"]) for row in (0, 1, 3)] == pytest.approx([0, 0.08, 0.24])
+    assert [float(x) for x in dataset[1]["action"][:, 0]] == [1, 2]
 
 
 def test_a_lerobot_policy_is_not_offered_what_is_privileged(tmp_path: Path) -> None:
