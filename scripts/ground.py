@@ -35,10 +35,11 @@ from vla.data.rewordings import rewordings
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.points import PointsConfig, PointSpec
+from vla.model.registry import require_pretrained
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
 from vla.processing.embodiments import Embodiment
-from vla.processing.language_tower import LanguageTower, load_tower
+from vla.processing.language_tower import LanguageTower, load_tower, require_tower
 from vla.processing.normalisation import Statistics
 from vla.processing.processor import Processor, ProcessorConfig
 from vla.processing.tokenizer import train_tokenizer
@@ -275,7 +276,11 @@ def main(config: GroundConfig) -> int:
     torch.manual_seed(config.training.seed)
     config = resolve(config)
     drawn = _scenes_configs(config)
-    # Refuses a folder that cannot be written, before minutes of drawing.
+    # Refused before minutes of drawing: models that there are not, a folder that cannot be written.
+    if config.vlm is not None:
+        require_pretrained(config.vlm, config.backbone)
+    if config.language is not None:
+        require_tower(config.language)
     folder = RunFolder(config.out, config, command_line("ground", config), _origin(config))
     sets = []
     for scenes in drawn:

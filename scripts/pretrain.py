@@ -38,9 +38,10 @@ from vla.model.heads.base import HeadConfig
 from vla.model.heads.l1 import L1HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.points import PointsConfig
+from vla.model.registry import require_pretrained
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, vlm_policy
-from vla.processing.language_tower import load_tower
+from vla.processing.language_tower import load_tower, require_tower
 from vla.processing.processor import ProcessorConfig
 from vla.settings import require_numbers
 
@@ -164,8 +165,12 @@ def clone(config: PretrainConfig) -> Checkpoints:
     recorded = None if config.task is not None else Path(os.path.abspath(config.data[0])).name
     name = recorded or short_name(str(config.task))
     out = config.out or Path("runs") / name / "clone"
-    # Before data are decoded, which may take hours: an `--out` that cannot be written, and a head
-    # that there is not.
+    # Before data are decoded, which may take hours: models and a head that there are not, and an
+    # `--out` that cannot be written.
+    if config.vlm is not None:
+        require_pretrained(config.vlm, config.backbone)
+    if config.language is not None:
+        require_tower(config.language)
     folder = RunFolder(out, config, command_line("pretrain", config), _origin(config))
     head = None if config.head is None else read_head(config.head)
     data = Demonstrations(

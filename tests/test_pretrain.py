@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from scripts import cli, pretrain
+from scripts import cli, ground, pretrain
 
 
-def test_a_head_that_there_is_not_is_refused_before_data_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--head", "gaussain"), "no action head 'gaussain'"),
+        (("--vlm", "./smolvlm"), "no model './smolvlm'"),
+        (("--start", "scratch", "--language", "./smollm"), "no language tower './smollm'"),
+    ],
+)
+def test_what_there_is_not_is_refused_before_data_are_read(
+    asked: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Decoding videos may take hours."""
 
@@ -18,9 +30,14 @@ def test_a_head_that_there_is_not_is_refused_before_data_are_read(
         raise AssertionError("data are being read")
 
     monkeypatch.setattr(pretrain, "Demonstrations", begun)
-    words = ("--data", str(tmp_path), "--out", str(tmp_path / "out"), "--head", "gaussain")
-    assert cli.main(["pretrain", *words]) == cli.USAGE_EXIT
-    assert "no action head 'gaussain'" in capsys.readouterr().err
+    words = ("--data", str(tmp_path), "--out", str(tmp_path / "out"), *asked)
+    assert cli.main(["pretrain", *words]) != 0
+    assert said in capsys.readouterr().err
+    monkeypatch.setattr(ground, "make_scenes", begun)
+    if asked[-2] != "--head":
+        words = ("--tasks", "FetchReach", "--out", str(tmp_path / "out"), *asked[-2:])
+        assert cli.main(["ground", *words]) != 0
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "name"), [(".", "so101"), ("..", "robots"), ("a/", "a")])

@@ -226,7 +226,8 @@ class Grounder:
                 losses.append(self._learn())
             self.update += 1
             last = self.update == self.config.updates
-            if not last and self.update % self.config.log_every:
+            measured = last or self.update % self.config.evaluate_every == 0
+            if not measured and self.update % self.config.log_every:
                 continue
             # Since this start and not since update 0, which may be another process.
             frames = (self.update - begun) * self.config.batch
@@ -235,7 +236,7 @@ class Grounder:
                 "frames_per_s": frames / (time.perf_counter() - started),
             }
             losses.clear()
-            if last or self.update % self.config.evaluate_every == 0:
+            if measured:
                 # Before the checkpoint: the step that throws weights out has a finite loss itself.
                 with self.checkpoints.stop_on_nan(self.update):
                     require_finite_weights(self._trained)

@@ -175,6 +175,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert [one.ledger.amounts["grounding_frames"] for one in loaded] == [8, 8]
 
 
+def test_checkpoints_come_when_asked_however_often_is_logged(
+    untrained: VLAPolicy, tmp_path: Path
+) -> None:
+    """Every third update with a log of every second: they came at common multiples alone."""
+    logged: list[tuple[int, bool]] = []
+
+    def show(update: int, values: dict[str, float]) -> None:
+        logged.append((update, any("cm" in name for name in values)))
+
+    make_grounder(untrained, tmp_path, updates=4, evaluate_every=3).run(show)
+    assert logged == [(2, False), (3, True), (4, True)]
+
+
 def test_another_run_is_refused_and_nothing_is_written(
     untrained: VLAPolicy, tmp_path: Path
 ) -> None:

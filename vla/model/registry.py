@@ -79,6 +79,17 @@ def backbone_from_dict(data: dict[str, Any], readouts: int) -> Backbone:
     return KINDS[kind](fields, readouts)
 
 
+def require_pretrained(name: str, config: BackboneConfig) -> None:
+    """Refuse a pretrained model that cannot be read, without reading its weights.
+
+    Raises:
+        FileNotFoundError: see `load_pretrained`.
+    """
+    for part in (name, config.text_tower):
+        if part is not None:
+            _read(part, AutoConfig.from_pretrained)
+
+
 def load_pretrained(
     name: str,
     config: BackboneConfig,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from vla.cut_layers import cut_layers
@@ -187,22 +195,18 @@ def load_tower(name: str, layer: int | None = None) -> LanguageTower:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-        # never a pickle; GGUF is none
-        safe = {} if options else {"use_safetensors": True}
-        model, report = AutoModel.from_pretrained(
-            place,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-            **safe,
-        )
-    # transformers raises OSError for a missing folder or file and for an unreachable hub alike.
-    except (OSError, ImportError) as error:
-        raise LanguageTowerError(
-            f"no language tower {name!r}: {_mend(name)} ({str(error).splitlines()[0]})"
-        ) from error
+        with _explained(name):
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+            # never a pickle; GGUF is none
+            safe = {} if options else {"use_safetensors": True}
+            model, report = AutoModel.from_pretrained(
+                place,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+                **safe,
+            )
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
@@ -211,6 +215,27 @@ def load_tower(name: str, layer: int | None = None) -> LanguageTower:
         raise LanguageTowerError(f"{name} lacks weights of a {model.config.model_type}: {missing}")
     default = -1 if package is None else package.layer
     return LanguageTower(name, model, tokenizer, default if layer is None else layer)
+
+
+def require_tower(name: str) -> None:
+    """Refuse a text model that is not there, without reading its weights; see `load_tower`."""
+    package = PACKAGES.get(name)
+    place = _place(name, package)
+    # A package that is installed has its weights.
+    if package is None:
+        with _explained(name):
+            AutoConfig.from_pretrained(place, trust_remote_code=False)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What transformers raises for a missing folder or file and for an unreachable hub alike."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        raise LanguageTowerError(
+            f"no language tower {name!r}: {_mend(name)} ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _place(name: str, package: _Package | None) -> str:
