@@ -26,6 +26,7 @@ from sim.vector import CpuVecEnv
 from vla.checkpoint.folder import fingerprint
 from vla.checkpoint.initialisation import (
     GROUNDED,
+    default_head,
     encode_chunks,
     load_start,
     scratch_policy,
@@ -35,7 +36,6 @@ from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
 from vla.model.embedded import EmbeddedConfig
 from vla.model.heads.base import HeadConfig
-from vla.model.heads.l1 import L1HeadConfig
 from vla.model.heads.registry import HEADS
 from vla.model.points import PointsConfig
 from vla.model.registry import require_pretrained
@@ -87,8 +87,8 @@ class PretrainConfig:
         head: action head, one of gaussian, token, fast, l1 and flow, and settings of it that are
             off their defaults: `gaussian:hidden=512,dropout=0.2`, `flow:expert.width=256`;
             `gaussian:help` shows them all. A start with another head gets an untrained one. None
-            takes gaussian for a start that knows points, and l1, which attends to the whole prompt,
-            for one that does not and for a new model.
+            takes gaussian for a start that knows points, and flow, which attends to the whole
+            prompt, for one that does not and for a new model.
         chunk_length: control steps a chunk.
         out: run folder; by default `runs/<task>/clone`, without a task named after the first data
             folder. Its best checkpoint is `<out>/best`.
@@ -254,8 +254,8 @@ def _start(
     policy.model.to(config.device)
     # Tokenised action heads fit their codes to the demonstrations' chunks, hence only now.
     chunks = encode_chunks(policy.embodiments, data.chunks())
-    # It attends to all tokens, also where there are points: those are yet to be learned.
-    policy.model.replace_actor(chunks, head or L1HeadConfig())
+    # One that attends to all tokens, also where there are points: those are yet to be learned.
+    policy.model.replace_actor(chunks, head or default_head(PointsConfig()))
     return policy, training
 
 

@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly SUITE=${SUITE:-MT10} DEVICE=${DEVICE:-cpu} WORKERS=${WORKERS:-2}
 readonly DEMONSTRATIONS=${DEMONSTRATIONS:-50} UPDATES=${UPDATES:-20000} BATCH=${BATCH:-128} SEED=${SEED:-0}
 readonly EPISODES=${EPISODES:-50} # of each task, for the table
-readonly REFINE=${REFINE:-0}
+readonly REFINE=${REFINE:-0} HEAD=${HEAD:-flow}
 readonly OUT=${1:-runs/metaworld}
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
@@ -23,12 +23,12 @@ export PYTHONPATH=$PWD:$PWD/runtime${PYTHONPATH:+:$PYTHONPATH}
 vla() { "$PYTHON" -m scripts.cli "$@"; }
 
 tasks=$("$PYTHON" -c 'import sys; from sim.tasks.metaworld import SUITES; print(len(SUITES[sys.argv[1]]))' "$SUITE")
-name=$SUITE-$UPDATES-s$SEED
+name=$SUITE-$HEAD-$UPDATES-s$SEED
 # Some experts let go of what they have reached, hence "reached".
 vla collect --task "MetaWorld/$SUITE" --episodes "$DEMONSTRATIONS" --keep reached --workers "$WORKERS" \
   --root "$OUT/$SUITE-data"
-vla pretrain --task None --data "$OUT/$SUITE-data" --start scratch --device "$DEVICE" --batch "$BATCH" \
-  --updates "$UPDATES" --evaluate-every $(((UPDATES + 3) / 4)) --seed "$SEED" --out "$OUT/$name/clone"
+vla pretrain --task None --data "$OUT/$SUITE-data" --start scratch --head "$HEAD" --device "$DEVICE" \
+  --batch "$BATCH" --updates "$UPDATES" --evaluate-every $(((UPDATES + 3) / 4)) --seed "$SEED" --out "$OUT/$name/clone"
 # The last checkpoint: what chooses another one has to be said.
 clone=$OUT/$name/clone/step_$(printf %06d "$UPDATES")
 policies=(clone="$clone")

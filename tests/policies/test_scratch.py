@@ -108,7 +108,7 @@ def test_it_overfits_what_is_in_the_images() -> None:
     actions = torch.rand(6, 3, ARM.action.dim, generator=torch.Generator().manual_seed(1)) - 0.5
     is_pad = torch.zeros(6, 3, dtype=torch.bool)
     optimizer = torch.optim.Adam(policy.model.parameters(), lr=1e-3)
-    for _ in range(150):
+    for _ in range(500):
         loss = policy.actor.loss(policy.network.features(inputs), actions, is_pad)
         optimizer.zero_grad()
         loss.backward()
@@ -116,7 +116,9 @@ def test_it_overfits_what_is_in_the_images() -> None:
     # What a policy reaches that is blind, and what one whose steps are all alike.
     blind = (actions - actions.median(0).values).abs().mean()
     alike = (actions - actions.median(1, keepdim=True).values).abs().mean()
-    assert loss < 0.6 * min(blind, alike)
+    with torch.no_grad():
+        decided = policy.actor.act(policy.network.features(inputs))
+    assert (decided - actions).abs().mean() < 0.6 * min(blind, alike)
 
 
 def test_every_token_of_the_tower_sees_its_own_square() -> None:

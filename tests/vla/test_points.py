@@ -13,6 +13,7 @@ from two_robots import ARM, CART, POINTS, measure, observe, tiny_policy
 from vla.checkpoint.initialisation import GROUNDED, load_start, start_policy
 from vla.model.cloning_loss import add_noise
 from vla.model.features import Features
+from vla.model.heads.flow import FlowHeadConfig
 from vla.model.heads.l1 import L1HeadConfig
 from vla.model.points import PointsConfig, PointSpec
 from vla.model.vla import VLA, VLAConfig
@@ -58,7 +59,7 @@ def test_a_start_forgets_its_points_for_a_robot_that_it_has_not_seen() -> None:
     robots = {"cart": Embodiment(CART, measure(CART))}
     policy = start_policy(start, robots, {"cart": chunks}, None)
     assert policy.model.config.points == NONE
-    assert isinstance(policy.model.config.head, L1HeadConfig)
+    assert isinstance(policy.model.config.head, FlowHeadConfig)
     assert torch.equal(policy.model.backbone.readout[0], readout)
     assert policy.act(observe(CART)).shape == (3, 4, CART.action.dim)
 

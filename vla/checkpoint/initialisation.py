@@ -15,8 +15,8 @@ from vla.checkpoint.folder import load_checkpoint
 from vla.contract import RobotSpec
 from vla.model.embedded import EmbeddedConfig, embedded_backbone
 from vla.model.heads.base import HeadConfig
+from vla.model.heads.flow import FlowHeadConfig
 from vla.model.heads.gaussian import GaussianHeadConfig
-from vla.model.heads.l1 import L1HeadConfig
 from vla.model.points import PointsConfig
 from vla.model.vla import VLA, ModelDims, VLAConfig
 from vla.policy import VLAPolicy, load_model
@@ -120,7 +120,7 @@ def scratch_policy(
 
 def default_head(points: PointsConfig) -> HeadConfig:
     """The head where none is chosen: without points, one that attends to the whole prompt."""
-    return GaussianHeadConfig() if len(points) else L1HeadConfig()
+    return GaussianHeadConfig() if len(points) else FlowHeadConfig()
 
 
 def encode_chunks(embodiments: Embodiments, chunks: Mapping[str, Tensor]) -> Tensor:

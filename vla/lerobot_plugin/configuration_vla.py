@@ -31,8 +31,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         push_to_hub: upload the trained policy; unlike LeRobot's own, off by default.
         normalization_mapping: LeRobot's normalisers do nothing around this policy.
         chunk_length: control steps a chunk; all of them are executed before the next decision.
-        head: action head; None chooses: gaussian for a model that knows points, else l1, which
-            attends to the whole prompt.
+        head: action head; None chooses: gaussian for a model that knows points, else flow,
+            which attends to the whole prompt.
         start: checkpoint of ours that brings the vision-language model; None is the shipped one.
         perception: "frozen" trains the actor alone; "trained" also backbone and pointer, as far as
             the vision-language model's own tuning allows; None chooses: frozen for a robot
