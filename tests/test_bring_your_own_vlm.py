@@ -18,9 +18,10 @@ from policies.imitation.bc import CloningConfig
 from policies.run_folder import RunFolder
 from scripts import ground, pretrain
 from sim.tasks.registry import make_task
+from vla.checkpoint.initialisation import default_head
 from vla.contract import ContractMismatchError
 from vla.model.backbone import BackboneConfig
-from vla.model.heads.l1 import L1HeadConfig
+from vla.model.points import PointsConfig
 from vla.model.vla import VLAConfig
 from vla.policy import VLAPolicy, load_policy, vlm_policy
 from vla.processing.embodiments import Embodiment
@@ -91,7 +92,7 @@ def test_one_command_clones_into_a_foreign_model(smolvlm: Path, tmp_path: Path) 
     statistics = policy.processor.statistics
     assert statistics is not None
     robots = {"fetch": Embodiment(policy.spec, statistics)}
-    model = VLAConfig(head=L1HeadConfig())  # that of a model without points
+    model = VLAConfig(head=default_head(PointsConfig()))
     fresh = vlm_policy(str(smolvlm), config.backbone, robots, model, config.conversions)
     changed = moved(fresh.model.state_dict(), policy)
     assert {"backbone.readout", "actor.readout_projection.1.weight"} <= changed
@@ -111,4 +112,4 @@ def test_demonstrations_with_other_cameras_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ContractMismatchError, match=r"fetch have the cameras \[.*learned to see \["
     ):
-        pretrain._start(pretrain.PretrainConfig(), Data())  # pyright: ignore[reportArgumentType]
+        pretrain._start(pretrain.PretrainConfig(), Data(), None)  # pyright: ignore[reportArgumentType]

@@ -25,6 +25,7 @@ from policies.evaluation.evaluate import evaluate
 from policies.grounding.grounder import Grounder, GroundingConfig
 from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.imitation import dataset
+from policies.imitation import demonstrations as demonstrations_module
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import Frames
@@ -129,6 +130,8 @@ def demonstrations(monkeypatch: pytest.MonkeyPatch) -> Demonstrations:
         instructions=["go to the left"] * count,
     )
     monkeypatch.setattr(dataset, "open_frames", lambda *_, **__: frames)
+    for module in (dataset, demonstrations_module):
+        monkeypatch.setattr(module, "read_contract", lambda *_: frames.spec)
     return Demonstrations([Path("in-memory")], CHUNK, names=["point"])
 
 

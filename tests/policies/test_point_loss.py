@@ -16,6 +16,7 @@ from two_robots import CART, SIZE, WORDS, observe, record, tiny_policy
 
 from policies.checkpoints import ResumeError
 from policies.imitation import dataset
+from policies.imitation import demonstrations as demonstrations_module
 from policies.imitation.bc import Cloner, CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import Frames
@@ -62,6 +63,8 @@ def demonstrations(monkeypatch: pytest.MonkeyPatch, *parts: Frames) -> Demonstra
     """In memory, one folder a robot."""
     folders = {Path(part.spec.robot): part for part in parts}
     monkeypatch.setattr(dataset, "open_frames", lambda root, *_, **__: folders[root])
+    for module in (dataset, demonstrations_module):
+        monkeypatch.setattr(module, "read_contract", lambda root, *_: folders[root].spec)
     return Demonstrations([*folders], 3, 0.25, names=[str(folder) for folder in folders])
 
 
