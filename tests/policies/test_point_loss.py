@@ -126,7 +126,7 @@ def test_perception_learns_where_things_are(
 ) -> None:
     """From the demonstrations' positions: the held-out error falls, without them it does not."""
     data = demonstrations(monkeypatch, made_up())
-    settings = {"updates": 120, "batch": 32, "perception_learning_rate": 1e-2}
+    settings = {"updates": 200, "batch": 32, "perception_learning_rate": 1e-2}
     make_cloner(data, tmp_path / "with", evaluate_every=40, **settings).run(None, [])
     first, *_, last = logged(tmp_path / "with")
     # One guess for all would be wrong by 70 cm.
