@@ -11,7 +11,7 @@ Departures: one level of noise for every dimension and step of the chunk, the dr
 above one step, and the greedy chunk starts at the mean of the noise, 0, or where a network says
 (Wagenmaker et al. 2025, DSRL, arXiv:2506.15799), so that it is the same for the same inputs. Each
 sample of a batch is learned at several times at once, as Li et al. 2024 do with diffusion (CogACT,
-arXiv:2411.19650, section 3.4): the backbone, which costs most, reads it once.
+arXiv:2411.19650): the backbone, which costs most, reads it once.
 """
 
 from __future__ import annotations
