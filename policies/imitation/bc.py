@@ -62,6 +62,8 @@ class CloningConfig:
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
             units: later it has to act near the demonstrated states, not exactly in them.
+        proprio_dropout: share of the samples that are learned without proprioception, so that the
+            images have to be enough.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between checkpoints, each with its success and held-out loss.
         image_shift: augmentation: largest share of height and width by which an image is shifted;
@@ -87,6 +89,7 @@ class CloningConfig:
     point_weight: float = 1.0
     weight_decay: float = 0.01
     feature_noise: float = 0.02
+    proprio_dropout: float = 0.0
     max_grad_norm: float = 1.0
     evaluate_every: int = 500
     image_shift: float | None = None
@@ -107,6 +110,7 @@ class CloningConfig:
             self,
             at_least_1=("updates", "batch", "evaluate_every", "phrasings"),
             above_0=("max_grad_norm",),
+            at_most={"proprio_dropout": 1},
         )
 
     @property
@@ -228,7 +232,13 @@ class Cloner:
             group["lr"] = factor * rate
         encoded, truth = self._sample()
         # Features carry gradients to perception only where it is trained.
-        loss = cloning_loss(self.model.actor, *encoded, self.config.feature_noise, self._rng)
+        loss = cloning_loss(
+            self.model.actor,
+            *encoded,
+            self.config.feature_noise,
+            self.config.proprio_dropout,
+            self._rng,
+        )
         losses = {"loss/train": loss}
         if truth is not None:
             losses["loss/points"] = world_loss(encoded[0].points, truth)
@@ -408,6 +418,8 @@ class Cloner:
         if not self._learns_points:
             # It weighs nothing then, and runs from before it existed go on.
             del training["point_weight"]
+        if not self.config.proprio_dropout:
+            del training["proprio_dropout"]
         return {
             "training": training,
             "demonstrations": {

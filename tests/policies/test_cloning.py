@@ -25,6 +25,8 @@ from policies.imitation.demonstrations import Demonstrations
 from policies.run_folder import RunFolder
 from scripts import cli, pretrain
 from scripts.pretrain import PretrainConfig
+from vla.model.cloning_loss import drop_proprio
+from vla.model.features import Features
 from vla.model.heads.base import HeadConfig
 from vla.model.heads.expert import ExpertConfig
 from vla.model.heads.flow import FlowHeadConfig
@@ -263,11 +265,42 @@ def test_a_single_episode_leaves_the_last_checkpoint_and_says_so(
     assert all("loss/heldout" not in json.loads(line) for line in lines)
 
 
+@pytest.mark.parametrize("perception", ["frozen", "trained"])
+def test_dropped_proprioception_is_not_learned_from(
+    perception: str, folder: Path, tmp_path: Path
+) -> None:
+    """Dropped in every sample it gets no gradient; a half is another run than none or all."""
+    losses = set()
+    for share in (0.0, 0.5, 1.0):
+        changes = {"perception": perception, "proprio_dropout": share, "feature_noise": 0.0}
+        cloner = make_cloner(folder, tmp_path / str(share), **changes)
+        losses.add(cloner._update()["loss/train"])
+        head = cloner.model.actor.head
+        first = next(layer for layer in head.modules() if isinstance(layer, torch.nn.Linear))
+        assert first.weight.grad is not None
+        read = first.weight.grad[:, -cloner.model.dims.proprio :]  # proprioception is read last
+        assert bool(read.any()) == (share < 1)
+    assert len(losses) == 3
+
+
+def test_dropped_proprioception_is_of_some_rows_and_nothing_else() -> None:
+    """Whole rows, as many as asked for; points and missing dimensions stay as they are."""
+    features = Features.of_vector(torch.rand(1000, 3) + 1, 2)
+    dropped = drop_proprio(features, 0.3, torch.Generator().manual_seed(0))
+    is_kept = (dropped.proprio == features.proprio).all(1)
+    assert ((dropped.proprio == 0).all(1) | is_kept).all()
+    assert 650 < int(is_kept.sum()) < 750
+    others = replace(dropped, proprio=features.proprio)
+    assert all(map(torch.equal, others._columns(), features._columns()))
+
+
 @pytest.mark.parametrize("name", ["updates", "batch", "evaluate_every"])
 def test_settings_that_cannot_work_are_refused(name: str) -> None:
     """Before anything is read."""
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         CloningConfig(**{name: 0})
+    with pytest.raises(ValueError, match="proprio_dropout must be at least 0 and at most 1, got 2"):
+        CloningConfig(proprio_dropout=2)
     with pytest.raises(ValueError, match="selection_episodes must be at least 1, got 0"):
         PretrainConfig(selection_episodes=0)
 

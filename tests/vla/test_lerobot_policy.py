@@ -122,8 +122,8 @@ def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
 
 
 def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
-    """Noise on features while training and none in evaluation; the target is a static point."""
-    policy = new_policy(data, feature_noise=0.5).eval()
+    """Noise and dropout while training and none in evaluation; the target is a static point."""
+    policy = new_policy(data, feature_noise=0.5, proprio_dropout=0.5).eval()
     points = policy.model.config.points
     assert [points.names[index] for index in points.static] == ["target"]
     batch = training_batch(policy, data)
@@ -133,7 +133,7 @@ def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
     actions = ours.processor.encode_actions(batch["action"])
     torch.manual_seed(3)
     is_pad = batch["action_is_pad"]
-    expected = cloning_loss(policy.model.actor, features, actions, is_pad, 0.5)
+    expected = cloning_loss(policy.model.actor, features, actions, is_pad, 0.5, 0.5)
     torch.manual_seed(3)
     noisy, _ = policy.train().forward(batch)
     torch.testing.assert_close(noisy, expected)

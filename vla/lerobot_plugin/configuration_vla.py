@@ -42,6 +42,8 @@ class LeRobotVLAConfig(PreTrainedConfig):
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise on points and proprioception in training, in the
             model's units; as `vla pretrain` has it.
+        proprio_dropout: share of the samples that are learned without proprioception; as
+            `vla pretrain` has it.
         static_points: points that do not move during an episode, whose positions are averaged over
             it when the policy acts; only with frozen perception. None chooses: the target.
         paraphrases: JSON file {"recorded instruction": ["other words", ...]}; every sample gets one
@@ -66,6 +68,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
     perception_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     feature_noise: float = 0.02
+    proprio_dropout: float = 0.0
     static_points: tuple[str, ...] | None = None
     paraphrases: Path | None = None
     cameras: tuple[str, ...] = ()
@@ -84,7 +87,7 @@ class LeRobotVLAConfig(PreTrainedConfig):
         if self.perception not in (None, "frozen", "trained"):
             raise ValueError(f"perception {self.perception!r} is not 'frozen' or 'trained'")
         # torch checks none of the rates that a group of parameters brings: it would ascend.
-        require_numbers(self, at_least_1=("chunk_length",))
+        require_numbers(self, at_least_1=("chunk_length",), at_most={"proprio_dropout": 1})
 
     @property
     def observation_delta_indices(self) -> None:

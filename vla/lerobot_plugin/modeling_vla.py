@@ -179,18 +179,18 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         """
         processor, names = self.policy.processor, self.policy.spec.features
         observation = observation_of(batch, self.policy.spec)
-        noise_std = 0.0
-        # LeRobot computes its validation loss with this function too: noise and paraphrases belong
-        # to training alone.
+        noise_std = dropout = 0.0
+        # LeRobot computes its validation loss with this function too: noise, dropout and
+        # paraphrases belong to training alone.
         if self.training:
-            noise_std = self.config.feature_noise
+            noise_std, dropout = self.config.feature_noise, self.config.proprio_dropout
             observation.instructions = self._paraphrases.draw(observation.instructions)
         inputs = processor.encode_observation(observation).to(self.policy.device)
         # No averages over the episode: samples are single frames in random order.
         features = self.policy.network.features(inputs)
         actions = processor.encode_actions(batch[names.action])  # [n, chunk, action]
         is_pad = batch[f"{names.action}_is_pad"]
-        loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std)
+        loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std, dropout)
         if not loss.isfinite():  # LeRobot would go on, and save weights of NaN
             raise DivergedError(
                 f"the loss is {loss.item()}: training diverged. Checkpoints that were saved before "

@@ -18,6 +18,7 @@ def cloning_loss(
     actions: Float32[Tensor, "n chunk action"],
     is_pad: Bool[Tensor, "n chunk"],
     noise_std: float = 0.0,
+    proprio_dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float32[Tensor, ""]:
     """The head's loss on features with noise, a scalar.
@@ -29,10 +30,13 @@ def cloning_loss(
         is_pad: bool [n, chunk_length], steps after the end of the demonstration.
         noise_std: of the Gaussian noise on points and proprioception, in the model's units: where
             the policy will act is not exactly where was demonstrated.
-        generator: draws the noise on its own device; torch's global one where None.
+        proprio_dropout: see `drop_proprio`; 0 for none.
+        generator: draws both on its own device; torch's global one where None.
     """
     if noise_std:
         features = add_noise(features, noise_std, generator)
+    if proprio_dropout:
+        features = drop_proprio(features, proprio_dropout, generator)
     return actor.loss(features, actions, is_pad)
 
 
@@ -54,3 +58,17 @@ def add_noise(features: Features, std: float, generator: torch.Generator | None 
         points=(points + on_points).view_as(features.points),
         proprio=features.proprio + on_proprio,
     )
+
+
+def drop_proprio(
+    features: Features, share: float, generator: torch.Generator | None = None
+) -> Features:
+    """Features without proprioception in this share of the rows, drawn at random: 0 in its place.
+
+    What a demonstrated state does next can be guessed from proprioception, with no look at the
+    images; where the policy itself has led the robot, the guess is wrong (de Haan et al. 2019,
+    arXiv:1905.11979).
+    """
+    device = features.device if generator is None else generator.device
+    kept = torch.rand(len(features), 1, generator=generator, device=device) >= share
+    return replace(features, proprio=features.proprio * kept.to(features.device))
