@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,12 @@ def best_return() -> float:
 
 
 def learn(
-    method: Any, head: HeadConfig | None, folder: Path, log_std_end: float
+    method: Any, head: HeadConfig | None, folder: Path, log_std_end: float, enough: float = math.inf
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """What was measured in each iteration, and of the greedy policy at the end."""
+    """What was measured in each iteration, and of the greedy policy at the end.
+
+    Every fifth iteration looks whether the greedy return is `enough`: to go on takes only time.
+    """
     env = PointVecEnv(32, STEPS)
     torch.manual_seed(0)
     policy = StatePolicy(env, 2, head)
@@ -69,8 +73,12 @@ def learn(
     )
     run = RunFolder(folder, config)
     trainer = OnPolicyTrainer(policy, env, config, method, run, lambda iteration: [STATE] * 32)
-    measured = [trainer.iterate()[1] for _ in range(config.iterations)]
-    return measured, evaluate(env, policy, [STATE])[0]
+    measured, greedy = [], {"success/return": -math.inf}
+    while len(measured) < config.iterations and greedy["success/return"] < enough:
+        measured.append(trainer.iterate()[1])
+        if len(measured) % 5 == 0:
+            greedy = evaluate(env, policy, [STATE])[0]
+    return measured, greedy
 
 
 def test_every_method_is_here() -> None:
@@ -86,9 +94,10 @@ def test_methods_with_a_reward_a_step_find_the_shortest_way(name: str, tmp_path:
 
     It alone does not standardise the advantages of a critic, whose error moves all samples here.
     """
-    measured, greedy = learn(*STEP_BY_STEP[name], tmp_path, log_std_end=-1.0)
+    enough = best_return() - (3 if name == "a2c" else 1)
+    measured, greedy = learn(*STEP_BY_STEP[name], tmp_path, log_std_end=-1.0, enough=enough)
     assert measured[0]["collect/return"] < 1.5
-    assert greedy["success/return"] >= best_return() - (3 if name == "a2c" else 1)
+    assert greedy["success/return"] >= enough
 
 
 @pytest.mark.parametrize("name", WHOLE_EPISODES)
