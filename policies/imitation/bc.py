@@ -62,8 +62,7 @@ class CloningConfig:
         weight_decay: of AdamW.
         feature_noise: std of Gaussian noise added to points and proprioception, in the model's
             units: later it has to act near the demonstrated states, not exactly in them.
-        proprio_dropout: share of the samples that are learned without proprioception, so that the
-            images have to be enough.
+        proprio_dropout: share of the samples that are learned without proprioception.
         max_grad_norm: gradients are clipped to this norm.
         evaluate_every: updates between checkpoints, each with its success and held-out loss.
         image_shift: augmentation: largest share of height and width by which an image is shifted;
@@ -232,13 +231,8 @@ class Cloner:
             group["lr"] = factor * rate
         encoded, truth = self._sample()
         # Features carry gradients to perception only where it is trained.
-        loss = cloning_loss(
-            self.model.actor,
-            *encoded,
-            self.config.feature_noise,
-            self.config.proprio_dropout,
-            self._rng,
-        )
+        noise, dropout = self.config.feature_noise, self.config.proprio_dropout
+        loss = cloning_loss(self.model.actor, *encoded, noise, self._rng, dropout)
         losses = {"loss/train": loss}
         if truth is not None:
             losses["loss/points"] = world_loss(encoded[0].points, truth)
@@ -272,7 +266,6 @@ class Cloner:
                 copy = torch.randint(copies, (size,), generator=self._rng)
                 # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
-            # [batch, chunk_length, action] and [batch, chunk_length]
             return (features.select(rows), actions[rows], is_pad[rows]), None
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
@@ -404,13 +397,11 @@ class Cloner:
 
     def _count_demonstrations(self) -> None:
         """Add them to the ledger, those that are held out among them."""
+        ledger = self.policy.ledger
         for robot in self.data.robots.values():
-            for split in _SPLITS:
-                episodes = robot.episodes(split)
-                self.policy.ledger.spend(
-                    demonstration_episodes=len(episodes),
-                    demonstration_frames=sum(map(len, episodes)),
-                )
+            episodes = [rows for split in _SPLITS for rows in robot.episodes(split)]
+            frames = sum(map(len, episodes))
+            ledger.spend(demonstration_episodes=len(episodes), demonstration_frames=frames)
 
     def _settings(self, selection_seeds: Sequence[int] | None) -> dict[str, Any]:
         """What a resumed run is compared with, beside what the policy is."""

@@ -133,7 +133,7 @@ def test_it_trains_by_the_loss_of_our_own_training(data: Path) -> None:
     actions = ours.processor.encode_actions(batch["action"])
     torch.manual_seed(3)
     is_pad = batch["action_is_pad"]
-    expected = cloning_loss(policy.model.actor, features, actions, is_pad, 0.5, 0.5)
+    expected = cloning_loss(policy.model.actor, features, actions, is_pad, 0.5, None, 0.5)
     torch.manual_seed(3)
     noisy, _ = policy.train().forward(batch)
     torch.testing.assert_close(noisy, expected)

@@ -190,7 +190,9 @@ class LeRobotVLAPolicy(PreTrainedPolicy):
         features = self.policy.network.features(inputs)
         actions = processor.encode_actions(batch[names.action])  # [n, chunk, action]
         is_pad = batch[f"{names.action}_is_pad"]
-        loss = cloning_loss(self.model.actor, features, actions, is_pad, noise_std, dropout)
+        loss = cloning_loss(
+            self.model.actor, features, actions, is_pad, noise_std, proprio_dropout=dropout
+        )
         if not loss.isfinite():  # LeRobot would go on, and save weights of NaN
             raise DivergedError(
                 f"the loss is {loss.item()}: training diverged. Checkpoints that were saved before "

@@ -18,8 +18,8 @@ def cloning_loss(
     actions: Float32[Tensor, "n chunk action"],
     is_pad: Bool[Tensor, "n chunk"],
     noise_std: float = 0.0,
-    proprio_dropout: float = 0.0,
     generator: torch.Generator | None = None,
+    proprio_dropout: float = 0.0,
 ) -> Float32[Tensor, ""]:
     """The head's loss on features with noise, a scalar.
 
@@ -30,8 +30,8 @@ def cloning_loss(
         is_pad: bool [n, chunk_length], steps after the end of the demonstration.
         noise_std: of the Gaussian noise on points and proprioception, in the model's units: where
             the policy will act is not exactly where was demonstrated.
-        proprio_dropout: see `drop_proprio`; 0 for none.
-        generator: draws both on its own device; torch's global one where None.
+        generator: draws noise and dropout on its own device; torch's global one where None.
+        proprio_dropout: share of the rows without proprioception, see `drop_proprio`.
     """
     if noise_std:
         features = add_noise(features, noise_std, generator)
