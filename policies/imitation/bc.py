@@ -406,8 +406,8 @@ class Cloner:
     def _settings(self, selection_seeds: Sequence[int] | None) -> dict[str, Any]:
         """What a resumed run is compared with, beside what the policy is."""
         training = asdict(self.config)
+        # What changes nothing is left out, so that runs from before it existed go on.
         if not self._learns_points:
-            # It weighs nothing then, and runs from before it existed go on.
             del training["point_weight"]
         if not self.config.proprio_dropout:
             del training["proprio_dropout"]

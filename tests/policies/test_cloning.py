@@ -280,6 +280,8 @@ def test_dropped_proprioception_is_not_learned_from(
         assert first.weight.grad is not None
         read = first.weight.grad[:, -cloner.model.dims.proprio :]  # proprioception is read last
         assert bool(read.any()) == (share < 1)
+        # Runs from before the setting existed are resumed where it changes nothing.
+        assert ("proprio_dropout" in cloner._settings(None)["training"]) == (share > 0)
     assert len(losses) == 3
 
 
