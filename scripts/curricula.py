@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from policies.reinforcement.curriculum import CURRICULA, Curriculum, Frontier, ShrinkingGoal
+from policies.reinforcement.curriculum import (
+    CURRICULA,
+    Candidates,
+    Curriculum,
+    Frontier,
+    FrontierConfig,
+    ShrinkingGoal,
+)
 from policies.reinforcement.rewards import distance_to_goal
 from policies.reinforcement.trainer import OnPolicyConfig
 from scripts.choice import read_choice
 from sim.seeds import training_seeds
 from sim.tasks.base import TaskDeclarationError
-from sim.tasks.registry import make_task
+from sim.tasks.registry import find_task, make_task, member_names
 
 
 def make_curriculum(text: str, task: str, training: OnPolicyConfig) -> Curriculum:
@@ -29,6 +37,8 @@ def _frontier(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:
     def candidates(iteration: int, count: int) -> Sequence[int]:
         return training_seeds(training.seed, iteration, count)
 
+    if len(members := member_names(task)) > 1:
+        return _frontier_of_suite(config, task, members, training.episodes, candidates)
     difficulty = _difficulty(task)
     # Asked once: else the first collection would say it, after the clone was evaluated.
     try:
@@ -39,6 +49,30 @@ def _frontier(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:
             "none"
         ) from error
     return Frontier(config, training.episodes, candidates, difficulty)
+
+
+def _frontier_of_suite(
+    config: FrontierConfig,
+    name: str,
+    members: Sequence[str],
+    episodes: int,
+    candidates: Candidates,
+) -> Frontier:
+    """A level a task, since the costs of different tasks cannot be compared."""
+    if config.levels not in (FrontierConfig.levels, len(members)):
+        raise ValueError(
+            f"--curriculum frontier: the levels of {name} are its {len(members)} tasks, so "
+            f"levels={config.levels} is none; leave it out"
+        )
+    task = make_task(name)
+    data = task.make_data()
+    tasks = [find_task(member).variant for member in members]
+    return Frontier(
+        replace(config, levels=len(tasks)),
+        episodes,
+        candidates,
+        lambda seed: float(tasks.index(task.labels(data, seed)["task"])),
+    )
 
 
 def _radius(config: Any, task: str, training: OnPolicyConfig) -> Curriculum:

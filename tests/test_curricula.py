@@ -43,6 +43,26 @@ def test_what_is_known_to_be_easy_is_near(task: str) -> None:
     assert mean_distance_m(task, chosen) < 0.75 * mean_distance_m(task, drawn)
 
 
+def test_the_levels_of_a_suite_are_its_tasks() -> None:
+    """Those that are mastered, and those that are hopeless, are hardly played any more."""
+    training = OnPolicyConfig(episodes=40, seed=3)
+    curriculum = make_curriculum("frontier:uniform=0", "MetaWorld/MT10@150", training)
+    assert isinstance(curriculum, Frontier)
+    first = curriculum.seeds(0)
+    assert all(seed in TRAINING for seed in first)
+    assert {seed % 10 for seed in first} == set(range(10))
+    # Task 2 half the time, task 7 seldom, the others always or never.
+    curriculum._tried[:], curriculum._solved[:] = 100.0, [100, 0, 50, 100, 0, 0, 0, 15, 100, 100]
+    assert {seed % 10 for seed in curriculum.seeds(1)} == {2, 7}
+
+
+def test_levels_that_are_not_the_tasks_of_a_suite_are_refused() -> None:
+    """Costs of different tasks cannot be compared."""
+    assert make_curriculum("frontier:levels=10", "MetaWorld/MT10", TRAINED)
+    with pytest.raises(ValueError, match="the levels of MetaWorld/MT10 are its 10 tasks, so lev"):
+        make_curriculum("frontier:levels=4", "MetaWorld/MT10", TRAINED)
+
+
 def test_a_task_whose_start_states_cannot_be_ordered_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

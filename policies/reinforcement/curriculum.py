@@ -62,7 +62,7 @@ class FrontierConfig:
     """Settings of `Frontier`.
 
     Attributes:
-        levels: groups of start states of equally wide difficulty.
+        levels: groups of start states of equally wide difficulty; of a suite always its tasks.
         candidates: start states that are looked at for each one that is played; the more, the
             rarer ones are found.
         uniform: share of episodes that begin as the task begins them.
@@ -144,7 +144,9 @@ class Frontier:
 
     def learn(self, episodes: Episodes, returns: np.ndarray) -> Metrics:
         """Success of each level, with what is older weighing less."""
-        levels, solved = self.config.levels, episodes.success_at_end.astype(float)
+        levels = self.config.levels
+        # Half for what was reached and left again: it earned something, and can earn more.
+        solved = (episodes.success_at_end + episodes.success_ever.astype(float)) / 2
         # By seed: a method that compares groups plays a part of them, each several times.
         playing = np.array([self._levels[episode.seed] for episode in episodes.episodes])
         self._tried *= self.config.memory

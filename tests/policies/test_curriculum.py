@@ -129,6 +129,21 @@ def test_groups_that_begin_alike_count_by_their_own_level() -> None:
     assert curriculum.success[1:].tolist() == [0.5] * 3
 
 
+def test_what_succeeds_and_does_not_stay_counts_half() -> None:
+    """It has earned something, and can earn more, so it is neither hopeless nor mastered."""
+    curriculum = frontier()
+    seeds = [seed for seed in curriculum.seeds(0) if level_of(seed) == 0][:1] * 40
+    (episode, *_) = played([True], seeds[:1]).episodes
+    left = replace(
+        episode,
+        actions=np.zeros((2, 1), np.float32),
+        rewards=np.array([1.0, 0.0], np.float32),
+        success=np.array([True, False]),
+    )
+    curriculum.learn(Episodes((left,) * 40), np.zeros(40))
+    assert curriculum.success[0] == 0.5
+
+
 def test_what_is_known_is_part_of_the_state() -> None:
     """A restored one chooses the same, and goes on alike."""
     one, other = frontier(), frontier()
