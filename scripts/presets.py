@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.reinforcement.trainer import OnPolicyConfig
 from scripts.pretrain import PretrainConfig
 from scripts.refine import RefineConfig

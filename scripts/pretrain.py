@@ -12,7 +12,8 @@ import torch
 from tyro.conf import OmitArgPrefixes
 
 from policies.checkpoints import Checkpoints
-from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.bc import Cloner
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.images import TOLERANCE_S
 from policies.run_folder import RunFolder, plain

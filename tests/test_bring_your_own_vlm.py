@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policies.grounding.grounder import Grounder, GroundingConfig
 from policies.grounding.grounding_set import GroundingSet, Prompt
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.run_folder import RunFolder
 from scripts import ground, pretrain
 from sim.tasks.registry import make_task

@@ -319,7 +319,7 @@ def test_the_printed_command_line_repeats_the_run() -> None:
     """Flags of the training have no prefix, in both directions."""
     import tyro
 
-    from policies.imitation.bc import CloningConfig
+    from policies.imitation.config import CloningConfig
     from scripts.pretrain import PretrainConfig
     from scripts.provenance import command_line
 

@@ -11,9 +11,9 @@ Demonstrations of several robots train one model: a batch holds samples of all o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from policies.checkpoints import Checkpoints, describe_seeds
 from policies.evaluation.evaluate import evaluate
-from policies.imitation.augmentation import Augmentation
+from policies.imitation.config import CloningConfig
 from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.points import heldout_errors, share_points, true_points
+from policies.imitation.scene_augmentation import SceneMover
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
@@ -33,7 +34,6 @@ from vla.model.features import Features
 from vla.model.point_filter import PolicyState
 from vla.model.pointer import world_loss
 from vla.policy import VLAPolicy
-from vla.settings import require_numbers
 
 _ENCODE_BATCH = 64  # frames that pass through the backbone at once
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -41,91 +41,6 @@ _TOTAL = "training.updates"  # a resumed run may be made longer
 
 Encoded = tuple[Features, Tensor, Tensor]
 """Features, normalised actions [n, chunk_length, action], and padding bool [n, chunk_length]."""
-
-
-@dataclass(frozen=True)
-class CloningConfig:
-    """How long, how fast and what is trained.
-
-    Attributes:
-        updates: optimizer steps.
-        batch: samples an update.
-        perception: "frozen" trains the actor alone on features computed once, for a model that has
-            learned to point; "trained" also trains readouts, pointer and as much of the
-            vision-language model as its own `tuning` leaves free.
-        learning_rate: of AdamW for the head; falls to 0 along a cosine.
-        perception_learning_rate: of AdamW for perception when it is trained; None chooses 1e-4,
-            which a pretrained model stands, and for a model from scratch `learning_rate`.
-        point_weight: of the loss of the points that both the data and the model know, beside the
-            head's, where perception is trained; 0 leaves it out. It is about a mean absolute error
-            of numbers in [-1, 1], as the l1 head's of actions is, so 1 weighs both alike.
-        weight_decay: of AdamW.
-        feature_noise: std of Gaussian noise added to points and proprioception, in the model's
-            units: later it has to act near the demonstrated states, not exactly in them.
-        proprio_dropout: share of the samples that are learned without proprioception.
-        max_grad_norm: gradients are clipped to this norm.
-        evaluate_every: updates between checkpoints, each with its success and held-out loss.
-        image_shift: augmentation: largest share of height and width by which an image is shifted;
-            like the next two only where perception is trained, since a frozen one reads every
-            image once. None chooses 0, and for a model from scratch 0.04.
-        image_light: augmentation: largest relative change of brightness and of contrast.
-        image_colour: augmentation: largest relative change of each colour channel.
-        static_points: points that do not move during an episode: their positions are averaged over
-            it, weighted by inverse variances; only where perception is frozen, since one that is
-            trained reads every frame alone. None takes `target` where the model knows such a point;
-            without names, none is averaged.
-        phrasings: with paraphrases and frozen perception, how many phrasings of each frame, drawn
-            at random, get features; trained perception draws one at every sample.
-        bf16: train perception in bfloat16 by autocast; the embedded backbone always does.
-        seed: of everything random.
-    """
-
-    updates: int = 1000
-    batch: int = 256
-    perception: Literal["frozen", "trained"] = "frozen"
-    learning_rate: float = 1e-3
-    perception_learning_rate: float | None = None
-    point_weight: float = 1.0
-    weight_decay: float = 0.01
-    feature_noise: float = 0.02
-    proprio_dropout: float = 0.0
-    max_grad_norm: float = 1.0
-    evaluate_every: int = 500
-    image_shift: float | None = None
-    image_light: float = 0.0
-    image_colour: float = 0.0
-    static_points: tuple[str, ...] | None = None
-    phrasings: int = 4
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        # Asked for first: its own bounds are checked whatever perception is.
-        if self.augmentation.is_on and self.perception == "frozen":
-            raise ValueError(
-                "images are augmented only with perception='trained': a frozen one reads each once"
-            )
-        require_numbers(
-            self,
-            at_least_1=("updates", "batch", "evaluate_every", "phrasings"),
-            above_0=("max_grad_norm",),
-            at_most={"proprio_dropout": 1},
-        )
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """How images are augmented."""
-        return Augmentation(self.image_shift or 0.0, self.image_light, self.image_colour)
-
-    def from_scratch(self) -> CloningConfig:
-        """As a model needs it that has learned nothing yet, where nothing else was chosen."""
-        rate, shift = self.perception_learning_rate, self.image_shift
-        return replace(
-            self,
-            perception="trained",
-            perception_learning_rate=self.learning_rate if rate is None else rate,
-            image_shift=0.04 if shift is None else shift,
-        )
 
 
 class Cloner:
@@ -175,6 +90,9 @@ class Cloner:
         # One model; each view of it has its robot's processor.
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._frozen_features: dict[Split, Encoded] = {}
+        self._scenes = None
+        if config.scenes.is_on:
+            self._scenes = SceneMover(policy, [*data.robots], config.scenes)
 
     def run(
         self,
@@ -266,7 +184,10 @@ class Cloner:
                 copy = torch.randint(copies, (size,), generator=self._rng)
                 # The copies lie one after another, each with all frames.
                 rows += copy * (len(features) // copies)
-            return (features.select(rows), actions[rows], is_pad[rows]), None
+            features, actions, is_pad = features.select(rows), actions[rows], is_pad[rows]
+            if self._scenes is not None:
+                features, actions = self._scenes.move(features, actions, self._rng)
+            return (features, actions, is_pad), None
         batches = self.data.sample(self._rng, size)
         if (augmentation := self.config.augmentation).is_on:
             for batch in batches.values():
@@ -409,8 +330,9 @@ class Cloner:
         # What changes nothing is left out, so that runs from before it existed go on.
         if not self._learns_points:
             del training["point_weight"]
-        if not self.config.proprio_dropout:
-            del training["proprio_dropout"]
+        for name in ("proprio_dropout", "scene_shift", "scene_turn", "tool_offset"):
+            if not training[name]:
+                del training[name]
         return {
             "training": training,
             "demonstrations": {

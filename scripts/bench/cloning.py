@@ -36,7 +36,7 @@ import tyro
 from vla_runtime.atomic_folder import write_atomically
 
 from policies.evaluation.statistics import paired_difference, wilson_interval
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from scripts import pretrain
 from scripts.bench.plain_cnn import PlainCNN, train_cnn

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from policies.evaluation.evaluate import evaluate
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.optimisation import cosine, optimizer_step
 from scripts.initial_states import States, choose_seeds

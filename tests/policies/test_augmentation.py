@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from policies.imitation.augmentation import Augmentation
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 
 IMAGES = torch.randint(
     60, 120, (3, 2, 20, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

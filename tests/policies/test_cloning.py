@@ -19,7 +19,8 @@ from point_env import PointVecEnv
 from two_robots import record, tiny_policy
 
 from policies.checkpoints import DivergedError, ResumeError
-from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.bc import Cloner
+from policies.imitation.config import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from policies.imitation.demonstrations import Demonstrations
 from policies.run_folder import RunFolder

@@ -14,7 +14,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.policies.factory import make_policy
 from lerobot_folder import LEVEL, write_counted
 
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.imitation.dataset import DemoDataset
 from scripts.pretrain import PretrainConfig, main
 from vla.contract import ContractMismatchError

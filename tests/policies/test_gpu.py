@@ -26,7 +26,8 @@ from policies.grounding.grounder import Grounder, GroundingConfig
 from policies.grounding.grounding_set import GroundingSet, Prompt
 from policies.imitation import dataset
 from policies.imitation import demonstrations as demonstrations_module
-from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.bc import Cloner
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import Frames
 from policies.reinforcement.dsrl import DSRLConfig

@@ -17,7 +17,8 @@ from two_robots import CART, SIZE, WORDS, observe, record, tiny_policy
 from policies.checkpoints import ResumeError
 from policies.imitation import dataset
 from policies.imitation import demonstrations as demonstrations_module
-from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.bc import Cloner
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.frame_cache import Frames
 from policies.imitation.points import heldout_errors, true_points

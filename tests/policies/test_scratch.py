@@ -10,7 +10,7 @@ import torch
 from tiny_models import make
 from two_robots import ARM, CART, WORDS, measure, observe, record
 
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from scripts.pretrain import PretrainConfig
 from scripts.pretrain import main as pretrain
 from vla.checkpoint.initialisation import default_head, scratch_policy

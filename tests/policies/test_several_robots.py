@@ -18,7 +18,7 @@ from two_robots import ARM, CART, SIZE, WORDS, observe, record, tiny_policy
 
 from policies.checkpoints import Checkpoints
 from policies.imitation import bc
-from policies.imitation.bc import CloningConfig
+from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
 from policies.run_folder import RunFolder
 from scripts import pretrain

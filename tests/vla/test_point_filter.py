@@ -10,7 +10,8 @@ import pytest
 import torch
 from two_robots import ARM, POINTS, WORDS, observe, tiny_policy
 
-from policies.imitation.bc import Cloner, CloningConfig
+from policies.imitation.bc import Cloner
+from policies.imitation.config import CloningConfig
 from policies.run_folder import RunFolder
 from vla.contract import ObservationBatch
 from vla.model.features import Features
