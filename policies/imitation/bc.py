@@ -25,7 +25,7 @@ from policies.imitation.config import CloningConfig
 from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.points import heldout_errors, share_points, true_points
-from policies.imitation.scene_augmentation import SceneMover
+from policies.imitation.scene_augmentation import scene_mover
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
@@ -91,8 +91,8 @@ class Cloner:
         self._policies = {name: policy.embodied(name) for name in data.robots}
         self._frozen_features: dict[Split, Encoded] = {}
         self._scenes = None
-        if config.scenes.is_on:
-            self._scenes = SceneMover(policy, [*data.robots], config.scenes)
+        if config.perception == "frozen":
+            self._scenes = scene_mover(policy, [*data.robots], config.scene_bounds)
 
     def run(
         self,
@@ -330,6 +330,9 @@ class Cloner:
         # What changes nothing is left out, so that runs from before it existed go on.
         if not self._learns_points:
             del training["point_weight"]
+        training |= dict.fromkeys(("scene_shift", "scene_turn", "tool_offset"), 0.0)
+        if self._scenes is not None:
+            training |= asdict(self._scenes.config)
         for name in ("proprio_dropout", "scene_shift", "scene_turn", "tool_offset"):
             if not training[name]:
                 del training[name]

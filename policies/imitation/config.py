@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from policies.imitation.augmentation import Augmentation
-from policies.imitation.scene_augmentation import SceneAugmentation
 from vla.settings import require_numbers
 
 
@@ -42,9 +41,11 @@ class CloningConfig:
             trained reads every frame alone. None takes `target` where the model knows such a point;
             without names, none is averaged.
         scene_shift: augmentation: most metres along x and y by which points and tool are moved
-            together; like the next two only where perception is frozen, see `SceneAugmentation`.
-        scene_turn: augmentation: most degrees by which they are turned about the vertical.
-        tool_offset: augmentation: most metres along x and y by which the tool alone is moved.
+            together. None chooses 0.15 where scenes can be moved (`SceneMover`), and else 0.
+        scene_turn: augmentation: most degrees by which they are turned about the vertical; None
+            chooses 180 likewise.
+        tool_offset: augmentation: most metres along x and y by which the tool alone is moved; None
+            chooses 0.05 likewise.
         phrasings: with paraphrases and frozen perception, how many phrasings of each frame, drawn
             at random, get features; trained perception draws one at every sample.
         bf16: train perception in bfloat16 by autocast; the embedded backbone always does.
@@ -65,9 +66,9 @@ class CloningConfig:
     image_shift: float | None = None
     image_light: float = 0.0
     image_colour: float = 0.0
-    scene_shift: float = 0.0
-    scene_turn: float = 0.0
-    tool_offset: float = 0.0
+    scene_shift: float | None = None
+    scene_turn: float | None = None
+    tool_offset: float | None = None
     static_points: tuple[str, ...] | None = None
     phrasings: int = 4
     bf16: bool = False
@@ -79,7 +80,7 @@ class CloningConfig:
             raise ValueError(
                 "images are augmented only with perception='trained': a frozen one reads each once"
             )
-        if self.scenes.is_on and self.perception == "trained":
+        if self.perception == "trained" and any(self.scene_bounds):
             raise ValueError(
                 "scenes are moved only with perception='frozen': one that is trained would see "
                 "them where they were"
@@ -88,7 +89,7 @@ class CloningConfig:
             self,
             at_least_1=("updates", "batch", "evaluate_every", "phrasings"),
             above_0=("max_grad_norm",),
-            at_most={"proprio_dropout": 1},
+            at_most={"proprio_dropout": 1, "scene_turn": 180},
         )
 
     @property
@@ -97,9 +98,9 @@ class CloningConfig:
         return Augmentation(self.image_shift or 0.0, self.image_light, self.image_colour)
 
     @property
-    def scenes(self) -> SceneAugmentation:
-        """How points and tool are moved."""
-        return SceneAugmentation(self.scene_shift, self.scene_turn, self.tool_offset)
+    def scene_bounds(self) -> tuple[float | None, float | None, float | None]:
+        """How far scenes are moved, as it was asked for."""
+        return self.scene_shift, self.scene_turn, self.tool_offset
 
     def from_scratch(self) -> CloningConfig:
         """As a model needs it that has learned nothing yet, where nothing else was chosen."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,6 @@ from torch import Tensor
 from vla.contract import RobotSpec
 from vla.model.features import Features
 from vla.policy import VLAPolicy
-from vla.settings import require_numbers
 
 _AXES = ("x", "y", "z")
 
@@ -40,17 +39,34 @@ class SceneAugmentation:
         tool_offset: of the tool alone along x and y, metres; small ones are drawn most often.
     """
 
-    scene_shift: float = 0.0
-    scene_turn: float = 0.0
-    tool_offset: float = 0.0
+    scene_shift: float = 0.15
+    scene_turn: float = 180.0
+    tool_offset: float = 0.05
 
-    def __post_init__(self) -> None:
-        require_numbers(self, at_most={"scene_turn": 180})
 
-    @property
-    def is_on(self) -> bool:
-        """Something is moved."""
-        return max(self.scene_shift, self.scene_turn, self.tool_offset) > 0
+def scene_mover(
+    policy: VLAPolicy, robots: Sequence[str], bounds: Sequence[float | None]
+) -> SceneMover | None:
+    """What moves the scenes of these robots; None where nothing does.
+
+    Args:
+        policy: as of `SceneMover`.
+        robots: likewise.
+        bounds: those of `SceneAugmentation`; None for its default, where scenes can be moved.
+
+    Raises:
+        ValueError: see `SceneMover`; only where a bound above 0 was asked for.
+    """
+    usual = astuple(SceneAugmentation())
+    chosen = [b if b is not None else default for b, default in zip(bounds, usual, strict=True)]
+    if not any(chosen):
+        return None
+    try:
+        return SceneMover(policy, robots, SceneAugmentation(*chosen))
+    except ValueError:
+        if any(bounds):
+            raise
+        return None
 
 
 class SceneMover:

@@ -14,7 +14,7 @@ from two_robots import ARM, POINTS, record, tiny_policy
 from policies.imitation.bc import Cloner
 from policies.imitation.config import CloningConfig
 from policies.imitation.demonstrations import Demonstrations
-from policies.imitation.scene_augmentation import SceneAugmentation, SceneMover
+from policies.imitation.scene_augmentation import SceneAugmentation, SceneMover, scene_mover
 from policies.run_folder import RunFolder
 from vla.contract import RobotSpec, VectorSpec
 from vla.model.features import Features
@@ -71,7 +71,8 @@ def moved(policy: VLAPolicy, **bounds: float) -> tuple[Any, Any, Features]:
     features, actions = samples(policy)
     before = metres(policy, features, actions)
     kept = [column.clone() for column in features._columns()], actions.clone()
-    mover = SceneMover(policy, ["reacher"], SceneAugmentation(**bounds))
+    still = dict.fromkeys(("scene_shift", "scene_turn", "tool_offset"), 0.0)
+    mover = SceneMover(policy, ["reacher"], SceneAugmentation(**{**still, **bounds}))
     after = mover.move(features, actions, torch.Generator().manual_seed(1))
     assert all(map(torch.equal, features._columns(), kept[0]))  # nothing is changed in place
     assert torch.equal(actions, kept[1])
@@ -133,19 +134,40 @@ def test_readouts_are_of_other_scenes(policy: VLAPolicy) -> None:
     assert sorted(features.readout[:, 0].tolist()) == list(range(COUNT))
 
 
+OFF = {"scene_shift": 0.0, "scene_turn": 0.0, "tool_offset": 0.0}
+
+
 def test_cloning_learns_from_moved_scenes(tmp_path: Path) -> None:
-    """Another loss than without; runs from before the settings are resumed where they are off."""
+    """By default all of it; runs from before the settings are resumed where they are off."""
     data = Demonstrations([record(tmp_path / "data", REACHER, (6, 5, 7))], LENGTH, 0.25)
     losses = set()
-    for name in ("none", "scene_shift", "scene_turn", "tool_offset"):
-        changes = {} if name == "none" else {name: 0.05}
-        config = CloningConfig(updates=1, batch=8, **changes)
+    for place, (asked, moved) in enumerate(
+        [
+            (OFF, {}),
+            ({}, {"scene_shift": 0.15, "scene_turn": 180, "tool_offset": 0.05}),
+            ({"scene_turn": 0}, {"scene_shift": 0.15, "tool_offset": 0.05}),
+            *[({**OFF, name: 0.02}, {name: 0.02}) for name in OFF],
+        ]
+    ):
+        config = CloningConfig(updates=1, batch=8, **asked)
         policy = tiny_policy(REACHER, chunk_length=LENGTH)
-        cloner = Cloner(policy, data, config, RunFolder(tmp_path / name, config))
+        cloner = Cloner(policy, data, config, RunFolder(tmp_path / str(place), config))
         losses.add(cloner._update()["loss/train"])
         saved = cloner._settings(None)["training"]
-        assert {"scene_shift", "scene_turn", "tool_offset"} & {*saved} == {*changes}
-    assert len(losses) == 4
+        assert {name: saved[name] for name in OFF if name in saved} == moved
+    assert len(losses) == 6
+
+
+def test_scenes_stay_by_default_where_they_cannot_be_moved(policy: VLAPolicy) -> None:
+    """And are refused where it was asked for."""
+    arm = tiny_policy(ARM)
+    assert scene_mover(arm, ["arm"], (None, None, None)) is None
+    assert scene_mover(policy, ["reacher"], (0, 0, 0)) is None
+    found = scene_mover(policy, ["reacher"], (None, 90, None))
+    assert found is not None
+    assert found.config == SceneAugmentation(scene_turn=90)
+    with pytest.raises(ValueError, match="NAME_x, NAME_y and NAME_z in m; arm has"):
+        scene_mover(arm, ["arm"], (None, 90, None))
 
 
 def with_vectors(**changes: VectorSpec) -> RobotSpec:
@@ -199,7 +221,7 @@ def test_models_that_act_by_more_than_positions_are_refused(policy: VLAPolicy) -
 def test_settings_that_cannot_work_are_refused() -> None:
     """Before anything is read."""
     with pytest.raises(ValueError, match="scene_turn must be at least 0 and at most 180, got 200"):
-        CloningConfig(scene_turn=200).scenes  # noqa: B018
+        CloningConfig(scene_turn=200)
     with pytest.raises(ValueError, match="tool_offset must be at least 0, got -1"):
         CloningConfig(tool_offset=-1)
     with pytest.raises(ValueError, match="scenes are moved only with perception='frozen'"):
