@@ -36,7 +36,7 @@ class DemoConfig:
     """
 
     task: str = "FetchPush"
-    demonstrations: int = 50
+    demonstrations: int = 5
     cloning_updates: int = 1000
     iterations: int = 20
     episodes: int = 100

@@ -32,10 +32,10 @@ def default(task: str) -> Preset:
 
 
 def push() -> Preset:
-    """A short cloning; PPO improves most on what is hard from demonstrations alone."""
+    """Scenes are moved, so no sample comes twice, and cloning longer pays."""
     return replace(
         default("FetchPush"),
-        pretrain=PretrainConfig("FetchPush", training=_SHORT_CLONING),
+        pretrain=PretrainConfig("FetchPush", training=_CLONING),
         refine=RefineConfig("FetchPush", training=OnPolicyConfig(iterations=60)),
     )
 
@@ -44,7 +44,7 @@ def pick_and_place() -> Preset:
     """As for pushing, with more iterations of PPO."""
     return replace(
         default("FetchPickAndPlace"),
-        pretrain=PretrainConfig("FetchPickAndPlace", training=_SHORT_CLONING),
+        pretrain=PretrainConfig("FetchPickAndPlace", training=_CLONING),
         refine=RefineConfig("FetchPickAndPlace", training=OnPolicyConfig(iterations=100)),
     )
 
@@ -59,12 +59,12 @@ def tabletop() -> Preset:
             head="gaussian:hidden=512,dropout=0.2",
             # Twelve instructions: 50 states would try each about four times.
             selection_episodes=100,
-            training=CloningConfig(updates=4000, evaluate_every=1000),
+            training=_CLONING,
         ),
     )
 
 
-_SHORT_CLONING = CloningConfig(updates=1000, evaluate_every=500)
+_CLONING = CloningConfig(updates=4000, evaluate_every=1000)
 
 # Functions, so that a preset is built, and validated, only when it is asked for.
 TUNED: dict[str, Callable[[], Preset]] = {
