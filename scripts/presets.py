@@ -59,7 +59,8 @@ def tabletop() -> Preset:
             head="gaussian:hidden=512,dropout=0.2",
             # Twelve instructions: 50 states would try each about four times.
             selection_episodes=100,
-            training=_CLONING,
+            # Moved scenes bring nothing here: 84 and 78% of 100 states, and 85% without.
+            training=replace(_CLONING, scene_shift=0.0, scene_turn=0.0, tool_offset=0.0),
         ),
     )
 
