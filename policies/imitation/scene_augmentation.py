@@ -96,7 +96,7 @@ class SceneMover:
                 "moving scenes needs a head that acts by positions alone, such as gaussian: one "
                 "that attends reads from the images where things were"
             )
-        if len(robots) > 1:
+        if len(robots) != 1:
             raise ValueError(
                 f"moving scenes needs demonstrations of one robot; there are {', '.join(robots)}"
             )

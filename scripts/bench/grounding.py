@@ -113,9 +113,10 @@ def _outcomes(config: BenchGroundingConfig, head: str, start: Start, seed: int) 
 def cloning(
     config: BenchGroundingConfig, head: str, start: Start, seed: int, out: Path
 ) -> pretrain.PretrainConfig:
-    """The preset's settings, but for what differs between the starts."""
+    """The preset's settings, but for the updates and for what differs between the starts."""
     settings = replace(preset(config.task).pretrain, head=head, out=out)
-    training = replace(settings.training, seed=seed)
+    # The preset's many updates are for moved scenes, which heads that attend do not have.
+    training = replace(settings.training, updates=1000, evaluate_every=500, seed=seed)
     if start == "grounded":
         return replace(settings, start=config.grounded, training=training)
     # Equal samples: smaller batches, and as many more updates.
