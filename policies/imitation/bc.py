@@ -25,7 +25,7 @@ from policies.imitation.config import CloningConfig
 from policies.imitation.dataset import DemoBatch, DemoDataset, Split
 from policies.imitation.demonstrations import Demonstrations
 from policies.imitation.points import heldout_errors, share_points, true_points
-from policies.imitation.scene_augmentation import scene_mover
+from policies.imitation.scene_augmentation import SceneAugmentation, scene_mover
 from policies.optimisation import cosine, optimizer_step, require_finite_weights
 from policies.run_folder import RunFolder
 from vla.contract import VecEnv
@@ -330,10 +330,10 @@ class Cloner:
         # What changes nothing is left out, so that runs from before it existed go on.
         if not self._learns_points:
             del training["point_weight"]
-        training |= dict.fromkeys(("scene_shift", "scene_turn", "tool_offset"), 0.0)
-        if self._scenes is not None:
-            training |= asdict(self._scenes.config)
-        for name in ("proprio_dropout", "scene_shift", "scene_turn", "tool_offset"):
+        # As they were chosen, not as they were asked for: the defaults depend on robot and head.
+        bounds = SceneAugmentation(0, 0, 0) if self._scenes is None else self._scenes.config
+        training |= asdict(bounds)
+        for name in ("proprio_dropout", *asdict(bounds)):
             if not training[name]:
                 del training[name]
         return {
